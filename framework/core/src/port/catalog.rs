@@ -1,0 +1,108 @@
+//! What a store holds, what stands in the way, and what is made and removed there.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::{Error, Result};
+use crate::flow::FlowName;
+use crate::position::Position;
+use crate::table::{Codec, Column, Encoding, Table, TableName};
+use crate::value::Type;
+
+/// Which tables are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All tables of the database that are not the server's own, nor ours.
+    All,
+    /// These. A name without a schema means the store's default schema.
+    These(Vec<TableName>),
+}
+
+/// Who a store is: two stores are the same history exactly if this is equal.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Identity(pub String);
+
+/// Something that stands in the way of carrying a table, found before the first row.
+#[derive(Debug)]
+pub struct Obstacle {
+    /// The table it concerns; `None` if it concerns the store.
+    pub table: Option<TableName>,
+    /// The column it concerns, if it is one.
+    pub column: Option<String>,
+    /// Its code, what it is and the way out.
+    pub error: Error,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.table, &self.column) {
+            (Some(table), Some(column)) => write!(f, "{table}.{column}: {}", self.error),
+            (Some(table), None) => write!(f, "{table}: {}", self.error),
+            _ => fmt::Display::fmt(&self.error, f),
+        }
+    }
+}
+
+/// The conversions that the user named: type in the source → `string`, `date`, …
+pub type Conversions = std::collections::BTreeMap<String, String>;
+
+/// How a source's column is held by a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// The type in the target's own words.
+    pub native: String,
+    /// What its values are there.
+    pub kind: Type,
+    /// What a person should know, if it is not the same type: `numeric(12,2) → Decimal128`.
+    pub note: Option<String>,
+}
+
+/// Describes and prepares one store.
+///
+/// # Contract
+/// 1. `describe` changes nothing and names every obstacle; a table with an obstacle is still described.
+/// 2. `capture` is repeatable: after a kill at any point, asking again gives the same capture or a named error.
+/// 3. `capture` never publishes or alters a table with an obstacle.
+/// 4. `create` is repeatable and refuses a target that exists with another shape.
+/// 5. `clean` removes everything that `capture` made for this flow and nothing else; it is repeatable.
+/// 6. Every name from a user reaches the store quoted; every value bound.
+///
+/// # Concurrency
+/// May be used from several tasks at once.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// Who this store is.
+    async fn identity(&self) -> Result<Identity>;
+
+    /// The tables of a selection, and what stands in their way as a source.
+    async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)>;
+
+    /// How the cells of this store's rows are read.
+    fn codec(&self) -> Arc<dyn Codec>;
+
+    /// Starts to keep changes of these tables for a flow, and says from where on they are kept.
+    async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position>;
+
+    /// Removes what [`Catalog::capture`] made.
+    async fn clean(&self, flow: &FlowName) -> Result<()>;
+
+    /// Whether this store, as a target, takes rows of that encoding as they are.
+    fn accepts(&self, encoding: Encoding) -> bool;
+
+    /// How this store, as a target, would hold a column of a source with that encoding.
+    ///
+    /// # Errors
+    /// `type-refused` if it cannot without loss and no conversion was named.
+    fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit>;
+
+    /// The name that a source's table has here by default.
+    fn name_for(&self, source: &TableName) -> TableName;
+
+    /// Looks at the tables of the plan as targets: which exist, and what stands in the way.
+    async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>>;
+
+    /// Creates the tables that do not exist: columns, not null, key.
+    async fn create(&self, tables: &[Arc<Table>]) -> Result<()>;
+}

@@ -1,0 +1,56 @@
+//! Reads what is there already, chunk by chunk.
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::position::AsOf;
+use crate::rows::{Key, Rows};
+use crate::table::Table;
+
+/// A range of keys in the store's own order: greater than `after`, up to and including `upto`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct KeyRange {
+    /// Exclusive lower bound; `None` from the first key on.
+    pub after: Option<Key>,
+    /// Inclusive upper bound; `None` to the last key.
+    pub upto: Option<Key>,
+}
+
+/// What a read found out beside its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The instant all its rows were read at.
+    pub as_of: AsOf,
+    /// The key after which the next chunk of the range begins; `None` if the range is done.
+    pub next: Option<Key>,
+}
+
+/// Reads the rows of tables in chunks by key.
+///
+/// # Contract
+/// 1. All rows of a chunk are read at one instant, and `as_of` is the proof of which.
+/// 2. Rows come in the store's own order of the key; ranges that `split` gives cover the table's keys exactly once.
+/// 3. The upper bound of the last range is frozen when `split` is called: inserts behind it do not make a crawl endless.
+/// 4. A chunk needs nothing kept open from an earlier one: after a crash the range goes on from the last `next`.
+/// 5. If the source was dropped, renamed or hides rows, it is an error and never fewer rows.
+/// 6. The barrier of `as_of` is not before the position of any change that its rows show.
+///
+/// # Concurrency
+/// One task at a time; several crawlers of one source may read at once.
+///
+/// # Cancel safety
+/// A dropped `read` leaves `out` unusable until cleared, and the crawler usable.
+#[async_trait]
+pub trait Crawler: Send {
+    /// Cuts a table into at most `parts` ranges of similar size. Reads no rows; an empty table has one empty range.
+    async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>>;
+
+    /// Appends up to `rows` rows from the start of the range.
+    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk>;
+
+    /// Appends the rows of these keys that exist, in any order.
+    async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf>;
+
+    /// The instant a read would have now.
+    async fn as_of(&mut self) -> Result<AsOf>;
+}

@@ -1,0 +1,140 @@
+//! The target of a migration: takes rows and changes, and remembers how far it is, in one transaction.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::port::catalog::Identity;
+use crate::port::crawler::KeyRange;
+use crate::position::Position;
+use crate::rows::{Key, Rows};
+use crate::table::{Shape, Table};
+
+/// From a table of the source to one of the target. Rows come in the shape of the source; their cells stand for the
+/// columns of the target in the same order.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// How the rows that come are read.
+    pub shape: Shape,
+    /// Where they go. It has as many columns as the shape's table.
+    pub target: Arc<Table>,
+}
+
+/// What is to be done to one table: at most one row or deletion a key.
+#[derive(Clone, Debug, Default)]
+pub struct TableBatch {
+    /// The table, by its place among the routes.
+    pub table: usize,
+    /// First remove all rows.
+    pub truncate: bool,
+    /// Keys whose rows are to be gone, before anything is written.
+    pub deletes: Rows,
+    /// Full rows to be there afterwards, whether or not their key was.
+    pub upserts: Rows,
+    /// Rows with unchanged cells: only the others are written, and only where the key is there.
+    pub updates: Rows,
+    /// No row of `upserts` is expected to be there: the fastest way of writing may be tried first.
+    pub fresh: bool,
+}
+
+impl TableBatch {
+    /// How many rows and deletions.
+    pub fn len(&self) -> usize {
+        self.deletes.len() + self.upserts.len() + self.updates.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && !self.truncate
+    }
+}
+
+/// Work for a sink.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// At most one entry a table.
+    pub tables: Vec<TableBatch>,
+}
+
+/// How far the crawl of one key range is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeProgress {
+    /// The table, by its place among the routes.
+    pub table: usize,
+    /// The number of the range in its table.
+    pub range: u32,
+    /// What is left of it. Meaningless when done.
+    pub rest: KeyRange,
+    /// Rows crawled so far.
+    pub rows: u64,
+    /// Whether nothing is left.
+    pub done: bool,
+}
+
+/// What becomes durable together with a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commit {
+    /// The changes up to here are in the target; `None` leaves it as it was.
+    pub position: Option<Position>,
+    /// Ranges whose progress changed.
+    pub ranges: Vec<RangeProgress>,
+    /// Tables whose ranges are all forgotten first: they are to be crawled anew.
+    pub forget: Vec<usize>,
+}
+
+/// How far the target is, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The source it belongs to.
+    pub source: Identity,
+    /// Changes up to here are in the target.
+    pub position: Position,
+    /// The ledger of the crawl.
+    pub ranges: Vec<RangeProgress>,
+}
+
+/// What opening a sink found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing: the checkpoint given was stored.
+    New,
+    /// The flow was here before.
+    Resumed(Checkpoint),
+}
+
+/// What a batch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Keys of `updates` that met no row: by table, in the source's encoding.
+    pub holes: Vec<(usize, Key)>,
+}
+
+/// Applies batches.
+///
+/// # Contract
+/// 1. Batch and commit become durable together where the target has transactions; elsewhere the batch first. After a
+///    crash the checkpoint is never ahead of the effect.
+/// 2. Applying a batch again, with later batches following again, ends in the same state.
+/// 3. `Unchanged` cells are never written; an update without a row is a hole and never an insert.
+/// 4. Deletes come before writes; a rival for another unique key is gone when its new holder is written.
+/// 5. A batch without a commit belongs to a transaction that goes on: the target may keep it open, or commit it alone.
+/// 6. Opening fences: whoever opened the flow before gets `lease-lost` from its next commit on.
+/// 7. A value that does not fit exactly is an error that names table, key and column, and nothing of the batch is done.
+///
+/// # Concurrency
+/// One task. A sink may split a batch over several connections.
+///
+/// # Cancel safety
+/// None: after a dropped call open the sink again.
+#[async_trait]
+pub trait Sink: Send {
+    /// Takes over the flow: stores `first` if the flow is new here, else says how far it is.
+    async fn open(&mut self, first: &Checkpoint) -> Result<Opened>;
+
+    /// Does what the batch says; with a commit, durably.
+    async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied>;
+
+    /// Ends, with nothing lost.
+    async fn close(self: Box<Self>) -> Result<()>;
+}

@@ -1,0 +1,59 @@
+//! Small durable records of a flow, and who may run it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::flow::FlowName;
+
+/// A record with its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Rises with every write; 0 stands for "not there".
+    pub version: u64,
+    /// The record.
+    pub value: String,
+}
+
+/// Keeps the records of flows: plan, status, knobs, reports.
+///
+/// # Contract
+/// 1. `put` is compare-and-set: it writes only if the version is still `expected` (0: not there), and says whether it did.
+/// 2. A record that was put is durable and seen by every process.
+/// 3. Keys are our own words, of at most 100 bytes; values are text of at most 1 MiB.
+///
+/// # Concurrency
+/// May be used from several tasks and processes at once.
+#[async_trait]
+pub trait StateStore: Send + Sync {
+    /// The record of a key.
+    async fn get(&self, flow: &FlowName, key: &str) -> Result<Option<Stored>>;
+
+    /// Writes a record if its version is `expected`; the new version, or `None` if it was another.
+    async fn put(&self, flow: &FlowName, key: &str, value: &str, expected: u64) -> Result<Option<u64>>;
+
+    /// The names of all flows that have a record.
+    async fn flows(&self) -> Result<Vec<FlowName>>;
+
+    /// Removes all records of a flow, its checkpoint and its lease.
+    async fn forget(&self, flow: &FlowName) -> Result<()>;
+
+    /// Takes, or renews, the lease of a flow by the store's own clock.
+    ///
+    /// # Errors
+    /// `lease-held` if another holder has it and its time is not over.
+    async fn hold(&self, flow: &FlowName, holder: &str, time: Duration) -> Result<Lease>;
+
+    /// Gives the lease up, if it is still this holder's.
+    async fn release(&self, flow: &FlowName, holder: &str) -> Result<()>;
+}
+
+/// The right to run a flow for some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Who holds it.
+    pub holder: String,
+    /// How long from now, by the store's clock.
+    pub time: Duration,
+}

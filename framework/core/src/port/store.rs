@@ -1,0 +1,48 @@
+//! Opens the ports of one store by its URL.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::flow::FlowName;
+use crate::port::{Catalog, ChangeFeed, Crawler, Identity, Sink, StateStore};
+use crate::port::sink::Route;
+use crate::position::Position;
+use crate::table::Table;
+
+/// One store: a server's database or a file.
+///
+/// # Contract
+/// 1. Opening a port that the store does not have fails with `capability-missing` and the way out.
+/// 2. A wrong password fails at once; a server that does not answer is `unreachable`, with verdict retry.
+///
+/// # Concurrency
+/// May be used from several tasks at once; each opened port has connections of its own.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Where it is, for people; without secrets.
+    fn location(&self) -> String;
+
+    /// What it holds.
+    async fn catalog(&self) -> Result<Arc<dyn Catalog>>;
+
+    /// A reader of what is there.
+    async fn crawler(&self) -> Result<Box<dyn Crawler>>;
+
+    /// The changes of a flow's tables from a position on. Fails if the store is not `source` any more, or cannot go
+    /// back to that position.
+    async fn change_feed(
+        &self,
+        flow: &FlowName,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
+    ) -> Result<Box<dyn ChangeFeed>>;
+
+    /// A writer of a flow's rows.
+    async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>>;
+
+    /// The records of flows.
+    async fn state(&self) -> Result<Arc<dyn StateStore>>;
+}

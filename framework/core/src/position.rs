@@ -1,0 +1,89 @@
+//! Where a source is: positions in its history, and proofs of the instant a chunk was read at.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A place in a source's history. Opaque; places of one history compare bytewise, later being greater.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Position(Arc<[u8]>);
+
+impl Position {
+    /// A position of these bytes.
+    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes, as they are stored.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// A position that is a number (a log address, a journal number).
+    pub fn from_u64(number: u64) -> Self {
+        Self(Arc::new(number.to_be_bytes()))
+    }
+
+    /// The number of a position made by [`Position::from_u64`].
+    pub fn to_u64(&self) -> Option<u64> {
+        Some(u64::from_be_bytes(self.0.as_ref().try_into().ok()?))
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.to_u64() {
+            Some(number) => write!(f, "{number:#x}"),
+            None => self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+        }
+    }
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What tells one transaction of a source from another in an [`AsOf`]: PostgreSQL's 64 bit transaction id,
+/// MongoDB's cluster time, SQLite's journal number.
+pub type Mark = u64;
+
+/// The instant a chunk was read at, and the proof of which: it tells for any change whether the chunk's rows already
+/// show it.
+///
+/// A log position alone cannot tell: a transaction can stand in the log before it is visible to readers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    /// Once the feed has delivered up to here, every change that the rows show has been delivered.
+    pub barrier: Position,
+    /// Changes with a mark of this or higher are not shown.
+    pub upper: Mark,
+    /// Marks below `upper` that are not shown either: transactions that were under way. Sorted.
+    pub in_flight: Vec<Mark>,
+}
+
+impl AsOf {
+    /// Whether rows read at this instant show the change with this mark.
+    pub fn shows(&self, mark: Mark) -> bool {
+        mark < self.upper && self.in_flight.binary_search(&mark).is_err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_compare_as_numbers() {
+        assert!(Position::from_u64(255) < Position::from_u64(256));
+        assert_eq!(Position::from_u64(7).to_u64(), Some(7));
+        assert!(Position::default() < Position::from_u64(0), "the empty position is before all");
+    }
+
+    #[test]
+    fn a_transaction_under_way_is_not_shown() {
+        let as_of = AsOf { barrier: Position::default(), upper: 10, in_flight: vec![4, 7] };
+        let shown: Vec<Mark> = (3..12).filter(|mark| as_of.shows(*mark)).collect();
+        assert_eq!(shown, [3, 5, 6, 8, 9]);
+    }
+}

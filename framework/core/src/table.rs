@@ -1,0 +1,142 @@
+//! What a store holds: tables (or collections), their columns and keys.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::value::{Type, Value};
+
+/// The name of a table or collection: a schema (empty where the store has none) and a name in it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct TableName {
+    /// The schema, or empty.
+    pub schema: String,
+    /// The name.
+    pub name: String,
+}
+
+impl TableName {
+    /// A name in a schema; an empty schema where the store has none.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { schema: schema.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.schema.is_empty() { f.write_str(&self.name) } else { write!(f, "{}.{}", self.schema, self.name) }
+    }
+}
+
+impl fmt::Debug for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A column as a store describes it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// What its values are.
+    pub kind: Type,
+    /// The type in the store's own words, as a table definition would have it.
+    pub native: String,
+    /// The store's own number for that type, for its codec (PostgreSQL: the type's oid), else 0.
+    pub native_id: u32,
+    /// Whether null is allowed.
+    pub nullable: bool,
+    /// Whether the store computes it; it is compared but never written.
+    pub generated: bool,
+}
+
+impl Column {
+    /// A plain, nullable column.
+    pub fn new(name: impl Into<String>, kind: Type) -> Self {
+        Self { name: name.into(), kind, native: String::new(), native_id: 0, nullable: true, generated: false }
+    }
+}
+
+/// A table as a store describes it. The columns are those that travel: a generated column is not among them.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Table {
+    /// Its name.
+    pub name: TableName,
+    /// The store's own number for it, or 0.
+    pub native_id: u32,
+    /// Its columns, in the order in which their cells stand in a row.
+    pub columns: Vec<Column>,
+    /// The places of the key's columns in `columns`, in the key's order.
+    pub key: Vec<usize>,
+    /// About how many rows it has.
+    pub rows_estimated: u64,
+    /// About how many bytes it has.
+    pub bytes_estimated: u64,
+}
+
+impl Table {
+    /// Where a column stands.
+    pub fn position(&self, column: &str) -> Option<usize> {
+        self.columns.iter().position(|c| c.name == column)
+    }
+
+    /// The columns of the key, in its order.
+    pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().map(|&at| &self.columns[at])
+    }
+}
+
+/// How the bytes of cells are to be read: the name of an encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Encoding(pub &'static str);
+
+impl Encoding {
+    /// The encoding of [`Value::encode`], which every sink understands.
+    pub const CANONICAL: Encoding = Encoding("canonical");
+}
+
+/// Reads the cells of one encoding.
+pub trait Codec: Send + Sync + fmt::Debug {
+    /// The encoding it reads.
+    fn encoding(&self) -> Encoding;
+
+    /// The value of a cell of this column.
+    ///
+    /// # Errors
+    /// `stream-malformed` if the bytes are not of the encoding, `value-unfit` if they stand for something that has
+    /// no value in the canonical model.
+    fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>>;
+
+    /// Appends bytes that are equal exactly for cells that the store holds to be equal keys.
+    ///
+    /// # Errors
+    /// As [`Codec::value`].
+    fn key(&self, column: &Column, cell: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        self.value(column, cell)?.encode(out);
+        Ok(())
+    }
+}
+
+/// Reads [`Encoding::CANONICAL`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Canonical;
+
+impl Codec for Canonical {
+    fn encoding(&self) -> Encoding {
+        Encoding::CANONICAL
+    }
+
+    fn value<'a>(&self, _: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
+        Value::decode(cell)
+    }
+}
+
+/// A table together with the way its cells are read: what a buffer of rows needs to be understood.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The table.
+    pub table: Arc<Table>,
+    /// How its cells are read.
+    pub codec: Arc<dyn Codec>,
+}
