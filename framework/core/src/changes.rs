@@ -45,7 +45,8 @@ pub struct Change<'a> {
 pub struct Transaction {
     /// What tells it from others in an [`AsOf`](crate::AsOf).
     pub mark: Mark,
-    /// Where the source stands after it.
+    /// Where the source stands after it. For a piece that is not the last one: any position behind the transaction
+    /// before and not behind the end of this one.
     pub position: Position,
     /// When it was committed, in microseconds since 1970, by the source's clock; 0 if the source does not say.
     pub committed_at: i64,
@@ -70,7 +71,7 @@ impl Changes {
     }
 
     /// How many changes.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 
@@ -156,7 +157,12 @@ impl Changes {
             let frame = &self.bytes[range.start as usize..range.end as usize];
             (!frame.is_empty()).then(|| Row::written(frame))
         };
-        Change { table: entry.table as usize, op: entry.op, row: frame(&entry.row), old_key: frame(&entry.key) }
+        Change {
+            table: entry.table as usize,
+            op: entry.op,
+            row: frame(&entry.row),
+            old_key: frame(&entry.key),
+        }
     }
 }
 
@@ -166,7 +172,13 @@ fn offset(bytes: usize) -> u32 {
 
 impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Changes({} in {} transactions, {} bytes)", self.len(), self.transactions.len(), self.bytes.len())
+        write!(
+            f,
+            "Changes({} in {} transactions, {} bytes)",
+            self.count(),
+            self.transactions.len(),
+            self.bytes.len()
+        )
     }
 }
 
@@ -184,7 +196,8 @@ mod tests {
         changes.push(0, Op::Truncate, None, None);
         changes.end(6, Position::from_u64(11), 0, true);
         let [first, second] = changes.transactions() else { panic!("two transactions") };
-        let ops: Vec<_> = changes.of(first).map(|c| (c.table, c.op, c.row.is_some(), c.old_key.is_some())).collect();
+        let ops: Vec<_> =
+            changes.of(first).map(|c| (c.table, c.op, c.row.is_some(), c.old_key.is_some())).collect();
         assert_eq!(ops, [(0, Op::Insert, true, false), (1, Op::Delete, false, true)]);
         assert_eq!(changes.of(second).next().map(|c| c.op), Some(Op::Truncate));
     }

@@ -21,10 +21,16 @@ impl Endpoint {
     pub fn parse(text: &str) -> Result<Self> {
         let full = expand(text)?;
         match full.split_once(':') {
-            Some((scheme, _)) if !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c)) => {
+            Some((scheme, _))
+                if !scheme.is_empty()
+                    && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+.-".contains(c)) =>
+            {
                 Ok(Self { scheme: scheme.to_ascii_lowercase(), full })
             }
-            _ => Err(Error::new(code::URL_INVALID, "a URL needs a scheme, as in sqlite:shop.db or postgres://host/db")),
+            _ => Err(Error::new(
+                code::URL_INVALID,
+                "a URL needs a scheme, as in sqlite:shop.db or postgres://host/db",
+            )),
         }
     }
 
@@ -59,7 +65,11 @@ impl Endpoint {
     pub fn database(&self) -> String {
         let path = self.path();
         let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path);
-        last.strip_suffix(".db").unwrap_or(last).chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+        last.strip_suffix(".db")
+            .unwrap_or(last)
+            .chars()
+            .filter(|c| c.is_alphanumeric() || "-_".contains(*c))
+            .collect()
     }
 }
 
@@ -70,8 +80,9 @@ fn expand(text: &str) -> Result<String> {
         let (name, after) = after
             .split_once('}')
             .ok_or_else(|| Error::new(code::URL_INVALID, "a ${ in the URL has no closing brace"))?;
-        let value = std::env::var(name)
-            .map_err(|_| Error::new(code::URL_INVALID, format!("the environment variable {name} is not set")))?;
+        let value = std::env::var(name).map_err(|_| {
+            Error::new(code::URL_INVALID, format!("the environment variable {name} is not set"))
+        })?;
         out.push_str(before);
         out.push_str(&value);
         rest = after;
@@ -123,7 +134,9 @@ mod tests {
 
     #[test]
     fn names_come_from_the_last_part() {
-        for (url, name) in [("sqlite:/var/lib/shop.db", "shop"), ("postgres://h/orders", "orders"), ("memory:", "")] {
+        for (url, name) in
+            [("sqlite:/var/lib/shop.db", "shop"), ("postgres://h/orders", "orders"), ("memory:", "")]
+        {
             assert_eq!(Endpoint::parse(url).unwrap().database(), name);
         }
     }
@@ -131,7 +144,10 @@ mod tests {
     #[test]
     fn an_unset_variable_is_named() {
         let error = Endpoint::parse("postgres://u:${TIDEGATE_NO_SUCH}@h/d").unwrap_err();
-        assert_eq!(error.to_string(), "TG0002 url-invalid: the environment variable TIDEGATE_NO_SUCH is not set");
+        assert_eq!(
+            error.to_string(),
+            "TG0002 url-invalid: the environment variable TIDEGATE_NO_SUCH is not set"
+        );
         assert!(Endpoint::parse("shop.db").is_err());
     }
 }

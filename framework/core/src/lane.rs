@@ -1,7 +1,9 @@
 //! Lanes: within one, order holds.
 
 /// The number of a lane of a channel or a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct Lane(pub u32);
 
 impl Lane {

@@ -24,7 +24,11 @@ impl TableName {
 
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.schema.is_empty() { f.write_str(&self.name) } else { write!(f, "{}.{}", self.schema, self.name) }
+        if self.schema.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}.{}", self.schema, self.name)
+        }
     }
 }
 
@@ -54,7 +58,14 @@ pub struct Column {
 impl Column {
     /// A plain, nullable column.
     pub fn new(name: impl Into<String>, kind: Type) -> Self {
-        Self { name: name.into(), kind, native: String::new(), native_id: 0, nullable: true, generated: false }
+        Self {
+            name: name.into(),
+            kind,
+            native: String::new(),
+            native_id: 0,
+            nullable: true,
+            generated: false,
+        }
     }
 }
 

@@ -199,7 +199,8 @@ impl Value<'_> {
                 let mut list = Vec::new();
                 let mut rest = rest;
                 while !rest.is_empty() {
-                    let (length, after) = rest.split_first_chunk::<4>().ok_or_else(|| malformed("a cut list"))?;
+                    let (length, after) =
+                        rest.split_first_chunk::<4>().ok_or_else(|| malformed("a cut list"))?;
                     let length = u32::from_be_bytes(*length) as usize;
                     let item = after.get(..length).ok_or_else(|| malformed("a cut list item"))?;
                     list.push(Value::decode(item)?);

@@ -34,7 +34,7 @@ pub struct Progress {
 /// Dropping `next` loses no change: what it had read is delivered by the next call.
 #[async_trait]
 pub trait ChangeFeed: Send {
-    /// Appends what has come, waiting a bounded time (about a second) if there is nothing.
+    /// Appends what has come, waiting a bounded time (at most about a second) if there is nothing.
     async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress>;
 
     /// The source may forget everything up to here: its effect is durable.

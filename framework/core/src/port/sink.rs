@@ -77,10 +77,14 @@ pub struct RangeProgress {
 pub struct Commit {
     /// The changes up to here are in the target; `None` leaves it as it was.
     pub position: Option<Position>,
+    /// Where a feed has to be opened after a restart; `None` leaves it as it was. See [`Checkpoint::replay`].
+    pub replay: Option<Position>,
     /// Ranges whose progress changed.
     pub ranges: Vec<RangeProgress>,
-    /// Tables whose ranges are all forgotten first: they are to be crawled anew.
+    /// Tables whose ranges and exclusion are forgotten first: they are to be crawled anew.
     pub forget: Vec<usize>,
+    /// Tables that take no part from here on, and why.
+    pub exclude: Vec<(usize, String)>,
 }
 
 /// How far the target is, as it says itself.
@@ -90,8 +94,13 @@ pub struct Checkpoint {
     pub source: Identity,
     /// Changes up to here are in the target.
     pub position: Position,
+    /// Every change before this is seen by whoever reads the source now. A later chunk may have been read before a
+    /// change between here and `position` was seen, so after a restart those are delivered again, to be merged.
+    pub replay: Position,
     /// The ledger of the crawl.
     pub ranges: Vec<RangeProgress>,
+    /// Tables that take no part, and why: changes to them since are not in the target.
+    pub excluded: Vec<(usize, String)>,
 }
 
 /// What opening a sink found.

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::flow::FlowName;
-use crate::port::{Catalog, ChangeFeed, Crawler, Identity, Sink, StateStore};
 use crate::port::sink::Route;
+use crate::port::{Catalog, ChangeFeed, Crawler, Identity, Sink, StateStore};
 use crate::position::Position;
 use crate::table::Table;
 

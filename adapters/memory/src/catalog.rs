@@ -1,0 +1,92 @@
+//! What the store holds.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::{
+    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName,
+};
+
+use crate::store::MemoryStore;
+
+#[async_trait]
+impl Catalog for MemoryStore {
+    async fn identity(&self) -> Result<Identity> {
+        Ok(self.lock().identity.clone())
+    }
+
+    async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
+        let inner = self.lock();
+        let described = |name: &TableName| {
+            let held = inner.held(name)?;
+            Ok(Table { rows_estimated: held.rows.len() as u64, ..held.shape.table.as_ref().clone() })
+        };
+        let names: Vec<TableName> = match which {
+            Selection::All => inner.tables.keys().cloned().collect(),
+            Selection::These(names) => names.clone(),
+        };
+        let mut tables = Vec::new();
+        let mut obstacles = Vec::new();
+        for name in names {
+            match described(&name) {
+                Ok(table) if table.key.is_empty() => {
+                    let error = Error::new(code::KEY_MISSING, format!("table {name} has no key"));
+                    obstacles.push(Obstacle { table: Some(name), column: None, error });
+                    tables.push(table);
+                }
+                Ok(table) => tables.push(table),
+                Err(error) => obstacles.push(Obstacle { table: Some(name), column: None, error }),
+            }
+        }
+        Ok((tables, obstacles))
+    }
+
+    fn codec(&self) -> Arc<dyn Codec> {
+        Arc::new(Canonical)
+    }
+
+    async fn capture(&self, _: &FlowName, _: &[Arc<Table>]) -> Result<Position> {
+        Ok(self.lock().frontier())
+    }
+
+    async fn clean(&self, _: &FlowName) -> Result<()> {
+        Ok(())
+    }
+
+    fn accepts(&self, encoding: Encoding) -> bool {
+        encoding == Encoding::CANONICAL
+    }
+
+    fn fit(&self, column: &Column, _: Encoding, _: &Conversions) -> Result<Fit> {
+        Ok(Fit { native: column.native.clone(), kind: column.kind.clone(), note: None })
+    }
+
+    fn name_for(&self, source: &TableName) -> TableName {
+        source.clone()
+    }
+
+    async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
+        let inner = self.lock();
+        let mut obstacles = Vec::new();
+        for table in tables {
+            let Some(held) = inner.tables.get(&table.name) else { continue };
+            let error = if held.shape.table.columns.len() != table.columns.len() {
+                Error::new(code::TARGET_DIFFERS, format!("table {} has other columns", table.name))
+            } else if !held.rows.is_empty() && !allow_non_empty {
+                Error::new(code::TARGET_NOT_EMPTY, format!("table {} is not empty", table.name))
+            } else {
+                continue;
+            };
+            obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+        }
+        Ok(obstacles)
+    }
+
+    async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let mut inner = self.lock();
+        tables.iter().for_each(|table| inner.hold(Arc::clone(table)));
+        Ok(())
+    }
+}

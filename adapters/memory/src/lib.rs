@@ -1,0 +1,26 @@
+//! A store in memory: the reference implementation of the ports, for tests of user code and for proofs.
+//!
+//! It behaves as a real store does where that matters to correctness: changes are logged in the order of commit,
+//! a commit may be logged before readers see it, columns that an update leaves alone may be left out of the log, and
+//! the log can be cut. Nothing in it survives the process.
+//!
+//! ```
+//! use tidegate_core::{Column, TableName, Type, Value};
+//! use tidegate_memory::{MemoryStore, Write};
+//!
+//! let store = MemoryStore::new("shop");
+//! let orders = TableName::new("", "orders");
+//! store.create_table(&orders, vec![Column::new("id", Type::Int { bits: 64 })], &["id"]);
+//! store.transact(&[Write::insert(&orders, [Value::Int(1)])])?;
+//! assert_eq!(store.rows(&orders), [[Value::Int(1)]]);
+//! # Ok::<(), tidegate_core::Error>(())
+//! ```
+
+mod catalog;
+mod change_feed;
+mod crawler;
+mod sink;
+mod state;
+mod store;
+
+pub use store::{MemoryStore, Write};

@@ -1,0 +1,146 @@
+//! Takes rows and changes.
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
+use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape};
+
+use crate::store::{Effect, Inner, MemoryStore, frame};
+
+#[derive(Debug)]
+pub(crate) struct MemorySink {
+    store: MemoryStore,
+    flow: FlowName,
+    routes: Vec<Route>,
+    fence: u64,
+}
+
+impl MemorySink {
+    pub(crate) fn new(store: MemoryStore, flow: &FlowName, routes: &[Route]) -> Self {
+        Self { store, flow: flow.clone(), routes: routes.to_vec(), fence: 0 }
+    }
+}
+
+#[async_trait]
+impl Sink for MemorySink {
+    async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
+        let mut inner = self.store.lock();
+        let state = inner.flows.entry(self.flow.clone()).or_default();
+        state.fence += 1;
+        self.fence = state.fence;
+        Ok(match &state.checkpoint {
+            Some(checkpoint) => Opened::Resumed(checkpoint.clone()),
+            None => {
+                state.checkpoint = Some(first.clone());
+                Opened::New
+            }
+        })
+    }
+
+    async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
+        let mut inner = self.store.lock();
+        let state = inner.flows.entry(self.flow.clone()).or_default();
+        if state.fence != self.fence {
+            return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
+        }
+        // Everything is worked out before anything is done, so that an error leaves nothing half done.
+        let mut applied = Applied::default();
+        let mut effects = Vec::new();
+        for part in &batch.tables {
+            plan(&inner, &self.routes[part.table], part, &mut effects, &mut applied)?;
+        }
+        effects.into_iter().for_each(|effect| inner.do_effect(effect));
+        if let Some(commit) = commit {
+            let state = inner.flows.entry(self.flow.clone()).or_default();
+            if let Some(checkpoint) = &mut state.checkpoint {
+                advance(checkpoint, commit);
+            }
+        }
+        Ok(applied)
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Puts a commit into a checkpoint.
+fn advance(checkpoint: &mut Checkpoint, commit: &Commit) {
+    if let Some(position) = &commit.position {
+        checkpoint.position = position.clone();
+    }
+    if let Some(replay) = &commit.replay {
+        checkpoint.replay = replay.clone();
+    }
+    checkpoint.ranges.retain(|range| !commit.forget.contains(&range.table));
+    checkpoint.excluded.retain(|(table, _)| !commit.forget.contains(table));
+    checkpoint.excluded.extend(commit.exclude.iter().cloned());
+    for range in &commit.ranges {
+        match checkpoint.ranges.iter_mut().find(|r| r.table == range.table && r.range == range.range) {
+            Some(known) => *known = range.clone(),
+            None => checkpoint.ranges.push(range.clone()),
+        }
+    }
+}
+
+/// A row in the canonical encoding, with what is there for cells that were not sent.
+fn canonical(shape: &Shape, row: Row<'_>, old: Option<Row<'_>>) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut writer = RowWriter::new(&mut out);
+    for (at, cell) in row.cells().enumerate() {
+        match (shape.value(at, cell)?, old) {
+            (Some(value), _) => writer.value(&value),
+            (None, Some(old)) => writer.cell(old.cell(at)),
+            (None, None) => {
+                return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
+                    .with("table", &shape.table.name));
+            }
+        }
+    }
+    writer.finish();
+    debug_assert!(Row::parse(&out).is_ok_and(|row| row.cells().all(|cell| cell != Cell::Unchanged)));
+    Ok(out)
+}
+
+fn plan(
+    inner: &Inner,
+    route: &Route,
+    part: &TableBatch,
+    effects: &mut Vec<Effect>,
+    applied: &mut Applied,
+) -> Result<()> {
+    let shape = &route.shape;
+    let table = route.target.name.clone();
+    let held = inner.held(&table)?;
+    let identity = |row: Row<'_>| -> Result<Vec<u8>> {
+        let mut values = Vec::new();
+        for (&at, cell) in shape.table.key.iter().zip(row.cells()) {
+            values.extend(shape.value(at, cell)?.map(tidegate_core::Value::into_owned));
+        }
+        let mut key = Vec::new();
+        held.shape.key_of(Row::parse(&frame(&values))?, &mut key)?;
+        Ok(key)
+    };
+    if part.truncate {
+        effects.push(Effect::Clear { table: table.clone() });
+    }
+    for key in part.deletes.iter() {
+        effects.push(Effect::Remove { table: table.clone(), key: identity(key)? });
+    }
+    for row in part.upserts.iter() {
+        let key = identity(shape.cut_key(row).row())?;
+        effects.push(Effect::Put { table: table.clone(), key, row: canonical(shape, row, None)? });
+    }
+    for row in part.updates.iter() {
+        let cut: Key = shape.cut_key(row);
+        let key = identity(cut.row())?;
+        match held.rows.get(&key) {
+            Some(old) if !part.truncate => {
+                let row = canonical(shape, row, Some(Row::parse(old)?))?;
+                effects.push(Effect::Put { table: table.clone(), key, row });
+            }
+            _ => applied.holes.push((part.table, cut)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! The task that owns the sink: the one place where the target is written.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidegate_core::error::{Kind, code};
+use tidegate_core::port::{Batch, Commit, RangeProgress, Route, Sink, TableBatch};
+use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
+use tokio::sync::mpsc;
+
+use crate::coalesce::Coalescer;
+use crate::options::Options;
+
+/// Work, in the order in which it has to reach the target.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Transactions of the source from a place on; those before are in the target already.
+    Changes { changes: Arc<Changes>, first: usize },
+    /// A merged chunk.
+    Chunk { table: usize, rows: Rows, progress: RangeProgress, fresh: bool },
+    /// New ranges of a table, before any of its chunks. It takes part again if it did not.
+    Ranges { table: usize, ranges: Vec<RangeProgress> },
+    /// There are no changes up to here, and a restart may replay from there.
+    Reached { position: Position, replay: Position },
+    /// This table is left out from now on.
+    Exclude { table: usize, reason: String },
+}
+
+/// What the target has.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// Changes up to here, and what a restart would replay from.
+    Durable { position: Position, replay: Option<Position>, changes: u64 },
+    /// A range's progress.
+    Range(RangeProgress),
+    /// Updates of these keys met no row.
+    Holes(Vec<(usize, Key)>),
+    /// A table cannot go on; it is left out.
+    Failed { table: usize, error: Error },
+}
+
+pub(crate) struct Applier {
+    sink: Box<dyn Sink>,
+    routes: Vec<Route>,
+    options: Options,
+    coalescer: Coalescer,
+    excluded: BTreeSet<usize>,
+    /// Tables that were crawled before, wholly or in part.
+    copied: BTreeSet<usize>,
+    /// Where the last whole transaction taken by the coalescer ends.
+    position: Option<Position>,
+    /// The sink holds a piece of a transaction that has not ended.
+    open: bool,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Applier {
+    pub(crate) fn new(
+        sink: Box<dyn Sink>,
+        routes: Vec<Route>,
+        options: Options,
+        excluded: BTreeSet<usize>,
+        copied: BTreeSet<usize>,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Self {
+        let coalescer = Coalescer::new(routes.iter().map(|route| route.shape.clone()).collect());
+        Self { sink, routes, options, coalescer, excluded, copied, position: None, open: false, reports }
+    }
+
+    pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
+        while let Some(next) = work.recv().await {
+            self.take(next).await?;
+            // What has come meanwhile joins the batch; when nothing has, there is no reason to wait.
+            while let Ok(next) = work.try_recv() {
+                self.take(next).await?;
+            }
+            self.flush(None).await?;
+        }
+        self.sink.close().await
+    }
+
+    async fn take(&mut self, work: Work) -> Result<()> {
+        match work {
+            Work::Changes { changes, first } => {
+                for transaction in &changes.transactions()[first..] {
+                    for change in changes.of(transaction).filter(|c| !self.excluded.contains(&c.table)) {
+                        self.coalescer.take(change)?;
+                    }
+                    self.open = !transaction.ends;
+                    if transaction.ends {
+                        self.position = Some(transaction.position.clone());
+                    }
+                    if self.is_full() {
+                        self.flush(None).await?;
+                    }
+                }
+                Ok(())
+            }
+            Work::Chunk { table, rows, progress, fresh } => {
+                self.flush(None).await?;
+                if self.excluded.contains(&table) {
+                    return Ok(());
+                }
+                let part = TableBatch { table, upserts: rows, fresh, ..TableBatch::default() };
+                let commit = Commit { ranges: vec![progress.clone()], ..Commit::default() };
+                self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                if !self.excluded.contains(&table) {
+                    self.report(Report::Range(progress));
+                }
+                Ok(())
+            }
+            Work::Ranges { table, ranges } => {
+                self.flush(None).await?;
+                self.excluded.remove(&table);
+                // What an earlier crawl wrote may be gone from the source by now.
+                let part =
+                    TableBatch { table, truncate: self.copied.contains(&table), ..TableBatch::default() };
+                let commit = Commit { ranges, forget: vec![table], ..Commit::default() };
+                self.copied.insert(table);
+                self.apply(Batch { tables: vec![part] }, Some(commit)).await
+            }
+            Work::Reached { position, replay } => {
+                if !self.open {
+                    self.position = Some(position);
+                    self.flush(Some(replay)).await?;
+                }
+                Ok(())
+            }
+            Work::Exclude { table, reason } => {
+                self.flush(None).await?;
+                self.excluded.insert(table);
+                let commit = Commit { exclude: vec![(table, reason)], ..Commit::default() };
+                self.apply(Batch::default(), Some(commit)).await
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.coalescer.changes() >= self.options.batch_changes
+            || self.coalescer.bytes() >= self.options.batch_bytes
+    }
+
+    /// Applies what was collected; durably unless it ends within a transaction of the source.
+    async fn flush(&mut self, replay: Option<Position>) -> Result<()> {
+        let changes = self.coalescer.changes() as u64;
+        if changes == 0 && (self.position.is_none() || self.open) {
+            return Ok(());
+        }
+        if self.open && !self.is_full() {
+            return Ok(());
+        }
+        let batch = self.coalescer.finish();
+        if self.open {
+            return self.apply(batch, None).await;
+        }
+        let position = self.position.take();
+        let commit = Commit { position: position.clone(), replay: replay.clone(), ..Commit::default() };
+        self.apply(batch, Some(commit)).await?;
+        if let Some(position) = position {
+            self.report(Report::Durable { position, replay, changes });
+        }
+        Ok(())
+    }
+
+    /// Applies a batch. A table that the target refuses is left out, durably, and the rest is applied.
+    async fn apply(&mut self, mut batch: Batch, mut commit: Option<Commit>) -> Result<()> {
+        loop {
+            let error = match self.sink.apply(&batch, commit.as_ref()).await {
+                Ok(applied) if applied.holes.is_empty() => return Ok(()),
+                Ok(applied) => {
+                    self.report(Report::Holes(applied.holes));
+                    return Ok(());
+                }
+                Err(error) if error.kind() == Kind::Data => error,
+                Err(error) => return Err(error),
+            };
+            let Some(table) = self.table_of(&error) else { return Err(error) };
+            if !self.excluded.insert(table) {
+                return Err(Error::new(code::INTERNAL, "a table that is left out was refused").because(error));
+            }
+            batch.tables.retain(|part| part.table != table);
+            let commit = commit.get_or_insert_default();
+            commit.ranges.retain(|range| range.table != table);
+            commit.exclude.push((table, error.to_string()));
+            self.report(Report::Failed { table, error });
+        }
+    }
+
+    /// Which table an error is about: its context names it.
+    fn table_of(&self, error: &Error) -> Option<usize> {
+        let (_, name) = error.context().iter().find(|(name, _)| *name == "table")?;
+        self.routes.iter().position(|route| {
+            route.target.name.to_string() == *name || route.shape.table.name.to_string() == *name
+        })
+    }
+
+    fn report(&self, report: Report) {
+        // Nobody listens any more only when the flow is ending.
+        let _ = self.reports.send(report);
+    }
+}

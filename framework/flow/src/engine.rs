@@ -1,0 +1,182 @@
+//! One run of a flow: crawl and capture at once, merged, applied, checkpointed.
+//!
+//! ```text
+//!   capture ──changes──▶ ┌───────────┐                ┌─────────┐
+//!                        │ sequencer │ ──work, in──▶  │ applier │ ──▶ sink
+//!   readers ──chunks───▶ │  window   │    one order   └─────────┘
+//!      ▲                 └───────────┘ ◀──reports, durable─┘
+//!      └──orders───────────────┘
+//! ```
+//!
+//! The sequencer alone decides the order. Everything behind it may be lost at any moment: the target's checkpoint
+//! says where to go on. A broken connection therefore ends the run, and [`crate::run`] starts another one.
+
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Checkpoint, Opened, Route, Sink, Store};
+use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::Applier;
+use crate::capture::capture;
+use crate::crawl::reader;
+use crate::options::Options;
+use crate::sequencer::{Lines, Sequencer};
+use crate::status::Gauge;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Its name.
+    pub name: FlowName,
+    /// Where rows and changes come from.
+    pub source: Arc<dyn Store>,
+    /// Where they go.
+    pub target: Arc<dyn Store>,
+    /// Which tables, and where to.
+    pub routes: Vec<Route>,
+    /// Its limits.
+    pub options: Options,
+    /// Its clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// When a run ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Never: only when it is told to stop.
+    Stopped,
+    /// When every table is crawled and what the source had then is in the target.
+    CaughtUp,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop. What was in flight is durable.
+    Stopped,
+    /// It had caught up.
+    CaughtUp,
+}
+
+/// What a person asks of a run that is going on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// No new chunks are read from this table, or from any.
+    Pause(Option<usize>),
+    /// They are read again.
+    Resume(Option<usize>),
+    /// The table takes no part any more.
+    Skip(usize),
+    /// The table is crawled anew; it takes part again.
+    Recopy(usize),
+    /// Rows a second that are crawled at most; `None` for no limit.
+    MaxRate(Option<u64>),
+}
+
+/// Runs a flow until it ends, is told to stop, or something breaks.
+///
+/// # Errors
+/// The first error of any part. With verdict retry or unknown another run may be started: it goes on from the
+/// target's checkpoint.
+pub async fn run_once(
+    flow: &Flow,
+    until: Until,
+    gauge: &Gauge,
+    requests: &mut mpsc::UnboundedReceiver<Request>,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let tables: Vec<Arc<Table>> = flow.routes.iter().map(|route| Arc::clone(&route.shape.table)).collect();
+    let (sink, checkpoint) = open_sink(flow, &tables).await?;
+    let feed = flow.source.change_feed(&flow.name, &tables, &checkpoint.source, &checkpoint.replay).await?;
+
+    let mut scope = Scope::new();
+    let (work, work_out) = mpsc::channel(4);
+    let (orders, orders_out) = mpsc::channel(flow.options.workers.max(1));
+    let (read_in, mut read_out) = mpsc::unbounded_channel();
+    let (report_in, mut report_out) = mpsc::unbounded_channel();
+    let (deliver_in, mut deliver_out) = mpsc::channel(2);
+    let (want, want_out) = watch::channel(None);
+    let (acknowledge, acknowledge_out) = watch::channel(None);
+    let stop_capture = CancellationToken::new();
+
+    let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
+    let copied = checkpoint.ranges.iter().map(|range| range.table).collect();
+    let applier = Applier::new(sink, flow.routes.clone(), flow.options.clone(), excluded, copied, report_in);
+    scope.spawn(applier.run(work_out));
+    scope.spawn(capture(feed, want_out, acknowledge_out, deliver_in, stop_capture.clone()));
+    let orders_out = Arc::new(Mutex::new(orders_out));
+    for _ in 0..flow.options.workers.max(1) {
+        let crawler = flow.source.crawler().await?;
+        scope.spawn(reader(crawler, tables.clone(), Arc::clone(&orders_out), read_in.clone()));
+    }
+    drop((read_in, orders_out));
+
+    let lines = Lines { work, orders, want, acknowledge };
+    let mut sequencer = Sequencer::new(flow, gauge, flow.source.crawler().await?, &checkpoint, lines);
+    sequencer.start().await?;
+
+    let mut tick_at = flow.clock.elapsed();
+    let ended = loop {
+        let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Ended::Stopped,
+            Some(result) = scope.next() => {
+                result?;
+                return Err(Error::new(code::INTERNAL, "a part of the flow ended before the flow"));
+            }
+            Some(report) = report_out.recv() => sequencer.hear(report).await?,
+            Some(request) = requests.recv() => sequencer.heed(request).await?,
+            Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
+            () = flow.clock.sleep(until_tick) => {
+                tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
+                sequencer.tick().await?;
+            }
+            Some(delivered) = deliver_out.recv() => sequencer.deliver(delivered).await?,
+        }
+        if until == Until::CaughtUp && sequencer.has_caught_up().await? {
+            break Ended::CaughtUp;
+        }
+    };
+
+    // Drain: nothing new is read; what is on its way arrives at the target and is checkpointed there.
+    stop_capture.cancel();
+    drop((deliver_out, read_out));
+    drop(sequencer);
+    while let Some(report) = report_out.recv().await {
+        gauge.hear(&report);
+    }
+    scope.join().await?;
+    Ok(ended)
+}
+
+/// Opens the target. A flow that is new there starts to be captured first, so that nothing is missed between.
+async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>, Checkpoint)> {
+    let source = flow.source.catalog().await?;
+    let identity = source.identity().await?;
+    let start = source.capture(&flow.name, tables).await?;
+    let first = Checkpoint {
+        source: identity.clone(),
+        position: start.clone(),
+        replay: start,
+        ranges: Vec::new(),
+        excluded: Vec::new(),
+    };
+    let mut sink = flow.target.sink(&flow.name, &flow.routes).await?;
+    let checkpoint = match sink.open(&first).await? {
+        Opened::New => first,
+        Opened::Resumed(checkpoint) => checkpoint,
+    };
+    if checkpoint.source != identity {
+        return Err(Error::new(
+            code::SOURCE_REPLACED,
+            "the source is not the database that this migration began with",
+        )
+        .with("began_with", &checkpoint.source.0)
+        .with("found", &identity.0));
+    }
+    Ok((sink, checkpoint))
+}

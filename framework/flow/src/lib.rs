@@ -1,0 +1,18 @@
+//! Data in motion from one store to another: crawl and capture at once, merged, applied, checkpointed.
+//!
+//! [`engine`] has the picture. The rules stand in [`window`] (what a chunk may have missed) and in
+//! [`tidegate_core::port`] (what adapters promise).
+
+mod apply;
+mod capture;
+pub mod coalesce;
+mod crawl;
+pub mod engine;
+pub mod options;
+mod sequencer;
+pub mod status;
+pub mod window;
+
+pub use engine::{Ended, Flow, Request, Until, run_once};
+pub use options::Options;
+pub use status::{Gauge, Status, TableState, TableStatus};

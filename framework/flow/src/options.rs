@@ -1,0 +1,38 @@
+//! The limits of a flow. Everything that can grow has one.
+
+use std::time::Duration;
+
+/// Sizes and times of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Options {
+    /// Rows a chunk has at most.
+    pub chunk_rows: usize,
+    /// Reads of the crawl at the same time.
+    pub workers: usize,
+    /// Ranges a table is cut into for each worker.
+    pub ranges_per_worker: usize,
+    /// Changes applied in one transaction at most, unless one transaction of the source has more.
+    pub batch_changes: usize,
+    /// Bytes of changes applied in one transaction at most, as above.
+    pub batch_bytes: usize,
+    /// Bytes of changes kept for chunks that are being read. Beyond it reads are given up and done again.
+    pub window_bytes: usize,
+    /// How often the source is told what it may forget.
+    pub acknowledge_every: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            chunk_rows: 20_000,
+            workers: 1,
+            ranges_per_worker: 4,
+            batch_changes: 20_000,
+            batch_bytes: 8 << 20,
+            window_bytes: 32 << 20,
+            acknowledge_every: Duration::from_secs(1),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Decides the order in which everything reaches the target.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Checkpoint, Crawler, RangeProgress};
+use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
+use tokio::sync::{mpsc, watch};
+
+use crate::apply::{Report, Work};
+use crate::capture::Delivered;
+use crate::crawl::{Ledger, Order, ReadDone};
+use crate::engine::{Flow, Request};
+use crate::status::Gauge;
+use crate::window::Window;
+
+/// A chunk is not made smaller than this when memory is short.
+const CHUNK_ROWS_MIN: usize = 100;
+
+/// Where the sequencer sends to.
+pub(crate) struct Lines {
+    pub(crate) work: mpsc::Sender<Work>,
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) want: watch::Sender<Option<Position>>,
+    pub(crate) acknowledge: watch::Sender<Option<Position>>,
+}
+
+/// A chunk that was read and waits for the feed to pass its barrier.
+struct Waiting {
+    read: u64,
+    as_of: AsOf,
+    rows: Rows,
+    progress: RangeProgress,
+}
+
+pub(crate) struct Sequencer<'a> {
+    flow: &'a Flow,
+    gauge: &'a Gauge,
+    lines: Lines,
+    window: Window,
+    ledger: Ledger,
+    /// Reads what has to be asked for in between: rows whose key moved, the present instant.
+    asker: Box<dyn Crawler>,
+    /// Everything before this was delivered.
+    delivered: Position,
+    /// Changes up to here were in the target when the run began.
+    resumed_at: Position,
+    /// The last transaction that was delivered goes on.
+    in_transaction: bool,
+    /// Changes up to here are in the target.
+    durable: Position,
+    /// What was last sent to the target as reached, and to be replayed from.
+    reached: (Position, Position),
+    excluded: BTreeSet<usize>,
+    paused: BTreeSet<usize>,
+    paused_all: bool,
+    /// No read may begin until the source is seen to show everything delivered.
+    hold_reads: bool,
+    /// Chunks in the order in which they were read.
+    waiting: Vec<Waiting>,
+    reads: usize,
+    /// Reads with a smaller number were given up while they were under way.
+    given_up: u64,
+    chunk_rows: usize,
+    /// Where the target has to be for the flow to have caught up.
+    goal: Option<Position>,
+    rows_per_second_max: Option<u64>,
+    next_read_at: Duration,
+}
+
+impl<'a> Sequencer<'a> {
+    pub(crate) fn new(
+        flow: &'a Flow,
+        gauge: &'a Gauge,
+        asker: Box<dyn Crawler>,
+        checkpoint: &Checkpoint,
+        lines: Lines,
+    ) -> Self {
+        gauge.begin(checkpoint);
+        Self {
+            flow,
+            gauge,
+            lines,
+            window: Window::new(checkpoint.replay.clone()),
+            ledger: Ledger::new(checkpoint.ranges.clone()),
+            asker,
+            delivered: checkpoint.replay.clone(),
+            resumed_at: checkpoint.position.clone(),
+            in_transaction: false,
+            durable: checkpoint.position.clone(),
+            reached: (checkpoint.position.clone(), checkpoint.replay.clone()),
+            excluded: checkpoint.excluded.iter().map(|(table, _)| *table).collect(),
+            paused: BTreeSet::new(),
+            paused_all: false,
+            hold_reads: false,
+            waiting: Vec::new(),
+            reads: 0,
+            given_up: 0,
+            chunk_rows: flow.options.chunk_rows.max(1),
+            goal: None,
+            rows_per_second_max: None,
+            next_read_at: Duration::ZERO,
+        }
+    }
+
+    /// Cuts tables that have no ranges yet, and orders the first reads.
+    pub(crate) async fn start(&mut self) -> Result<()> {
+        for table in 0..self.flow.routes.len() {
+            if self.ledger.of(table).next().is_none() && !self.excluded.contains(&table) {
+                self.split(table).await?;
+            }
+        }
+        self.order_reads().await
+    }
+
+    async fn split(&mut self, table: usize) -> Result<()> {
+        let parts = self.flow.options.workers.max(1) * self.flow.options.ranges_per_worker.max(1);
+        let ranges = self.asker.split(&self.flow.routes[table].shape.table, parts).await?;
+        let ranges = self.ledger.add(table, ranges);
+        self.gauge.split(table, ranges.iter().map(|range| range.range));
+        self.send(Work::Ranges { table, ranges }).await
+    }
+
+    async fn send(&self, work: Work) -> Result<()> {
+        self.lines.work.send(work).await.map_err(|_| Error::new(code::INTERNAL, "the applier has ended"))
+    }
+
+    fn is_crawling(&self) -> bool {
+        (0..self.flow.routes.len())
+            .any(|table| !self.excluded.contains(&table) && !self.ledger.is_done(table))
+    }
+
+    /// Orders as many reads as may be under way.
+    async fn order_reads(&mut self) -> Result<()> {
+        // One chunk a worker is read while another one waits or is written.
+        let limit = self.flow.options.workers.max(1) * 2;
+        while self.reads + self.waiting.len() < limit
+            && self.reads < self.flow.options.workers.max(1)
+            && !self.hold_reads
+            && !self.paused_all
+            && self.window.bytes() <= self.flow.options.window_bytes / 2
+            && self.flow.clock.elapsed() >= self.next_read_at
+        {
+            let may = |table: usize| !self.excluded.contains(&table) && !self.paused.contains(&table);
+            let Some((table, range, rest)) = self.ledger.next(may) else { break };
+            let read = self.window.begin_read();
+            let order = Order { read, table, range, rest, rows: self.chunk_rows };
+            self.reads += 1;
+            if self.lines.orders.send(order).await.is_err() {
+                return Err(Error::new(code::INTERNAL, "the readers have ended"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A read came back.
+    pub(crate) async fn chunk_read(&mut self, done: ReadDone) -> Result<()> {
+        let ReadDone { order, chunk, rows } = done;
+        self.reads -= 1;
+        self.window.saw(&chunk.as_of);
+        if order.read < self.given_up || self.excluded.contains(&order.table) {
+            self.window.end_read(order.read);
+        } else if let Some(progress) = self.ledger.read(&order, chunk.next, rows.len()) {
+            if let Some(limit) = self.rows_per_second_max {
+                let pause = Duration::from_secs_f64(rows.len() as f64 / limit.max(1) as f64);
+                self.next_read_at = self.flow.clock.elapsed().max(self.next_read_at) + pause;
+            }
+            self.waiting.push(Waiting { read: order.read, as_of: chunk.as_of, rows, progress });
+            self.merge_what_is_ready().await?;
+        } else {
+            self.window.end_read(order.read);
+        }
+        self.order_reads().await
+    }
+
+    /// Merges the chunks whose barrier the feed has passed, in the order in which they were read.
+    async fn merge_what_is_ready(&mut self) -> Result<()> {
+        while !self.in_transaction
+            && self.waiting.first().is_some_and(|first| first.as_of.barrier <= self.delivered)
+        {
+            let Waiting { read, as_of, rows, progress } = self.waiting.remove(0);
+            let table = progress.table;
+            let shape = &self.flow.routes[table].shape;
+            let merged = self.window.overlay(table, shape, rows, &as_of)?;
+            self.gauge.merged(table, merged.overtaken, merged.completed);
+            let fresh = merged.overtaken == 0 && merged.completed == 0;
+            self.ledger.sent(&progress);
+            self.send(Work::Chunk { table, rows: merged.rows, progress, fresh }).await?;
+            self.window.end_read(read);
+        }
+        let want =
+            self.waiting.first().map(|first| first.as_of.barrier.clone()).or_else(|| self.goal.clone());
+        self.lines.want.send_if_modified(|now| {
+            let changed = *now != want;
+            *now = want;
+            changed
+        });
+        Ok(())
+    }
+
+    /// The feed delivered something, or says how far it is.
+    pub(crate) async fn deliver(&mut self, delivered: Delivered) -> Result<()> {
+        let Delivered { changes, progress } = delivered;
+        self.gauge.progress(&progress, &changes);
+        if !changes.transactions().is_empty() {
+            let changes = Arc::new(self.complete_moves(changes).await?);
+            let keep = self.is_crawling() && !self.hold_reads;
+            self.window.deliver(&changes, keep);
+            self.in_transaction = changes.transactions().last().is_some_and(|transaction| !transaction.ends);
+            // What the target has already is only for the window.
+            let known = |transaction: &Transaction| transaction.position <= self.resumed_at;
+            let first = changes.transactions().partition_point(known);
+            if first < changes.transactions().len() {
+                self.send(Work::Changes { changes, first }).await?;
+            }
+        }
+        self.delivered = progress.position;
+        if self.window.bytes() > self.flow.options.window_bytes {
+            self.give_up_reads();
+        }
+        if self.goal.is_some() {
+            self.send_reached().await?;
+        }
+        self.merge_what_is_ready().await?;
+        self.order_reads().await
+    }
+
+    /// Too many changes came for the chunks being read: they are read again, smaller, when the source shows
+    /// everything that was delivered.
+    fn give_up_reads(&mut self) {
+        tracing::info!(
+            bytes = self.window.bytes(),
+            "too many changes while reading; chunks are read again, smaller"
+        );
+        self.chunk_rows = (self.chunk_rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
+        self.given_up = self.window.next_read();
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.window.end_read(waiting.read);
+        }
+        for table in 0..self.flow.routes.len() {
+            self.ledger.give_up(table);
+        }
+        self.window.clear();
+        self.hold_reads = true;
+    }
+
+    /// An update that changed the key and left columns out cannot be written where the new key has no row. The row
+    /// is read from the source, at an instant that shows the change; what comes after it is delivered after it.
+    async fn complete_moves(&mut self, changes: Changes) -> Result<Changes> {
+        let is_partial_move = |at: usize| {
+            let change = changes.change(at);
+            change.op == Op::Update && change.old_key.is_some() && change.row.is_some_and(Row::is_partial)
+        };
+        if !(0..changes.count()).any(is_partial_move) {
+            return Ok(changes);
+        }
+        let mut out = Changes::new();
+        for transaction in changes.transactions() {
+            for at in changes.places(transaction) {
+                let change = changes.change(at);
+                match change.row {
+                    Some(row) if is_partial_move(at) => {
+                        let key = self.flow.routes[change.table].shape.cut_key(row);
+                        let rows = self.read_row(change.table, key, transaction).await?;
+                        self.gauge.moved();
+                        if rows.is_empty() {
+                            // It is gone by now; a later change says so.
+                            out.push_rows(change.table, Op::Delete, None, change.old_key);
+                        } else {
+                            out.push_rows(change.table, Op::Update, Some(rows.row(0)), change.old_key);
+                        }
+                    }
+                    row => out.push_rows(change.table, change.op, row, change.old_key),
+                }
+            }
+            out.end(
+                transaction.mark,
+                transaction.position.clone(),
+                transaction.committed_at,
+                transaction.ends,
+            );
+        }
+        Ok(out)
+    }
+
+    async fn read_row(&mut self, table: usize, key: Key, transaction: &Transaction) -> Result<Rows> {
+        loop {
+            let mut rows = Rows::new();
+            let keys = std::slice::from_ref(&key);
+            let as_of = self.asker.fetch(&self.flow.routes[table].shape.table, keys, &mut rows).await?;
+            if as_of.shows(transaction.mark) {
+                return Ok(rows);
+            }
+            // It is in the log and not yet seen: that takes as long as its commit waits for a standby.
+            self.flow.clock.sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The target says what it has.
+    pub(crate) async fn hear(&mut self, report: Report) -> Result<()> {
+        self.gauge.hear(&report);
+        match report {
+            Report::Durable { position, replay, .. } => {
+                self.durable = position;
+                if let Some(replay) = replay {
+                    self.lines.acknowledge.send_replace(Some(replay));
+                }
+            }
+            Report::Range(progress) => self.ledger.durable(&progress),
+            Report::Failed { table, error } => {
+                tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
+                self.leave_out(table);
+            }
+            Report::Holes(holes) => {
+                for (table, key) in holes {
+                    self.judge_hole(table, key).await?;
+                }
+            }
+        }
+        self.order_reads().await
+    }
+
+    /// An update met no row. While a table is crawled its chunk has the row still to come; afterwards somebody took
+    /// it from the target, unless it is gone from the source as well.
+    async fn judge_hole(&mut self, table: usize, key: Key) -> Result<()> {
+        if self.excluded.contains(&table) || !self.ledger.is_done(table) {
+            return Ok(());
+        }
+        let shape = &self.flow.routes[table].shape;
+        let mut rows = Rows::new();
+        self.asker.fetch(&shape.table, std::slice::from_ref(&key), &mut rows).await?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let error =
+            Error::new(code::ROW_HOLE, "a change that carries only some columns met no row in the target")
+                .with("table", &shape.table.name)
+                .with("key", shape.show_key(key.row()));
+        self.leave_out(table);
+        self.send(Work::Exclude { table, reason: error.to_string() }).await?;
+        self.hear_failed(table, error);
+        Ok(())
+    }
+
+    fn hear_failed(&self, table: usize, error: Error) {
+        tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
+        self.gauge.hear(&Report::Failed { table, error });
+    }
+
+    fn leave_out(&mut self, table: usize) {
+        self.excluded.insert(table);
+        let (gone, kept) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|w| w.progress.table == table);
+        self.waiting = kept;
+        let gone: Vec<Waiting> = gone;
+        gone.into_iter().for_each(|waiting| self.window.end_read(waiting.read));
+    }
+
+    /// Somebody asks for something.
+    pub(crate) async fn heed(&mut self, request: Request) -> Result<()> {
+        match request {
+            Request::Pause(None) => self.paused_all = true,
+            Request::Resume(None) => self.paused_all = false,
+            Request::Pause(Some(table)) => drop(self.paused.insert(table)),
+            Request::Resume(Some(table)) => drop(self.paused.remove(&table)),
+            Request::MaxRate(rate) => {
+                self.rows_per_second_max = rate;
+                self.next_read_at = Duration::ZERO;
+            }
+            Request::Skip(table) => {
+                self.leave_out(table);
+                self.gauge.skipped(table);
+                self.send(Work::Exclude { table, reason: "skipped on request".to_owned() }).await?;
+            }
+            Request::Recopy(table) => {
+                self.leave_out(table);
+                self.ledger.forget(table);
+                self.excluded.remove(&table);
+                // From here on its changes are kept; what was delivered before has to be shown by its first read.
+                self.hold_reads = true;
+                self.goal = None;
+                self.split(table).await?;
+            }
+        }
+        self.order_reads().await
+    }
+
+    /// Regularly: looks at the present instant, checkpoints progress without changes, lets the source forget.
+    pub(crate) async fn tick(&mut self) -> Result<()> {
+        if !self.window.is_seen() || self.hold_reads {
+            let as_of = self.asker.as_of().await?;
+            self.window.saw(&as_of);
+        }
+        if self.hold_reads && self.window.is_seen() && !self.in_transaction {
+            self.hold_reads = false;
+        }
+        self.send_reached().await?;
+        self.order_reads().await
+    }
+
+    /// Checkpoints how far the feed is although there were no changes, and where a restart would replay from.
+    async fn send_reached(&mut self) -> Result<()> {
+        if self.in_transaction || self.delivered < self.resumed_at {
+            return Ok(());
+        }
+        let reached = (self.delivered.clone(), self.window.replay(&self.delivered));
+        if reached != self.reached {
+            self.reached = reached.clone();
+            self.send(Work::Reached { position: reached.0, replay: reached.1 }).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all tables are crawled, and what the source had when they were is in the target.
+    pub(crate) async fn has_caught_up(&mut self) -> Result<bool> {
+        if self.is_crawling() || self.in_transaction {
+            return Ok(false);
+        }
+        match &self.goal {
+            Some(goal) => Ok(self.durable >= *goal),
+            None => {
+                self.goal = Some(self.asker.as_of().await?.barrier);
+                self.merge_what_is_ready().await?;
+                self.send_reached().await?;
+                Ok(false)
+            }
+        }
+    }
+}

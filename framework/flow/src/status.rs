@@ -1,0 +1,241 @@
+//! What a run shows of itself: one record that status, metrics and the progress bar read.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tidegate_core::port::{Checkpoint, Progress, Route};
+use tidegate_core::{Changes, Clock};
+
+use crate::apply::Report;
+
+/// The state of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableState {
+    /// Nothing was read yet.
+    NotStarted,
+    /// Its rows are being read while its changes are applied.
+    Crawling,
+    /// All its rows were read; its changes are applied.
+    Live,
+    /// It stopped; the error says why.
+    Failed,
+    /// It was left out on request.
+    Skipped,
+}
+
+/// One table of a status.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TableStatus {
+    /// Its name in the source.
+    pub source: String,
+    /// Its name in the target.
+    pub target: String,
+    /// Its state.
+    pub state: TableState,
+    /// Why it stopped.
+    pub error: Option<String>,
+    /// About how many rows it has in the source.
+    pub rows_estimated: u64,
+    /// Rows of its crawl that are in the target.
+    pub rows_crawled: u64,
+    /// Ranges whose rows are all in the target.
+    pub ranges_done: u64,
+    /// Ranges it was cut into.
+    pub ranges_total: u64,
+    /// Crawled rows that a newer change had overtaken, and were dropped.
+    pub rows_overtaken: u64,
+    /// Crawled rows that newer changes had left columns to, and were merged.
+    pub rows_completed: u64,
+}
+
+/// A run, or a flow between runs, as its last run left it.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Status {
+    /// The tables, in the order of the plan.
+    pub tables: Vec<TableStatus>,
+    /// Changes applied since the flow began, as far as this record knows.
+    pub changes_applied: u64,
+    /// Bytes, or journal entries, that the source has and the target has not.
+    pub behind: u64,
+    /// When the change was committed that the target has last, in microseconds since 1970; 0 if the source does not say.
+    pub applied_until: i64,
+    /// Whether everything delivered is in the target.
+    pub drained: bool,
+    /// Rows whose key moved and that were read again for the columns left out.
+    pub rows_moved: u64,
+    /// Updates that met no row yet, because its chunk was still to come.
+    pub rows_awaited: u64,
+    /// Rows crawled and changes applied by this run, and its time, for rates.
+    pub run_rows: u64,
+    /// Microseconds since 1970 when this record was made.
+    pub at: i64,
+}
+
+impl Status {
+    /// Whether every table is live, failed or skipped.
+    pub fn is_crawled(&self) -> bool {
+        self.tables.iter().all(|table| !matches!(table.state, TableState::NotStarted | TableState::Crawling))
+    }
+
+    /// Seconds between the newest change in the source and the newest in the target.
+    pub fn lag_seconds(&self) -> f64 {
+        if self.drained && self.behind == 0 || self.applied_until == 0 {
+            0.0
+        } else {
+            (self.at - self.applied_until).max(0) as f64 / 1e6
+        }
+    }
+}
+
+/// Keeps the status of a run up to date.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    status: Status,
+    /// Transactions delivered and not yet durable: position and time of commit.
+    delivered: std::collections::VecDeque<(tidegate_core::Position, i64)>,
+    ranges: std::collections::BTreeMap<(usize, u32), (u64, bool)>,
+}
+
+impl Gauge {
+    /// A gauge for these tables.
+    pub fn new(routes: &[Route]) -> Self {
+        let tables = routes
+            .iter()
+            .map(|route| TableStatus {
+                source: route.shape.table.name.to_string(),
+                target: route.target.name.to_string(),
+                state: TableState::NotStarted,
+                error: None,
+                rows_estimated: route.shape.table.rows_estimated,
+                rows_crawled: 0,
+                ranges_done: 0,
+                ranges_total: 0,
+                rows_overtaken: 0,
+                rows_completed: 0,
+            })
+            .collect();
+        let gauge = Self::default();
+        gauge.lock().status.tables = tables;
+        gauge
+    }
+
+    /// The status as of now.
+    pub fn read(&self, clock: &dyn Clock) -> Status {
+        let mut status = self.lock().status.clone();
+        status.at = clock.now();
+        status
+    }
+
+    /// Goes on from what an earlier process counted.
+    pub fn restore(&self, earlier: &Status) {
+        let mut inner = self.lock();
+        inner.status.changes_applied = earlier.changes_applied;
+        inner.status.rows_moved = earlier.rows_moved;
+        for table in &mut inner.status.tables {
+            if let Some(known) = earlier.tables.iter().find(|known| known.source == table.source) {
+                table.rows_overtaken = known.rows_overtaken;
+                table.rows_completed = known.rows_completed;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn begin(&self, checkpoint: &Checkpoint) {
+        let mut inner = self.lock();
+        inner.ranges = checkpoint.ranges.iter().map(|r| ((r.table, r.range), (r.rows, r.done))).collect();
+        inner.delivered.clear();
+        inner.status.drained = false;
+        for table in 0..inner.status.tables.len() {
+            inner.count(table);
+        }
+        for (table, reason) in &checkpoint.excluded {
+            inner.status.tables[*table].state = TableState::Failed;
+            inner.status.tables[*table].error = Some(reason.clone());
+        }
+    }
+
+    pub(crate) fn split(&self, table: usize, ranges: impl Iterator<Item = u32>) {
+        let mut inner = self.lock();
+        inner.ranges.retain(|(t, _), _| *t != table);
+        inner.ranges.extend(ranges.map(|range| ((table, range), (0, false))));
+        inner.status.tables[table].error = None;
+        inner.count(table);
+    }
+
+    pub(crate) fn merged(&self, table: usize, overtaken: u64, completed: u64) {
+        let mut inner = self.lock();
+        inner.status.tables[table].rows_overtaken += overtaken;
+        inner.status.tables[table].rows_completed += completed;
+    }
+
+    pub(crate) fn moved(&self) {
+        self.lock().status.rows_moved += 1;
+    }
+
+    pub(crate) fn skipped(&self, table: usize) {
+        self.lock().status.tables[table].state = TableState::Skipped;
+    }
+
+    pub(crate) fn progress(&self, progress: &Progress, changes: &Changes) {
+        let mut inner = self.lock();
+        inner.status.behind = progress.behind;
+        if let Some(last) = changes.transactions().last() {
+            inner.delivered.push_back((last.position.clone(), last.committed_at));
+            inner.status.drained = false;
+        }
+    }
+
+    pub(crate) fn hear(&self, report: &Report) {
+        let mut inner = self.lock();
+        match report {
+            Report::Durable { position, changes, .. } => {
+                inner.status.changes_applied += changes;
+                while inner.delivered.front().is_some_and(|(delivered, _)| delivered <= position) {
+                    if let Some((_, at)) = inner.delivered.pop_front() {
+                        inner.status.applied_until = at;
+                    }
+                }
+                inner.status.drained = inner.delivered.is_empty();
+            }
+            Report::Range(progress) => {
+                let known =
+                    inner.ranges.insert((progress.table, progress.range), (progress.rows, progress.done));
+                inner.status.run_rows += progress.rows.saturating_sub(known.map_or(0, |(rows, _)| rows));
+                inner.count(progress.table);
+            }
+            Report::Holes(holes) => inner.status.rows_awaited += holes.len() as u64,
+            Report::Failed { table, error } => {
+                inner.status.tables[*table].state = TableState::Failed;
+                inner.status.tables[*table].error = Some(error.to_string());
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn count(&mut self, table: usize) {
+        let (mut total, mut done, mut rows) = (0, 0, 0);
+        for (_, (range_rows, range_done)) in self.ranges.range((table, 0)..(table + 1, 0)) {
+            total += 1;
+            done += u64::from(*range_done);
+            rows += range_rows;
+        }
+        let status = &mut self.status.tables[table];
+        status.ranges_total = total;
+        status.ranges_done = done;
+        status.rows_crawled = rows;
+        status.state = match (total, done) {
+            (0, _) => TableState::NotStarted,
+            (total, done) if total == done => TableState::Live,
+            _ => TableState::Crawling,
+        };
+    }
+}

@@ -1,0 +1,87 @@
+//! The engine over stores in memory.
+
+use std::sync::Arc;
+
+use tidegate_core::port::{Route, Store};
+use tidegate_core::{Canonical, Column, FlowName, Shape, SystemClock, TableName, Type, Value};
+use tidegate_flow::{Ended, Flow, Gauge, Options, Until, run_once};
+use tidegate_memory::{MemoryStore, Write};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+fn text(value: &str) -> Value<'static> {
+    Value::Text(value.to_owned().into())
+}
+
+async fn flow(source: &MemoryStore, target: &MemoryStore, tables: &[TableName]) -> Flow {
+    let catalog = source.catalog().await.unwrap();
+    let which = tidegate_core::port::Selection::These(tables.to_vec());
+    let (tables, obstacles) = catalog.describe(&which).await.unwrap();
+    assert!(obstacles.is_empty());
+    let tables: Vec<Arc<_>> = tables.into_iter().map(Arc::new).collect();
+    target.catalog().await.unwrap().create(&tables).await.unwrap();
+    let route = |table: &Arc<tidegate_core::Table>| Route {
+        shape: Shape { table: Arc::clone(table), codec: Arc::new(Canonical) },
+        target: Arc::clone(table),
+    };
+    let mut options = Options::default();
+    options.chunk_rows = 10;
+    Flow {
+        name: FlowName::new("shop").unwrap(),
+        source: Arc::new(source.clone()),
+        target: Arc::new(target.clone()),
+        routes: tables.iter().map(route).collect(),
+        options,
+        clock: SystemClock::shared(),
+    }
+}
+
+async fn catch_up(flow: &Flow) -> Ended {
+    let gauge = Gauge::new(&flow.routes);
+    let (_keep, mut requests) = mpsc::unbounded_channel();
+    run_once(flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_and_changes_arrive_and_a_second_run_goes_on() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    let orders = TableName::new("", "orders");
+    source.create_table(
+        &orders,
+        vec![Column::new("id", Type::Int { bits: 64 }), Column::new("v", Type::Text)],
+        &["id"],
+    );
+    for id in 0..95 {
+        source.transact(&[Write::insert(&orders, [Value::Int(id), text("old")])]).unwrap();
+    }
+    let flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
+    assert_eq!(catch_up(&flow).await, Ended::CaughtUp);
+    assert_eq!(target.rows(&orders), source.rows(&orders));
+
+    source
+        .transact(&[
+            Write::update(&orders, [Value::Int(3)], [(1, text("new"))]),
+            Write::update(&orders, [Value::Int(4)], [(0, Value::Int(400))]),
+            Write::delete(&orders, [Value::Int(5)]),
+            Write::insert(&orders, [Value::Int(500), text("new")]),
+        ])
+        .unwrap();
+    assert_eq!(catch_up(&flow).await, Ended::CaughtUp);
+    assert_eq!(target.rows(&orders), source.rows(&orders));
+    assert_eq!(source.rows(&orders).len(), 95);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_source_is_refused() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    let orders = TableName::new("", "orders");
+    source.create_table(&orders, vec![Column::new("id", Type::Int { bits: 64 })], &["id"]);
+    let flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
+    catch_up(&flow).await;
+    source.replace_identity("restored");
+    let gauge = Gauge::new(&flow.routes);
+    let (_keep, mut requests) = mpsc::unbounded_channel();
+    let error =
+        run_once(&flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.code().name(), "source-replaced");
+}
