@@ -48,7 +48,7 @@ impl Catalog for MemoryStore {
     }
 
     async fn capture(&self, _: &FlowName, _: &[Arc<Table>]) -> Result<Position> {
-        Ok(self.lock().frontier())
+        Ok(self.lock().seen_frontier())
     }
 
     async fn clean(&self, _: &FlowName) -> Result<()> {

@@ -250,6 +250,12 @@ impl Inner {
         Position::from_u64(self.log.len() as u64)
     }
 
+    /// The place in the log before which everything is seen.
+    pub(crate) fn seen_frontier(&self) -> Position {
+        let seen = self.log.iter().position(|logged| self.hidden.contains_key(&logged.mark));
+        Position::from_u64(seen.unwrap_or(self.log.len()) as u64)
+    }
+
     pub(crate) fn held(&self, table: &TableName) -> Result<&Held> {
         self.tables
             .get(table)

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::coalesce::Coalescer;
 use crate::options::Options;
+use crate::plant::{self, Bug};
 
 /// Work, in the order in which it has to reach the target.
 #[derive(Debug)]
@@ -113,8 +114,9 @@ impl Applier {
                 self.flush(None).await?;
                 self.excluded.remove(&table);
                 // What an earlier crawl wrote may be gone from the source by now.
+                let truncate = self.copied.contains(&table) && !plant::is(Bug::RecopyKeepsRows);
                 let part =
-                    TableBatch { table, truncate: self.copied.contains(&table), ..TableBatch::default() };
+                    TableBatch { table, truncate, ..TableBatch::default() };
                 let commit = Commit { ranges, forget: vec![table], ..Commit::default() };
                 self.copied.insert(table);
                 self.apply(Batch { tables: vec![part] }, Some(commit)).await

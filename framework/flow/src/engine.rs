@@ -116,30 +116,36 @@ pub async fn run_once(
 
     let lines = Lines { work, orders, want, acknowledge };
     let mut sequencer = Sequencer::new(flow, gauge, flow.source.crawler().await?, &checkpoint, lines);
-    sequencer.start().await?;
-
-    let mut tick_at = flow.clock.elapsed();
-    let ended = loop {
-        let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break Ended::Stopped,
-            Some(result) = scope.next() => {
-                result?;
-                return Err(Error::new(code::INTERNAL, "a part of the flow ended before the flow"));
+    let drive = async {
+        sequencer.start().await?;
+        let mut tick_at = flow.clock.elapsed();
+        loop {
+            let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Ended::Stopped),
+                Some(report) = report_out.recv() => sequencer.hear(report).await?,
+                Some(request) = requests.recv() => sequencer.heed(request).await?,
+                Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
+                () = flow.clock.sleep(until_tick) => {
+                    tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
+                    sequencer.tick().await?;
+                }
+                Some(delivered) = deliver_out.recv() => sequencer.deliver(delivered).await?,
             }
-            Some(report) = report_out.recv() => sequencer.hear(report).await?,
-            Some(request) = requests.recv() => sequencer.heed(request).await?,
-            Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
-            () = flow.clock.sleep(until_tick) => {
-                tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
-                sequencer.tick().await?;
+            if until == Until::CaughtUp && sequencer.has_caught_up().await? {
+                return Ok(Ended::CaughtUp);
             }
-            Some(delivered) = deliver_out.recv() => sequencer.deliver(delivered).await?,
         }
-        if until == Until::CaughtUp && sequencer.has_caught_up().await? {
-            break Ended::CaughtUp;
+    };
+    let ended = tokio::select! {
+        biased;
+        // The error of a part is the cause; that others miss it is only what follows.
+        Some(result) = scope.next() => {
+            result?;
+            return Err(Error::new(code::INTERNAL, "a part of the flow ended before the flow"));
         }
+        ended = drive => ended?,
     };
 
     // Drain: nothing new is read; what is on its way arrives at the target and is checkpointed there.

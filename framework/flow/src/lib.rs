@@ -9,6 +9,7 @@ pub mod coalesce;
 mod crawl;
 pub mod engine;
 pub mod options;
+pub mod plant;
 mod sequencer;
 pub mod status;
 pub mod window;

@@ -13,6 +13,7 @@ use crate::apply::{Report, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
 use crate::engine::{Flow, Request};
+use crate::plant::{self, Bug};
 use crate::status::Gauge;
 use crate::window::Window;
 
@@ -56,8 +57,10 @@ pub(crate) struct Sequencer<'a> {
     excluded: BTreeSet<usize>,
     paused: BTreeSet<usize>,
     paused_all: bool,
-    /// No read may begin until the source is seen to show everything delivered.
-    hold_reads: bool,
+    /// No read may begin until the source shows every change up to here: those are not in the window.
+    hold: Option<Position>,
+    /// The transaction that goes on is not wholly in the window either.
+    hold_open: bool,
     /// Chunks in the order in which they were read.
     waiting: Vec<Waiting>,
     reads: usize,
@@ -94,7 +97,9 @@ impl<'a> Sequencer<'a> {
             excluded: checkpoint.excluded.iter().map(|(table, _)| *table).collect(),
             paused: BTreeSet::new(),
             paused_all: false,
-            hold_reads: false,
+            // What came before is in the target, or was truncated there since. It is not merged: it has to be seen.
+            hold: (!plant::is(Bug::StaleWindowAfterCrash)).then(|| checkpoint.position.clone()),
+            hold_open: false,
             waiting: Vec::new(),
             reads: 0,
             given_up: 0,
@@ -138,7 +143,7 @@ impl<'a> Sequencer<'a> {
         let limit = self.flow.options.workers.max(1) * 2;
         while self.reads + self.waiting.len() < limit
             && self.reads < self.flow.options.workers.max(1)
-            && !self.hold_reads
+            && self.hold.is_none()
             && !self.paused_all
             && self.window.bytes() <= self.flow.options.window_bytes / 2
             && self.flow.clock.elapsed() >= self.next_read_at
@@ -160,6 +165,7 @@ impl<'a> Sequencer<'a> {
         let ReadDone { order, chunk, rows } = done;
         self.reads -= 1;
         self.window.saw(&chunk.as_of);
+        self.end_hold();
         if order.read < self.given_up || self.excluded.contains(&order.table) {
             self.window.end_read(order.read);
         } else if let Some(progress) = self.ledger.read(&order, chunk.next, rows.len()) {
@@ -178,7 +184,10 @@ impl<'a> Sequencer<'a> {
     /// Merges the chunks whose barrier the feed has passed, in the order in which they were read.
     async fn merge_what_is_ready(&mut self) -> Result<()> {
         while !self.in_transaction
-            && self.waiting.first().is_some_and(|first| first.as_of.barrier <= self.delivered)
+            && self
+                .waiting
+                .first()
+                .is_some_and(|first| first.as_of.barrier <= self.delivered || plant::is(Bug::NoBarrier))
         {
             let Waiting { read, as_of, rows, progress } = self.waiting.remove(0);
             let table = progress.table;
@@ -206,8 +215,12 @@ impl<'a> Sequencer<'a> {
         self.gauge.progress(&progress, &changes);
         if !changes.transactions().is_empty() {
             let changes = Arc::new(self.complete_moves(changes).await?);
-            let keep = self.is_crawling() && !self.hold_reads;
-            self.window.deliver(&changes, keep);
+            self.window.deliver(&changes, self.is_crawling());
+            if let Some(transaction) = changes.transactions().iter().find(|transaction| transaction.ends)
+                && std::mem::take(&mut self.hold_open)
+            {
+                self.hold = Some(transaction.position.clone());
+            }
             self.in_transaction = changes.transactions().last().is_some_and(|transaction| !transaction.ends);
             // What the target has already is only for the window.
             let known = |transaction: &Transaction| transaction.position <= self.resumed_at;
@@ -217,12 +230,16 @@ impl<'a> Sequencer<'a> {
             }
         }
         self.delivered = progress.position;
+        if plant::is(Bug::AcknowledgeDelivered) {
+            self.lines.acknowledge.send_replace(Some(self.delivered.clone()));
+        }
         if self.window.bytes() > self.flow.options.window_bytes {
             self.give_up_reads();
         }
         if self.goal.is_some() {
             self.send_reached().await?;
         }
+        self.end_hold();
         self.merge_what_is_ready().await?;
         self.order_reads().await
     }
@@ -243,7 +260,13 @@ impl<'a> Sequencer<'a> {
             self.ledger.give_up(table);
         }
         self.window.clear();
-        self.hold_reads = true;
+        self.hold_reads();
+    }
+
+    /// No read begins before the source shows everything delivered so far.
+    fn hold_reads(&mut self) {
+        self.hold = Some(self.delivered.clone().max(self.resumed_at.clone()));
+        self.hold_open = self.in_transaction;
     }
 
     /// An update that changed the key and left columns out cannot be written where the new key has no row. The row
@@ -253,7 +276,7 @@ impl<'a> Sequencer<'a> {
             let change = changes.change(at);
             change.op == Op::Update && change.old_key.is_some() && change.row.is_some_and(Row::is_partial)
         };
-        if !(0..changes.count()).any(is_partial_move) {
+        if !(0..changes.count()).any(is_partial_move) || plant::is(Bug::MovesNotCompleted) {
             return Ok(changes);
         }
         let mut out = Changes::new();
@@ -379,7 +402,7 @@ impl<'a> Sequencer<'a> {
                 self.ledger.forget(table);
                 self.excluded.remove(&table);
                 // From here on its changes are kept; what was delivered before has to be shown by its first read.
-                self.hold_reads = true;
+                self.hold_reads();
                 self.goal = None;
                 self.split(table).await?;
             }
@@ -389,15 +412,20 @@ impl<'a> Sequencer<'a> {
 
     /// Regularly: looks at the present instant, checkpoints progress without changes, lets the source forget.
     pub(crate) async fn tick(&mut self) -> Result<()> {
-        if !self.window.is_seen() || self.hold_reads {
+        if !self.window.is_seen() {
             let as_of = self.asker.as_of().await?;
             self.window.saw(&as_of);
         }
-        if self.hold_reads && self.window.is_seen() && !self.in_transaction {
-            self.hold_reads = false;
-        }
+        self.end_hold();
         self.send_reached().await?;
         self.order_reads().await
+    }
+
+    fn end_hold(&mut self) {
+        let seen = |upto: &Position| self.delivered >= *upto && self.window.is_seen_to(upto);
+        if !self.hold_open && self.hold.as_ref().is_some_and(seen) {
+            self.hold = None;
+        }
     }
 
     /// Checkpoints how far the feed is although there were no changes, and where a restart would replay from.

@@ -17,6 +17,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::plant::{self, Bug};
+
 use tidegate_core::{AsOf, Cell, Changes, Mark, Op, Position, Result, Row, Rows, Shape};
 
 /// What a chunk has become.
@@ -112,8 +114,13 @@ impl Window {
         self.unseen.is_empty()
     }
 
-    /// Forgets the changes it keeps. Reads under way must be given up, and none may begin until
-    /// [`Window::is_seen`].
+    /// Whether every transaction up to there is shown by whoever reads the source now.
+    pub fn is_seen_to(&self, upto: &Position) -> bool {
+        self.unseen.front().is_none_or(|(_, position)| position > upto)
+    }
+
+    /// Forgets the changes it keeps. Reads under way must be given up, and none may begin until what was delivered
+    /// so far [is seen](Window::is_seen_to).
     pub fn clear(&mut self) {
         self.segments.clear();
         self.bytes = 0;
@@ -154,7 +161,7 @@ impl Window {
     pub fn overlay(&self, table: usize, shape: &Shape, rows: Rows, as_of: &AsOf) -> Result<Merged> {
         let fates = self.fates(table, shape, as_of)?;
         let mut merged = Merged { rows, overtaken: 0, completed: 0 };
-        if fates.keys.is_empty() && !fates.truncated {
+        if fates.keys.is_empty() && !fates.truncated || plant::is(Bug::NoOverlay) {
             return Ok(merged);
         }
         let chunk = std::mem::take(&mut merged.rows);
@@ -189,6 +196,9 @@ impl Window {
             newer.flat_map(|transaction| segment.of(transaction))
         });
         for change in newer.filter(|change| change.table == table) {
+            if change.op == Op::Delete && plant::is(Bug::WindowForgetsDeletes) {
+                continue;
+            }
             if change.op == Op::Truncate {
                 fates.keys.clear();
                 fates.truncated = true;

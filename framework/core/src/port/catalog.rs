@@ -64,6 +64,7 @@ pub struct Fit {
 /// # Contract
 /// 1. `describe` changes nothing and names every obstacle; a table with an obstacle is still described.
 /// 2. `capture` is repeatable: after a kill at any point, asking again gives the same capture or a named error.
+///    Every change before the position it gives is seen by readers; every later one is kept.
 /// 3. `capture` never publishes or alters a table with an obstacle.
 /// 4. `create` is repeatable and refuses a target that exists with another shape.
 /// 5. `clean` removes everything that `capture` made for this flow and nothing else; it is repeatable.

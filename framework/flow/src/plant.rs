@@ -1,0 +1,51 @@
+//! Bugs planted on purpose, to show that the proofs would find them. Only the feature `planted-bugs` makes them
+//! reachable; without it every question here is answered "no" at compile time.
+
+/// A bug that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bug {
+    /// Chunk rows are written as they were read.
+    NoOverlay,
+    /// The window does not keep deletes.
+    WindowForgetsDeletes,
+    /// After a restart the feed is opened at the checkpoint, and the window that was lost is not rebuilt.
+    StaleWindowAfterCrash,
+    /// A chunk is merged at once, before the feed has passed its barrier.
+    NoBarrier,
+    /// The source may forget what was delivered, before it is in the target.
+    AcknowledgeDelivered,
+    /// A row whose key moved keeps its unsent columns unsent.
+    MovesNotCompleted,
+    /// A table that is crawled anew keeps its old rows.
+    RecopyKeepsRows,
+}
+
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use std::cell::Cell;
+
+    use super::Bug;
+
+    std::thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Plants a bug for everything that runs on this thread, or removes it.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    pub(crate) fn is(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub(crate) use planted::is;
+#[cfg(feature = "planted-bugs")]
+pub use planted::plant;
+
+#[cfg(not(feature = "planted-bugs"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,35 @@
+//! The bugs that a proof has to catch: those in the engine, and those of an adapter.
+
+use tidegate_flow::plant::Bug;
+
+/// A bug of an adapter, planted at the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PortBug {
+    /// A log position is taken for the proof of what a chunk shows.
+    PlainWatermark,
+    /// A cell that was not sent is delivered as null.
+    UnchangedAsNull,
+    /// The checkpoint is durable before the effect.
+    CheckpointBeforeEffect,
+}
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plant {
+    Engine(Bug),
+    Port(PortBug),
+}
+
+/// All of them, with the names that reports use.
+pub(crate) const PLANTS: &[(&str, Plant)] = &[
+    ("no overlay", Plant::Engine(Bug::NoOverlay)),
+    ("window forgets deletes", Plant::Engine(Bug::WindowForgetsDeletes)),
+    ("stale window after crash", Plant::Engine(Bug::StaleWindowAfterCrash)),
+    ("no barrier", Plant::Engine(Bug::NoBarrier)),
+    ("acknowledge what is only delivered", Plant::Engine(Bug::AcknowledgeDelivered)),
+    ("moves not completed", Plant::Engine(Bug::MovesNotCompleted)),
+    ("recopy keeps rows", Plant::Engine(Bug::RecopyKeepsRows)),
+    ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
+    ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),
+    ("checkpoint before effect", Plant::Port(PortBug::CheckpointBeforeEffect)),
+];

@@ -1,0 +1,275 @@
+//! Simulated histories: the real engine over model stores, a fault at every port call, replayable from one number.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::Kind;
+use tidegate_core::port::{Route, Selection, Store};
+use tidegate_core::{Canonical, FlowName, Shape, SystemClock, Table};
+use tidegate_flow::plant::plant;
+use tidegate_flow::{Ended, Flow, Gauge, Options, Request, TableState, Until, run_once};
+use tidegate_memory::MemoryStore;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::fault::FaultyStore;
+use crate::plant::{PLANTS, Plant, PortBug};
+use crate::world::{Coverage, Difference, Shared, World};
+
+/// Runs of one history before it counts as stuck.
+const RUNS_MAX: usize = 60;
+
+/// How a history ended.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Equal,
+    Different(Difference),
+    /// It stopped with an error although nothing was wrong, or did not end.
+    Stuck(String),
+}
+
+/// The sum of many histories.
+#[derive(Debug, Default, serde::Serialize)]
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) n: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) diverged: u64,
+    pub(crate) stuck: u64,
+    /// The first seeds that went wrong, with what happened.
+    pub(crate) red: Vec<(u64, String)>,
+    pub(crate) coverage: BTreeMap<String, u64>,
+    pub(crate) planted: BTreeMap<String, bool>,
+}
+
+impl Report {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.red.is_empty()
+    }
+
+    fn add(&mut self, seed: u64, verdict: &Verdict, coverage: &Coverage) {
+        self.n += 1;
+        for (what, times) in coverage {
+            *self.coverage.entry((*what).to_owned()).or_default() += times;
+        }
+        let what = match verdict {
+            Verdict::Equal => return,
+            Verdict::Different(found) => {
+                self.lost += u64::from(found.lost > 0);
+                self.duplicated += u64::from(found.duplicated > 0);
+                self.diverged += u64::from(found.diverged > 0);
+                format!("{found:?}")
+            }
+            Verdict::Stuck(what) => {
+                self.stuck += 1;
+                what.clone()
+            }
+        };
+        if self.red.len() < 10 {
+            self.red.push((seed, what));
+        }
+    }
+
+    fn merge(&mut self, other: Report) {
+        self.n += other.n;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.diverged += other.diverged;
+        self.stuck += other.stuck;
+        self.red.extend(other.red);
+        for (what, times) in other.coverage {
+            *self.coverage.entry(what).or_default() += times;
+        }
+    }
+}
+
+/// Runs `n` histories from a seed on, on as many threads as there are cores.
+pub(crate) fn run(seed: u64, n: u64, planted: Option<Plant>) -> Report {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let mut report = Report { seed, ..Report::default() };
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut report = Report::default();
+                    for seed in (seed..seed + n).skip(usize::try_from(thread).unwrap_or(0)).step_by(
+                        usize::try_from(threads).unwrap_or(1),
+                    ) {
+                        let (verdict, coverage) = history(seed, planted);
+                        report.add(seed, &verdict, &coverage);
+                    }
+                    report
+                })
+            })
+            .collect();
+        for part in parts {
+            match part.join() {
+                Ok(part) => report.merge(part),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+    });
+    report.red.sort();
+    report
+}
+
+/// Looks for each planted bug, up to `n` histories each.
+pub(crate) fn hunt(seed: u64, n: u64) -> BTreeMap<String, bool> {
+    let found = |planted| (seed..seed + n).any(|seed| !matches!(history(seed, Some(planted)).0, Verdict::Equal));
+    PLANTS.iter().map(|(name, planted)| ((*name).to_owned(), found(*planted))).collect()
+}
+
+/// One history: everything that happens follows from the seed.
+pub(crate) fn history(seed: u64, planted: Option<Plant>) -> (Verdict, Coverage) {
+    let engine_bug = if let Some(Plant::Engine(bug)) = planted { Some(bug) } else { None };
+    let port_bug = if let Some(Plant::Port(bug)) = planted { Some(bug) } else { None };
+    plant(engine_bug);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let outcome = runtime.map(|runtime| runtime.block_on(live(seed, port_bug)));
+    plant(None);
+    outcome.unwrap_or_else(|e| (Verdict::Stuck(format!("no runtime: {e}")), Coverage::new()))
+}
+
+async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
+    let (source, target) = (MemoryStore::new("source"), MemoryStore::new("target"));
+    let world = Shared::new(World::new(seed, &source));
+    let flow = match prepare(&source, &target, &world, bug).await {
+        Ok(flow) => flow,
+        Err(e) => return (Verdict::Stuck(format!("{e:?}")), Coverage::new()),
+    };
+    let gauge = Gauge::new(&flow.routes);
+    let verdict = match drive(&flow, &gauge, &world).await {
+        Err(stuck) => Verdict::Stuck(stuck),
+        Ok(()) => {
+            let mut world = world.lock();
+            let honest = world.compare(&source);
+            let found = world.compare(&target);
+            let status = gauge.read(flow.clock.as_ref());
+            for (what, times) in [
+                ("chunk row overtaken", status.tables.iter().map(|t| t.rows_overtaken).sum()),
+                ("chunk row completed", status.tables.iter().map(|t| t.rows_completed).sum()),
+                ("key change completed", status.rows_moved),
+                ("update before its row", status.rows_awaited),
+            ] {
+                *world.coverage.entry(what).or_default() += times;
+            }
+            if honest != Difference::default() {
+                Verdict::Stuck(format!("the model differs from the ledger: {honest:?}"))
+            } else if found == Difference::default() {
+                Verdict::Equal
+            } else {
+                Verdict::Different(found)
+            }
+        }
+    };
+    let coverage = std::mem::take(&mut world.lock().coverage);
+    (verdict, coverage)
+}
+
+async fn prepare(
+    source: &MemoryStore,
+    target: &MemoryStore,
+    world: &Shared,
+    bug: Option<PortBug>,
+) -> tidegate_core::Result<Flow> {
+    let names = world.lock().tables().to_vec();
+    let (tables, _) = source.catalog().await?.describe(&Selection::These(names)).await?;
+    let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
+    target.catalog().await?.create(&tables).await?;
+    let route = |table: &Arc<Table>| Route {
+        shape: Shape { table: Arc::clone(table), codec: Arc::new(Canonical) },
+        target: Arc::clone(table),
+    };
+    let mut options = Options::default();
+    {
+        let rng = &mut world.lock().rng;
+        options.chunk_rows = rng.usize(1..6);
+        options.workers = rng.usize(1..4);
+        options.ranges_per_worker = rng.usize(1..3);
+        options.batch_changes = rng.usize(1..20);
+        // Sometimes so small that reads have to be given up.
+        options.window_bytes = if rng.u8(0..4) == 0 { 200 } else { 1 << 20 };
+        options.acknowledge_every = Duration::from_millis(rng.u64(1..200));
+    }
+    let wrap = |inner: &MemoryStore| -> Arc<dyn Store> {
+        Arc::new(FaultyStore { inner: Arc::new(inner.clone()), world: world.clone(), bug })
+    };
+    Ok(Flow {
+        name: FlowName::new("sim")?,
+        source: wrap(source),
+        target: wrap(target),
+        routes: tables.iter().map(route).collect(),
+        options,
+        clock: SystemClock::shared(),
+    })
+}
+
+/// Starts run after run, as a supervisor would, until one has caught up in a world that has come to rest.
+async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String> {
+    let mut at_rest = false;
+    for run in 0..RUNS_MAX {
+        let (ask, mut requests) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        {
+            let mut world = world.lock();
+            at_rest = at_rest || run > 10;
+            if at_rest {
+                world.settle();
+            }
+            if world.faults_left > 0 && world.rng.u8(0..6) == 0 {
+                world.faults_left -= 1;
+                world.count("table crawled anew");
+                let table = world.rng.usize(..flow.routes.len());
+                let _ = ask.send(Request::Recopy(table));
+            }
+        }
+        let late = {
+            let mut world = world.lock();
+            (world.faults_left > 0 && world.rng.u8(0..6) == 0).then(|| {
+                world.faults_left -= 1;
+                world.count("told to stop");
+                Duration::from_millis(world.rng.u64(0..300))
+            })
+        };
+        let stopper = async {
+            match late {
+                Some(late) => {
+                    tokio::time::sleep(late).await;
+                    stop.cancel();
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let running = tokio::time::timeout(
+            Duration::from_secs(600),
+            run_once(flow, Until::CaughtUp, gauge, &mut requests, &stop),
+        );
+        tokio::pin!(running);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => ended,
+            () = stopper => running.await,
+        };
+        match ended {
+            Err(_) => return Err("a run did not end".to_owned()),
+            Ok(Ok(Ended::Stopped)) => {}
+            Ok(Ok(Ended::CaughtUp)) => {
+                if let Some(table) =
+                    gauge.read(flow.clock.as_ref()).tables.into_iter().find(|t| t.state == TableState::Failed)
+                {
+                    return Err(format!("a table stopped: {:?}", table.error));
+                }
+                // It has caught up with a world that may have gone on since: once more with one at rest.
+                if at_rest {
+                    return Ok(());
+                }
+                at_rest = true;
+            }
+            Ok(Err(e)) if matches!(e.kind(), Kind::Unreachable) => world.lock().count("run broke and another began"),
+            Ok(Err(e)) => return Err(format!("{e:?}")),
+        }
+    }
+    Err("no run caught up".to_owned())
+}

@@ -1,0 +1,210 @@
+//! The source under a random workload, and the ledger that knows the right answer.
+//!
+//! The ledger shares no code with the store: it keeps every acknowledged write in the order of the log.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fastrand::Rng;
+use tidegate_core::{Column, Mark, TableName, Type, Value};
+use tidegate_memory::{MemoryStore, Write};
+
+/// Keys are few, so that everything happens to the same rows.
+const KEYS: i64 = 12;
+
+/// A row as the ledger has it: a small value and a large one that updates may leave out of the log.
+pub(crate) type Row = (Option<i64>, Option<String>);
+
+/// How often rare things happened. A proof counts only if each did.
+pub(crate) type Coverage = BTreeMap<&'static str, u64>;
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) rng: Rng,
+    pub(crate) coverage: Coverage,
+    source: MemoryStore,
+    tables: Vec<TableName>,
+    ledger: Vec<BTreeMap<i64, Row>>,
+    writes_left: usize,
+    pub(crate) faults_left: usize,
+    unseen: Vec<Mark>,
+    version: i64,
+}
+
+/// The world, shared by everything that makes time pass in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    pub(crate) fn new(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, source: &MemoryStore) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let tables: Vec<_> = (0..rng.usize(1..=2)).map(|n| TableName::new("", format!("t{n}"))).collect();
+        for table in &tables {
+            let columns = vec![
+                Column::new("id", Type::Int { bits: 64 }),
+                Column::new("small", Type::Int { bits: 64 }),
+                Column::new("large", Type::Text),
+            ];
+            source.create_table(table, columns, &["id"]);
+            source.leave_out_unchanged(table, 2);
+        }
+        let mut world = Self {
+            coverage: Coverage::new(),
+            source: source.clone(),
+            ledger: tables.iter().map(|_| BTreeMap::new()).collect(),
+            tables,
+            writes_left: 0,
+            faults_left: rng.usize(0..6),
+            unseen: Vec::new(),
+            version: 0,
+            rng,
+        };
+        // What is there before the flow begins.
+        world.writes_left = world.rng.usize(0..30);
+        while world.writes_left > 0 {
+            world.write();
+        }
+        world.writes_left = world.rng.usize(5..60);
+        world
+    }
+
+    pub(crate) fn tables(&self) -> &[TableName] {
+        &self.tables
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.coverage.entry(what).or_default() += 1;
+    }
+
+    /// Time passes: others write, and commits become seen.
+    pub(crate) fn step(&mut self) {
+        for _ in 0..self.rng.usize(0..3) {
+            if self.writes_left > 0 {
+                self.write();
+            }
+        }
+        if !self.unseen.is_empty() && (self.rng.u8(0..4) == 0 || self.writes_left == 0) {
+            let mark = self.unseen.swap_remove(self.rng.usize(..self.unseen.len()));
+            self.source.reveal(mark);
+        }
+    }
+
+    fn write(&mut self) {
+        self.writes_left -= 1;
+        let table = self.rng.usize(..self.tables.len());
+        let mut rows = self.ledger[table].clone();
+        let mut writes = Vec::new();
+        for _ in 0..self.rng.usize(1..4) {
+            writes.push(self.one_write(table, &mut rows));
+        }
+        let logged = if self.rng.u8(0..3) == 0 {
+            let logged = self.source.log_unseen(&writes);
+            if let Ok(mark) = &logged {
+                self.unseen.push(*mark);
+                self.count("commit logged before it was seen");
+            }
+            logged
+        } else {
+            self.source.transact(&writes)
+        };
+        // A row locked by a commit not yet seen: the writer gives up. Any other refusal is a fault of this model.
+        match logged {
+            Ok(_) => self.ledger[table] = rows,
+            Err(e) => assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}"),
+        }
+    }
+
+    fn one_write(&mut self, table: usize, rows: &mut BTreeMap<i64, Row>) -> Write {
+        let name = self.tables[table].clone();
+        let id = self.rng.i64(0..KEYS);
+        self.version += 1;
+        let version = self.version;
+        let small = Value::Int(version);
+        let large = format!("large {version}");
+        let Some(row) = rows.get(&id).cloned() else {
+            rows.insert(id, (Some(version), Some(large.clone())));
+            return Write::insert(&name, [Value::Int(id), small, Value::Text(large.into())]);
+        };
+        let free: Vec<i64> = (0..KEYS).filter(|id| !rows.contains_key(id)).collect();
+        match self.rng.u8(0..20) {
+            0 => {
+                self.count("truncate");
+                rows.clear();
+                Write::truncate(&name)
+            }
+            1..=5 => {
+                rows.remove(&id);
+                Write::delete(&name, [Value::Int(id)])
+            }
+            6..=8 if !free.is_empty() => {
+                let to = free[self.rng.usize(..free.len())];
+                rows.remove(&id);
+                rows.insert(to, (Some(version), row.1));
+                self.count("key change that leaves a column out");
+                Write::update(&name, [Value::Int(id)], [(0, Value::Int(to)), (1, small)])
+            }
+            9..=13 => {
+                rows.insert(id, (Some(version), row.1));
+                Write::update(&name, [Value::Int(id)], [(1, small)])
+            }
+            14 => {
+                rows.insert(id, (None, None));
+                Write::update(&name, [Value::Int(id)], [(1, Value::Null), (2, Value::Null)])
+            }
+            _ => {
+                rows.insert(id, (row.0, Some(large.clone())));
+                Write::update(&name, [Value::Int(id)], [(2, Value::Text(large.into()))])
+            }
+        }
+    }
+
+    /// Ends all that others do, and what they began.
+    pub(crate) fn settle(&mut self) {
+        self.writes_left = 0;
+        self.faults_left = 0;
+        for mark in std::mem::take(&mut self.unseen) {
+            self.source.reveal(mark);
+        }
+    }
+
+    /// Compares a store with the ledger: rows lost, not there in the ledger, and different.
+    pub(crate) fn compare(&self, store: &MemoryStore) -> Difference {
+        let mut found = Difference::default();
+        for (name, expected) in self.tables.iter().zip(&self.ledger) {
+            let rows: BTreeMap<i64, Row> = store.rows(name).iter().filter_map(|row| read(row)).collect();
+            for (id, row) in expected {
+                match rows.get(id) {
+                    None => found.lost += 1,
+                    Some(other) if other != row => found.diverged += 1,
+                    Some(_) => {}
+                }
+            }
+            found.duplicated += rows.keys().filter(|id| !expected.contains_key(id)).count() as u64;
+        }
+        found
+    }
+}
+
+fn read(row: &[Value<'static>]) -> Option<(i64, Row)> {
+    let int = |value: &Value<'_>| if let Value::Int(v) = value { Some(*v) } else { None };
+    let text = |value: &Value<'_>| if let Value::Text(v) = value { Some(v.to_string()) } else { None };
+    Some((int(&row[0])?, (int(&row[1]), text(&row[2]))))
+}
+
+/// What a comparison with the ledger found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) diverged: u64,
+}
