@@ -19,8 +19,10 @@ pub(crate) enum Work {
     Changes { changes: Arc<Changes>, first: usize },
     /// A merged chunk.
     Chunk { table: usize, rows: Rows, progress: RangeProgress, fresh: bool },
-    /// New ranges of a table, before any of its chunks. It takes part again if it did not.
-    Ranges { table: usize, ranges: Vec<RangeProgress> },
+    /// A table begins anew, with no rows and no ranges. It takes part again if it did not.
+    Restart { table: usize },
+    /// New ranges of a table, before any of its chunks.
+    Ranges { ranges: Vec<RangeProgress> },
     /// There are no changes up to here, and a restart may replay from there.
     Reached { position: Position, replay: Position },
     /// This table is left out from now on.
@@ -46,8 +48,6 @@ pub(crate) struct Applier {
     options: Options,
     coalescer: Coalescer,
     excluded: BTreeSet<usize>,
-    /// Tables that were crawled before, wholly or in part.
-    copied: BTreeSet<usize>,
     /// Where the last whole transaction taken by the coalescer ends.
     position: Option<Position>,
     /// The sink holds a piece of a transaction that has not ended.
@@ -61,11 +61,10 @@ impl Applier {
         routes: Vec<Route>,
         options: Options,
         excluded: BTreeSet<usize>,
-        copied: BTreeSet<usize>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         let coalescer = Coalescer::new(routes.iter().map(|route| route.shape.clone()).collect());
-        Self { sink, routes, options, coalescer, excluded, copied, position: None, open: false, reports }
+        Self { sink, routes, options, coalescer, excluded, position: None, open: false, reports }
     }
 
     pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
@@ -110,16 +109,19 @@ impl Applier {
                 }
                 Ok(())
             }
-            Work::Ranges { table, ranges } => {
+            Work::Restart { table } => {
                 self.flush(None).await?;
                 self.excluded.remove(&table);
                 // What an earlier crawl wrote may be gone from the source by now.
-                let truncate = self.copied.contains(&table) && !plant::is(Bug::RecopyKeepsRows);
-                let part =
-                    TableBatch { table, truncate, ..TableBatch::default() };
-                let commit = Commit { ranges, forget: vec![table], ..Commit::default() };
-                self.copied.insert(table);
+                let truncate = !plant::is(Bug::RecopyKeepsRows);
+                let part = TableBatch { table, truncate, ..TableBatch::default() };
+                let commit = Commit { forget: vec![table], ..Commit::default() };
                 self.apply(Batch { tables: vec![part] }, Some(commit)).await
+            }
+            Work::Ranges { ranges } => {
+                self.flush(None).await?;
+                let commit = Commit { ranges, ..Commit::default() };
+                self.apply(Batch::default(), Some(commit)).await
             }
             Work::Reached { position, replay } => {
                 if !self.open {

@@ -159,13 +159,14 @@ impl Ledger {
         self.ranges.iter().position(|e| e.durable.table == table && e.durable.range == range)
     }
 
-    /// Whether all ranges of a table are in the target.
-    pub(crate) fn is_done(&self, table: usize) -> bool {
-        self.of(table).all(|progress| progress.done)
+    /// Whether a table was cut into ranges.
+    pub(crate) fn is_split(&self, table: usize) -> bool {
+        self.ranges.iter().any(|entry| entry.durable.table == table)
     }
 
-    pub(crate) fn of(&self, table: usize) -> impl Iterator<Item = &RangeProgress> {
-        self.ranges.iter().map(|entry| &entry.durable).filter(move |progress| progress.table == table)
+    /// Whether all ranges of a table are in the target.
+    pub(crate) fn is_done(&self, table: usize) -> bool {
+        self.ranges.iter().filter(|entry| entry.durable.table == table).all(|entry| entry.durable.done)
     }
 }
 

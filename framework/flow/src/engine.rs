@@ -103,8 +103,7 @@ pub async fn run_once(
     let stop_capture = CancellationToken::new();
 
     let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
-    let copied = checkpoint.ranges.iter().map(|range| range.table).collect();
-    let applier = Applier::new(sink, flow.routes.clone(), flow.options.clone(), excluded, copied, report_in);
+    let applier = Applier::new(sink, flow.routes.clone(), flow.options.clone(), excluded, report_in);
     scope.spawn(applier.run(work_out));
     scope.spawn(capture(feed, want_out, acknowledge_out, deliver_in, stop_capture.clone()));
     let orders_out = Arc::new(Mutex::new(orders_out));

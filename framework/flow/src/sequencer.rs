@@ -110,22 +110,20 @@ impl<'a> Sequencer<'a> {
         }
     }
 
-    /// Cuts tables that have no ranges yet, and orders the first reads.
+    /// Orders the first reads.
     pub(crate) async fn start(&mut self) -> Result<()> {
-        for table in 0..self.flow.routes.len() {
-            if self.ledger.of(table).next().is_none() && !self.excluded.contains(&table) {
-                self.split(table).await?;
-            }
-        }
+        self.end_hold();
         self.order_reads().await
     }
 
+    /// Cuts a table into ranges. Their bounds are what readers see: everything that the window will not have has to
+    /// be seen by then.
     async fn split(&mut self, table: usize) -> Result<()> {
         let parts = self.flow.options.workers.max(1) * self.flow.options.ranges_per_worker.max(1);
         let ranges = self.asker.split(&self.flow.routes[table].shape.table, parts).await?;
         let ranges = self.ledger.add(table, ranges);
         self.gauge.split(table, ranges.iter().map(|range| range.range));
-        self.send(Work::Ranges { table, ranges }).await
+        self.send(Work::Ranges { ranges }).await
     }
 
     async fn send(&self, work: Work) -> Result<()> {
@@ -139,6 +137,11 @@ impl<'a> Sequencer<'a> {
 
     /// Orders as many reads as may be under way.
     async fn order_reads(&mut self) -> Result<()> {
+        for table in 0..self.flow.routes.len() {
+            if self.hold.is_none() && !self.ledger.is_split(table) && !self.excluded.contains(&table) {
+                self.split(table).await?;
+            }
+        }
         // One chunk a worker is read while another one waits or is written.
         let limit = self.flow.options.workers.max(1) * 2;
         while self.reads + self.waiting.len() < limit
@@ -348,7 +351,7 @@ impl<'a> Sequencer<'a> {
     /// An update met no row. While a table is crawled its chunk has the row still to come; afterwards somebody took
     /// it from the target, unless it is gone from the source as well.
     async fn judge_hole(&mut self, table: usize, key: Key) -> Result<()> {
-        if self.excluded.contains(&table) || !self.ledger.is_done(table) {
+        if self.excluded.contains(&table) || !self.ledger.is_split(table) || !self.ledger.is_done(table) {
             return Ok(());
         }
         let shape = &self.flow.routes[table].shape;
@@ -404,7 +407,8 @@ impl<'a> Sequencer<'a> {
                 // From here on its changes are kept; what was delivered before has to be shown by its first read.
                 self.hold_reads();
                 self.goal = None;
-                self.split(table).await?;
+                self.gauge.split(table, std::iter::empty());
+                self.send(Work::Restart { table }).await?;
             }
         }
         self.order_reads().await
@@ -412,7 +416,7 @@ impl<'a> Sequencer<'a> {
 
     /// Regularly: looks at the present instant, checkpoints progress without changes, lets the source forget.
     pub(crate) async fn tick(&mut self) -> Result<()> {
-        if !self.window.is_seen() {
+        if !self.window.is_seen() || self.window.bytes() > 0 {
             let as_of = self.asker.as_of().await?;
             self.window.saw(&as_of);
         }
