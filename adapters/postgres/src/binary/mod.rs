@@ -1,0 +1,1 @@
+//! Values in the binary form of the server.
