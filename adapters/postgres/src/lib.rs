@@ -14,6 +14,7 @@
 pub mod binary;
 pub mod config;
 pub mod connect;
+mod cursor;
 mod error;
 mod link;
 pub mod lsn;

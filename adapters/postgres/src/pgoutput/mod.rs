@@ -9,15 +9,14 @@
 //! Parsing borrows from the frame and allocates nothing for a row; only a relation, sent once per table and
 //! session, has its columns walked on demand too.
 
-mod cursor;
 mod tuple;
 
 use tidegate_core::Result;
 
 pub use tuple::{Cell, Cells, Column, Columns, Tuple};
 
+use crate::cursor::Cursor;
 use crate::lsn::Lsn;
-use cursor::Cursor;
 
 /// Reads messages in order; it has to see every one, since streaming changes how the others are written.
 #[derive(Clone, Copy, Debug, Default)]

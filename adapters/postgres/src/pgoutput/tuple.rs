@@ -4,7 +4,7 @@ use std::iter::FusedIterator;
 
 use tidegate_core::Result;
 
-use super::cursor::Cursor;
+use crate::cursor::Cursor;
 
 /// A row: its cells in the order of the table's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 mod connecting;
 mod streaming;
+mod values;
 
 use tidegate_postgres::Settings;
 use tidegate_postgres::connect::Session;
