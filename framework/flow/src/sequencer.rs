@@ -351,7 +351,7 @@ impl<'a> Sequencer<'a> {
     /// An update met no row. While a table is crawled its chunk has the row still to come; afterwards somebody took
     /// it from the target, unless it is gone from the source as well.
     async fn judge_hole(&mut self, table: usize, key: Key) -> Result<()> {
-        if self.excluded.contains(&table) || !self.ledger.is_split(table) || !self.ledger.is_done(table) {
+        if self.excluded.contains(&table) || !self.ledger.is_done(table) {
             return Ok(());
         }
         let shape = &self.flow.routes[table].shape;

@@ -94,9 +94,10 @@ pub(crate) fn run(seed: u64, n: u64, planted: Option<Plant>) -> Report {
             .map(|thread| {
                 scope.spawn(move || {
                     let mut report = Report::default();
-                    for seed in (seed..seed + n).skip(usize::try_from(thread).unwrap_or(0)).step_by(
-                        usize::try_from(threads).unwrap_or(1),
-                    ) {
+                    for seed in (seed..seed + n)
+                        .skip(usize::try_from(thread).unwrap_or(0))
+                        .step_by(usize::try_from(threads).unwrap_or(1))
+                    {
                         let (verdict, coverage) = history(seed, planted);
                         report.add(seed, &verdict, &coverage);
                     }
@@ -117,7 +118,8 @@ pub(crate) fn run(seed: u64, n: u64, planted: Option<Plant>) -> Report {
 
 /// Looks for each planted bug, up to `n` histories each.
 pub(crate) fn hunt(seed: u64, n: u64) -> BTreeMap<String, bool> {
-    let found = |planted| (seed..seed + n).any(|seed| !matches!(history(seed, Some(planted)).0, Verdict::Equal));
+    let found =
+        |planted| (seed..seed + n).any(|seed| !matches!(history(seed, Some(planted)).0, Verdict::Equal));
     PLANTS.iter().map(|(name, planted)| ((*name).to_owned(), found(*planted))).collect()
 }
 
@@ -267,7 +269,9 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
                 }
                 at_rest = true;
             }
-            Ok(Err(e)) if matches!(e.kind(), Kind::Unreachable) => world.lock().count("run broke and another began"),
+            Ok(Err(e)) if matches!(e.kind(), Kind::Unreachable) => {
+                world.lock().count("run broke and another began")
+            }
             Ok(Err(e)) => return Err(format!("{e:?}")),
         }
     }
