@@ -65,6 +65,8 @@ pub struct Status {
     pub rows_moved: u64,
     /// Updates that met no row yet, because its chunk was still to come.
     pub rows_awaited: u64,
+    /// Updates that met no row after the crawl: the row was read again and written.
+    pub rows_healed: u64,
     /// Rows crawled and changes applied by this run, and its time, for rates.
     pub run_rows: u64,
     /// Microseconds since 1970 when this record was made.
@@ -178,6 +180,10 @@ impl Gauge {
 
     pub(crate) fn moved(&self) {
         self.lock().status.rows_moved += 1;
+    }
+
+    pub(crate) fn healed(&self) {
+        self.lock().status.rows_healed += 1;
     }
 
     pub(crate) fn skipped(&self, table: usize) {

@@ -154,6 +154,7 @@ async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
                 ("chunk row completed", status.tables.iter().map(|t| t.rows_completed).sum()),
                 ("key change completed", status.rows_moved),
                 ("update before its row", status.rows_awaited),
+                ("row healed", status.rows_healed),
             ] {
                 *world.coverage.entry(what).or_default() += times;
             }
@@ -211,6 +212,8 @@ async fn prepare(
 /// Starts run after run, as a supervisor would, until one has caught up in a world that has come to rest.
 async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String> {
     let mut at_rest = false;
+    let mut skipped = None;
+    let mut recopying;
     for run in 0..RUNS_MAX {
         let (ask, mut requests) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
@@ -220,11 +223,20 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
             if at_rest {
                 world.settle();
             }
-            if world.faults_left > 0 && world.rng.u8(0..6) == 0 {
-                world.faults_left -= 1;
-                world.count("table crawled anew");
-                let table = world.rng.usize(..flow.routes.len());
+            recopying = skipped.take();
+            if let Some(table) = recopying {
                 let _ = ask.send(Request::Recopy(table));
+            } else if world.faults_left > 0 && world.rng.u8(0..6) == 0 {
+                world.faults_left -= 1;
+                let table = world.rng.usize(..flow.routes.len());
+                if world.rng.bool() {
+                    world.count("table crawled anew");
+                    let _ = ask.send(Request::Recopy(table));
+                } else {
+                    world.count("table skipped, later crawled anew");
+                    let _ = ask.send(Request::Skip(table));
+                    skipped = Some(table);
+                }
             }
         }
         let late = {
@@ -256,7 +268,7 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
         };
         match ended {
             Err(_) => return Err("a run did not end".to_owned()),
-            Ok(Ok(Ended::Stopped)) => {}
+            Ok(Ok(Ended::Stopped)) => skipped = skipped.or(recopying),
             Ok(Ok(Ended::CaughtUp)) => {
                 if let Some(table) =
                     gauge.read(flow.clock.as_ref()).tables.into_iter().find(|t| t.state == TableState::Failed)
@@ -264,7 +276,7 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
                     return Err(format!("a table stopped: {:?}", table.error));
                 }
                 // It has caught up with a world that may have gone on since: once more with one at rest.
-                if at_rest {
+                if at_rest && skipped.is_none() {
                     return Ok(());
                 }
                 at_rest = true;
