@@ -180,10 +180,7 @@ mod tests {
             .hint("start it");
         assert_eq!(error.verdict(), Verdict::Retry);
         assert_eq!(error.kind(), Kind::Unreachable);
-        assert_eq!(
-            format!("{error:?}"),
-            "TG0010 unreachable: no answer server=db:5432; caused by: refused"
-        );
+        assert_eq!(format!("{error:?}"), "TG0010 unreachable: no answer server=db:5432; caused by: refused");
         assert_eq!(error.hint_text(), Some("start it"));
     }
 }
