@@ -41,11 +41,13 @@ mod offload;
 mod port;
 pub mod postgres;
 mod process;
+mod running;
 mod service;
 mod url;
 
 pub use error::{Error, Missing, Result};
-pub use process::{Background, end, is_running};
+pub use process::{Background, is_running};
+pub use running::Running;
 pub use service::{Service, available, given_url, provision, skipped};
 
 pub use cache::folder as cache_folder;

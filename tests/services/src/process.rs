@@ -25,14 +25,46 @@ pub(crate) enum Lifetime {
 
 /// A server that goes on after the process which started it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Background {
     /// Its process.
     pub pid: i32,
     /// Where clients find it.
     pub url: String,
-    /// What belongs to it; to be removed after [`end`].
+    /// What belongs to it; removed by [`Background::end`].
     pub folder: PathBuf,
+}
+
+impl Background {
+    /// Whether it still runs; a process that got its pid later does not count.
+    pub fn is_running(&self) -> bool {
+        let command = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        is_running(self.pid) && String::from_utf8_lossy(&command).contains(&*self.folder.to_string_lossy())
+    }
+
+    /// Ends it, politely and then by force, and removes its folder.
+    ///
+    /// # Errors
+    /// The folder could not be removed.
+    pub fn end(&self) -> Result<()> {
+        if self.is_running() {
+            send(self.pid, Signal::INT);
+            for _ in 0..500 {
+                if !is_running(self.pid) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        if self.is_running() {
+            crash(self.pid);
+        }
+        match fs::remove_dir_all(&self.folder) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io(self.folder.display())(cause))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What to run.
@@ -141,18 +173,6 @@ impl Process {
 /// Whether a process is there and not a zombie.
 pub fn is_running(pid: i32) -> bool {
     stat(pid).is_some_and(|(_, state)| state != 'Z')
-}
-
-/// Ends a server that was left in the background: politely, then by force.
-pub fn end(pid: i32) {
-    send(pid, Signal::INT);
-    for _ in 0..500 {
-        if !is_running(pid) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    crash(pid);
 }
 
 fn crash(pid: i32) {
