@@ -36,7 +36,9 @@ impl Port {
 }
 
 fn claim(number: u16) -> Result<Option<File>> {
-    let folder: PathBuf = std::env::temp_dir().join("tidegate-ports");
+    // A folder for each user: what one has made, another may not write into.
+    let user = rustix::process::geteuid().as_raw();
+    let folder: PathBuf = std::env::temp_dir().join(format!("tidegate-ports-{user}"));
     fs::create_dir_all(&folder).map_err(Error::io("no folder for the locks of ports"))?;
     let Ok(file) = File::create(folder.join(number.to_string())) else { return Ok(None) };
     Ok(file.try_lock().is_ok().then_some(file))

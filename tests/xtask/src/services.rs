@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ impl Kept {
 type State = BTreeMap<String, Kept>;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    // One at a time, or a server would be started whose pid nobody keeps.
+    let _lock = lock().map_err(|cause| format!("{}: {cause}", cache_folder().display()))?;
     let mut state = load()?;
     match &arguments.verb {
         Verb::Up(names) => {
@@ -114,6 +117,13 @@ fn file() -> PathBuf {
     cache_folder().join("services.json")
 }
 
+fn lock() -> io::Result<fs::File> {
+    fs::create_dir_all(cache_folder())?;
+    let file = fs::File::create(cache_folder().join("services.lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
 fn load() -> Result<State, String> {
     match fs::read_to_string(file()) {
         Ok(text) => serde_json::from_str(&text).map_err(|cause| format!("{}: {cause}", file().display())),
@@ -123,7 +133,5 @@ fn load() -> Result<State, String> {
 
 fn save(state: &State) -> Result<(), String> {
     let text = serde_json::to_string_pretty(state).map_err(|cause| cause.to_string())?;
-    fs::create_dir_all(cache_folder())
-        .and_then(|()| fs::write(file(), text))
-        .map_err(|cause| format!("{}: {cause}", file().display()))
+    fs::write(file(), text).map_err(|cause| format!("{}: {cause}", file().display()))
 }
