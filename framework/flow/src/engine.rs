@@ -125,8 +125,9 @@ pub async fn run_once(
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                Some(report) = report_out.recv() => sequencer.hear(report).await?,
+                // First, so that a run that could end at once does what was asked before it ends.
                 Some(request) = requests.recv() => sequencer.heed(request).await?,
+                Some(report) = report_out.recv() => sequencer.hear(report).await?,
                 Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
                 () = flow.clock.sleep(until_tick) => {
                     tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
