@@ -41,6 +41,8 @@ pub(crate) enum Report {
     Durable { position: Position, replay: Option<Position>, changes: u64 },
     /// A range's progress.
     Range(RangeProgress),
+    /// A table is empty, to be crawled anew.
+    Restarted { table: usize },
     /// Updates of these keys met no row.
     Holes(Vec<(usize, Key)>),
     /// A table cannot go on; it is left out.
@@ -125,7 +127,9 @@ impl Applier {
                 let truncate = !plant::is(Bug::RecopyKeepsRows);
                 let part = TableBatch { table, truncate, ..TableBatch::default() };
                 let commit = Commit { forget: vec![table], ..Commit::default() };
-                self.apply(Batch { tables: vec![part] }, Some(commit)).await
+                self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                self.report(Report::Restarted { table });
+                Ok(())
             }
             Work::Rows { table, rows } => {
                 self.flush(None).await?;

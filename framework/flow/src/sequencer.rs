@@ -350,6 +350,7 @@ impl<'a> Sequencer<'a> {
                     self.lines.acknowledge.send_replace(Some(replay));
                 }
             }
+            Report::Restarted { .. } => {}
             Report::Range(progress) => self.ledger.durable(&progress),
             Report::Failed { table, error } => {
                 tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");

@@ -141,7 +141,7 @@ async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
         Ok(flow) => flow,
         Err(e) => return (Verdict::Stuck(format!("{e:?}")), Coverage::new()),
     };
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let verdict = match drive(&flow, &gauge, &world).await {
         Err(stuck) => Verdict::Stuck(stuck),
         Ok(()) => {

@@ -1,4 +1,5 @@
 //! The engine over stores in memory.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ async fn flow(source: &MemoryStore, target: &MemoryStore, tables: &[TableName]) 
 }
 
 async fn catch_up(flow: &Flow) -> Ended {
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let (_keep, mut requests) = mpsc::unbounded_channel();
     run_once(flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap()
 }
@@ -79,7 +80,7 @@ async fn another_source_is_refused() {
     let flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
     catch_up(&flow).await;
     source.replace_identity("restored");
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let (_keep, mut requests) = mpsc::unbounded_channel();
     let error =
         run_once(&flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap_err();
@@ -98,7 +99,7 @@ async fn a_table_is_cut_anew_only_when_what_was_delivered_is_seen() {
     catch_up(&flow).await;
 
     let unseen = source.log_unseen(&[Write::insert(&orders, [Value::Int(1_000)])]).unwrap();
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let (ask, mut requests) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
     let running = run_once(&flow, Until::Stopped, &gauge, &mut requests, &stop);
