@@ -200,7 +200,9 @@ impl ChangeFeed for PostgresFeed {
                 break;
             }
             let reached = want.filter(|want| self.reader.position() < *want);
-            if Instant::now() >= end || reached.is_none() && want.is_some() && self.reader.position() > self.told {
+            if Instant::now() >= end
+                || reached.is_none() && want.is_some() && self.reader.position() > self.told
+            {
                 break;
             }
             let wait = match reached {

@@ -220,10 +220,7 @@ mod tests {
         assert_eq!(key(1042, Type::Text, b"a  "), key(1042, Type::Text, b"a"));
         assert_ne!(key(25, Type::Text, b"a "), key(25, Type::Text, b"a"));
         let zero = Type::Float { bits: 64 };
-        assert_eq!(
-            key(701, zero.clone(), &(-0.0_f64).to_be_bytes()),
-            key(701, zero, &0.0_f64.to_be_bytes())
-        );
+        assert_eq!(key(701, zero.clone(), &(-0.0_f64).to_be_bytes()), key(701, zero, &0.0_f64.to_be_bytes()));
     }
 
     #[test]

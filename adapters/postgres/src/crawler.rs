@@ -216,7 +216,11 @@ impl Crawler for PostgresCrawler {
         self.unclean = false;
         let from = self.from(table).await?;
         let key = sql::key_list(table);
-        let keys = Table { key: (0..table.key.len()).collect(), columns: table.key_columns().cloned().collect(), ..table.clone() };
+        let keys = Table {
+            key: (0..table.key.len()).collect(),
+            columns: table.key_columns().cloned().collect(),
+            ..table.clone()
+        };
         let descending: Vec<String> =
             table.key_columns().map(|column| format!("{} DESC", sql::ident(&column.name))).collect();
         let mut last = Rows::new();
@@ -282,7 +286,8 @@ impl Crawler for PostgresCrawler {
         }
         let places = 0..table.key.len();
         let names: Vec<String> = places.map(|at| format!("k{at}")).collect();
-        let same = table.key_columns().enumerate().map(|(at, c)| format!("t.{} = w.k{at}", sql::ident(&c.name)));
+        let same =
+            table.key_columns().enumerate().map(|(at, c)| format!("t.{} = w.k{at}", sql::ident(&c.name)));
         // A join, so that each key is one step into the index, of however many columns it is.
         let query = format!(
             "SELECT {} FROM (VALUES {}) w ({}) JOIN {from} t ON {}",

@@ -37,8 +37,12 @@ pub(crate) fn put_value(out: &mut BytesMut, taken: &Taken, value: &Value<'_>) ->
 fn put(out: &mut BytesMut, form: Form, modifier: i32, value: &Value<'_>) -> Result<()> {
     match (form, value) {
         (Form::Bool, Value::Bool(v)) => binary::put_bool(out, *v),
-        (Form::Int2, Value::Int(v)) => binary::put_int2(out, (*v).try_into().map_err(|_| out_of_range(form))?),
-        (Form::Int4, Value::Int(v)) => binary::put_int4(out, (*v).try_into().map_err(|_| out_of_range(form))?),
+        (Form::Int2, Value::Int(v)) => {
+            binary::put_int2(out, (*v).try_into().map_err(|_| out_of_range(form))?)
+        }
+        (Form::Int4, Value::Int(v)) => {
+            binary::put_int4(out, (*v).try_into().map_err(|_| out_of_range(form))?)
+        }
         (Form::Int8, Value::Int(v)) => binary::put_int8(out, *v),
         (Form::Oid, Value::Int(v)) => binary::put_oid(out, (*v).try_into().map_err(|_| out_of_range(form))?),
         (Form::Float4, Value::Float32(v)) => binary::put_float4(out, *v),
@@ -84,7 +88,8 @@ fn put(out: &mut BytesMut, form: Form, modifier: i32, value: &Value<'_>) -> Resu
 
 /// The server would round to the declared precision.
 fn whole(micros: i64, modifier: i32) -> Result<i64> {
-    let unit = u32::try_from(modifier).ok().filter(|places| *places < 6).map_or(1, |places| 10_i64.pow(6 - places));
+    let unit =
+        u32::try_from(modifier).ok().filter(|places| *places < 6).map_or(1, |places| 10_i64.pow(6 - places));
     if micros % unit == 0 { Ok(micros) } else { Err(unfit("a time is more precise than its column")) }
 }
 
@@ -161,7 +166,9 @@ mod tests {
     #[test]
     fn a_number_that_would_be_rounded_is_refused() {
         let modifier = (5 << 16 | 2) + 4;
-        for (text, fits) in [("1.20", true), ("999.99", true), ("1000", false), ("0.125", false), ("-1.10", true)] {
+        for (text, fits) in
+            [("1.20", true), ("999.99", true), ("1000", false), ("0.125", false), ("-1.10", true)]
+        {
             let mut out = BytesMut::new();
             assert_eq!(decimal(&mut out, modifier, text).is_ok(), fits, "{text}");
         }

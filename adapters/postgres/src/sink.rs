@@ -35,8 +35,15 @@ pub(crate) struct PostgresSink {
     is_open: bool,
     /// Whose stages were made, and whose hold something.
     staged: HashSet<usize>,
-    filled: HashSet<usize>,
+    filled: HashSet<(usize, Stage)>,
     statements: HashMap<String, Statement>,
+}
+
+/// A temporary table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    Rows,
+    Keys,
 }
 
 /// What is to be done to one table, in the target's form.
@@ -147,8 +154,9 @@ impl PostgresSink {
             }
         }
         if let Some(deletes) = deletes {
-            self.stage(batch.table).await?;
-            let (copy, delete) = (self.places[batch.table].copy_keys(), self.places[batch.table].delete_keys());
+            self.stage(batch.table, Stage::Keys).await?;
+            let (copy, delete) =
+                (self.places[batch.table].copy_keys(), self.places[batch.table].delete_keys());
             self.copy(copy, deletes).await.map_err(|e| from_driver(e, "stage"))?;
             self.run(&delete).await?;
         }
@@ -160,9 +168,7 @@ impl PostgresSink {
         if let Some(upserts) = part.upserts.take()
             && !(part.batch.fresh && self.copy_direct(table, upserts.clone()).await?)
         {
-            if part.deletes.is_none() || !self.filled.contains(&table) {
-                self.stage(table).await?;
-            }
+            self.stage(table, Stage::Rows).await?;
             let place = &self.places[table];
             let (copy, upsert) = (place.copy_rows(), place.upsert());
             self.copy(copy, upserts).await.map_err(|e| from_driver(e, "stage"))?;
@@ -178,7 +184,7 @@ impl PostgresSink {
             }
         }
         for (sent, rows) in std::mem::take(&mut part.updates) {
-            self.stage(table).await?;
+            self.stage(table, Stage::Rows).await?;
             let place = &self.places[table];
             let (copy, update) = (place.copy_updates(&sent), place.update(&sent));
             self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
@@ -208,15 +214,19 @@ impl PostgresSink {
         }
     }
 
-    /// Makes the stage of a table, or empties it.
-    async fn stage(&mut self, table: usize) -> Result<()> {
+    /// Makes the stage of a table, or empties it if the transaction has used it.
+    async fn stage(&mut self, table: usize, stage: Stage) -> Result<()> {
         let place = &self.places[table];
         if self.staged.insert(table) {
             self.run(&place.create_stage()).await?;
-        } else if self.filled.contains(&table) {
-            self.run(&place.clear_stage()).await?;
+        } else if self.filled.contains(&(table, stage)) {
+            self.run(&match stage {
+                Stage::Rows => place.clear_rows(),
+                Stage::Keys => place.clear_keys(),
+            })
+            .await?;
         }
-        self.filled.insert(table);
+        self.filled.insert((table, stage));
         Ok(())
     }
 

@@ -45,9 +45,8 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
             row.get(0)
         }
     };
-    let position = position.ok_or_else(|| {
-        Error::new(code::SLOT_LOST, "the slot has no position").with("slot", &name)
-    })?;
+    let position = position
+        .ok_or_else(|| Error::new(code::SLOT_LOST, "the slot has no position").with("slot", &name))?;
     Ok(Position::from_u64(position.parse::<Lsn>()?.0))
 }
 
@@ -104,8 +103,5 @@ pub(crate) async fn clean(session: &Session, flow: &FlowName) -> Result<()> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
         WHERE slot_name = $1 AND database = current_database()";
     session.query(sql, &[&name]).await.map_err(failed)?;
-    session
-        .batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", sql::ident(&name)))
-        .await
-        .map_err(failed)
+    session.batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", sql::ident(&name))).await.map_err(failed)
 }

@@ -162,7 +162,11 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
     for found in found {
         let mut obstacle = |column: Option<&str>, error: Error| {
             let error = error.with("table", &found.name);
-            obstacles.push(Obstacle { table: Some(found.name.clone()), column: column.map(str::to_owned), error });
+            obstacles.push(Obstacle {
+                table: Some(found.name.clone()),
+                column: column.map(str::to_owned),
+                error,
+            });
         };
         let mut table = Table {
             name: found.name.clone(),
@@ -181,22 +185,28 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
             let name: String = row.get(1);
             let resolved = types.resolve(row.get(2), row.get(3));
             if !resolved.is_binary {
-                obstacle(Some(&name), refused(code::TYPE_REFUSED, "the type has no binary form")
-                    .with("type", row.get::<_, String>(6)));
+                obstacle(
+                    Some(&name),
+                    refused(code::TYPE_REFUSED, "the type has no binary form")
+                        .with("type", row.get::<_, String>(6)),
+                );
             }
             let at = table.columns.len();
             numbers.insert(row.get::<_, i16>(7), at);
             if row.get::<_, bool>(8) || resolved.name == "citext" {
                 foldable.insert(at);
             }
-            let native = if resolved.is_domain {
-                native_of(session, &resolved).await?
-            } else {
-                row.get(6)
-            };
+            let native = if resolved.is_domain { native_of(session, &resolved).await? } else { row.get(6) };
             let nullable = !row.get::<_, bool>(4);
             let native_id = resolved.oid;
-            table.columns.push(Column { name, kind: resolved.kind, native, native_id, nullable, generated: false });
+            table.columns.push(Column {
+                name,
+                kind: resolved.kind,
+                native,
+                native_id,
+                nullable,
+                generated: false,
+            });
         }
         match key_of(&found, &keys, &numbers) {
             Ok(key) => table.key = key,
@@ -205,13 +215,19 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
         for column in table.key.iter().map(|at| (&table.columns[*at], foldable.contains(at))) {
             let (column, is_foldable) = column;
             if is_foldable {
-                obstacle(Some(&column.name), refused(code::KEY_UNFIT, "different texts are equal keys")
-                    .hint("use a deterministic collation for the key, or leave the table out"));
+                obstacle(
+                    Some(&column.name),
+                    refused(code::KEY_UNFIT, "different texts are equal keys")
+                        .hint("use a deterministic collation for the key, or leave the table out"),
+                );
             } else if column.native_id < OID_OWN && !Form::of(column.native_id, &column.kind).is_fit_for_key()
                 || column.native_id >= OID_OWN && column.kind != Type::Text
             {
-                obstacle(Some(&column.name), refused(code::KEY_UNFIT, "keys of this type cannot be compared")
-                    .with("type", &column.native));
+                obstacle(
+                    Some(&column.name),
+                    refused(code::KEY_UNFIT, "keys of this type cannot be compared")
+                        .with("type", &column.native),
+                );
             }
         }
         if let Some(error) = not_moved(&found) {
@@ -301,14 +317,19 @@ fn key_of(found: &Found, keys: &[tokio_postgres::Row], numbers: &HashMap<i16, us
 
 fn not_moved(found: &Found) -> Option<Error> {
     let not_moved = |what| {
-        Some(refused(code::CAPABILITY_MISSING, what).hint("it is not moved: leave it out and make it anew at the target"))
+        Some(
+            refused(code::CAPABILITY_MISSING, what)
+                .hint("it is not moved: leave it out and make it anew at the target"),
+        )
     };
     match (found.kind.as_str(), found.persistence.as_str()) {
         ("f", _) => not_moved("this is a foreign table"),
         ("m", _) => not_moved("this is a materialized view"),
         (_, "u") => not_moved("the table is unlogged: its changes are not captured"),
         (_, "t") => not_moved("the table is temporary"),
-        _ if !found.readable => Some(refused(code::ACCESS_DENIED, "the role may not read the table").hint("GRANT SELECT")),
+        _ if !found.readable => {
+            Some(refused(code::ACCESS_DENIED, "the role may not read the table").hint("GRANT SELECT"))
+        }
         _ if found.hidden => Some(
             refused(code::POLICY_HIDES_ROWS, "a row-level policy hides rows from this role")
                 .hint("use the table's owner, or a role with BYPASSRLS"),
@@ -334,7 +355,8 @@ async fn server(session: &Session, obstacles: &mut Vec<Obstacle>) -> Result<()> 
     let (version, encoding, level): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
     let mut add = |error| obstacles.push(Obstacle { table: None, column: None, error });
     if version < VERSION_OLDEST {
-        add(refused(code::VERSION_UNSUPPORTED, "the server is older than PostgreSQL 14").with("version", version));
+        add(refused(code::VERSION_UNSUPPORTED, "the server is older than PostgreSQL 14")
+            .with("version", version));
     }
     if encoding != "UTF8" {
         add(refused(code::TYPE_REFUSED, "the database's encoding is not UTF8")
@@ -348,7 +370,8 @@ async fn server(session: &Session, obstacles: &mut Vec<Obstacle>) -> Result<()> 
             .with("wal_level", level)
             .hint("ALTER SYSTEM SET wal_level = logical, then restart the server"));
     } else if row.get::<_, i64>(4) <= 0 {
-        add(refused(code::SLOT_UNAVAILABLE, "no replication slot is free").hint("raise max_replication_slots, or drop one"));
+        add(refused(code::SLOT_UNAVAILABLE, "no replication slot is free")
+            .hint("raise max_replication_slots, or drop one"));
     } else if row.get::<_, i64>(5) <= 0 {
         add(refused(code::SLOT_UNAVAILABLE, "no sender of the log is free").hint("raise max_wal_senders"));
     }

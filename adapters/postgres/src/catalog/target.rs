@@ -138,10 +138,14 @@ pub(crate) async fn inspect(
         for column in &table.columns {
             match there.iter().find(|there| there.name == column.name) {
                 None => add(Some(&column.name), differs("the column is not there")),
-                Some(there) if there.generated => add(Some(&column.name), differs("the column is computed there")),
+                Some(there) if there.generated => {
+                    add(Some(&column.name), differs("the column is computed there"))
+                }
                 Some(there) if !is_compatible(column, there) => add(
                     Some(&column.name),
-                    differs("the column has another type").with("has", &there.native).with("wanted", &column.native),
+                    differs("the column has another type")
+                        .with("has", &there.native)
+                        .with("wanted", &column.native),
                 ),
                 Some(_) => {}
             }

@@ -152,7 +152,12 @@ impl Reader {
                 for change in all.of(transaction) {
                     out.push_rows(change.table, change.op, change.row, change.old_key);
                 }
-                out.end(transaction.mark, transaction.position.clone(), transaction.committed_at, transaction.ends);
+                out.end(
+                    transaction.mark,
+                    transaction.position.clone(),
+                    transaction.committed_at,
+                    transaction.ends,
+                );
             }
             let open = self.current.as_ref().map_or(all.count(), |current| current.first);
             for at in open..all.count() {
@@ -302,7 +307,8 @@ impl Reader {
             }
         };
         let Some((top, (spill, _))) = streamed else {
-            let row: Option<&mut dyn FnMut(&mut RowWriter<'_>)> = if new.is_some() { Some(&mut row) } else { None };
+            let row: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
+                if new.is_some() { Some(&mut row) } else { None };
             let key: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
                 if old_key.is_some() { Some(&mut key) } else { None };
             self.changes.push(mapped.table, op, row, key);

@@ -73,7 +73,12 @@ impl Spill {
             file.rewind().map_err(unwritten)?;
             Ok(BufReader::with_capacity(1 << 18, file))
         });
-        Ok(Reader { file: file.transpose()?, memory: io::Cursor::new(self.memory), void: self.void, frames: Vec::new() })
+        Ok(Reader {
+            file: file.transpose()?,
+            memory: io::Cursor::new(self.memory),
+            void: self.void,
+            frames: Vec::new(),
+        })
     }
 }
 
@@ -95,9 +100,8 @@ impl Reader {
             if !self.exact(&mut header)? {
                 return Ok(false);
             }
-            let number = |at: usize| {
-                header[at..].first_chunk::<4>().map_or(0, |four| u32::from_be_bytes(*four))
-            };
+            let number =
+                |at: usize| header[at..].first_chunk::<4>().map_or(0, |four| u32::from_be_bytes(*four));
             let (row, key) = (number(9) as usize, number(13) as usize);
             let mut frames = std::mem::take(&mut self.frames);
             frames.resize(row + key, 0);

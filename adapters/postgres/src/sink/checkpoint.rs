@@ -20,7 +20,8 @@ pub(crate) async fn open(
 ) -> Result<(i64, Opened)> {
     let flow = flow.as_str();
     let transaction = session.transaction().await.map_err(failed)?;
-    let sql = "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence) VALUES ($1, $2, $3, $4, 1)
+    let sql =
+        "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence) VALUES ($1, $2, $3, $4, 1)
         ON CONFLICT (flow) DO UPDATE SET fence = f.fence + 1
         RETURNING fence, source, position, replay, xmax = 0";
     let (position, replay) = (first.position.bytes(), first.replay.bytes());

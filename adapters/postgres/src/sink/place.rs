@@ -50,7 +50,9 @@ impl Place {
             taken.push(there.taken.clone());
         }
         if taken.len() != route.shape.table.columns.len() {
-            return Err(Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name));
+            return Err(
+                Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
+            );
         }
         Ok(Self {
             table: sql::table(&route.target.name),
@@ -94,8 +96,8 @@ impl Place {
         )
     }
 
-    pub(crate) fn clear_stage(&self) -> String {
-        format!("TRUNCATE {}, {}", self.staged(), self.staged_keys())
+    pub(crate) fn clear_keys(&self) -> String {
+        format!("TRUNCATE {}", self.staged_keys())
     }
 
     pub(crate) fn clear_rows(&self) -> String {
@@ -154,7 +156,13 @@ impl Place {
 
     /// The same in two steps: a row whose other unique key moved to another row of the batch is gone by then.
     pub(crate) fn replace(&self) -> String {
-        format!("DELETE FROM {} t USING {} s WHERE {}; {}", self.table, self.staged(), self.same_key(), self.insert())
+        format!(
+            "DELETE FROM {} t USING {} s WHERE {}; {}",
+            self.table,
+            self.staged(),
+            self.same_key(),
+            self.insert()
+        )
     }
 
     /// Writes the staged columns, and gives the numbers of the rows that met none.
@@ -166,7 +174,9 @@ impl Place {
             .collect();
         let (table, staged, same) = (&self.table, self.staged(), self.same_key());
         if set.is_empty() {
-            return format!("SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})");
+            return format!(
+                "SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
+            );
         }
         format!(
             "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {same} RETURNING s.n)
@@ -233,12 +243,10 @@ impl Place {
                 put_null(out);
                 return Ok(());
             }
-            Cell::Bytes(bytes) if self.passes[at] => {
-                put_field(out, |out| {
-                    out.put_slice(bytes);
-                    Ok(())
-                })
-            }
+            Cell::Bytes(bytes) if self.passes[at] => put_field(out, |out| {
+                out.put_slice(bytes);
+                Ok(())
+            }),
             Cell::Bytes(bytes) => match self.shape.codec.value(&self.shape.table.columns[at], bytes) {
                 Ok(Value::Null) => {
                     put_null(out);
