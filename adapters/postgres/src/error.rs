@@ -147,7 +147,7 @@ fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
     let mut error =
         Error::new(code, sentence(code)).with("operation", operation).with("sqlstate", &refusal.state);
     for (name, value) in
-        [("table", &refusal.table), ("column", &refusal.column), ("constraint", &refusal.constraint)]
+        [("relation", &refusal.table), ("column", &refusal.column), ("constraint", &refusal.constraint)]
     {
         if let Some(value) = value {
             error = error.with(name, value);

@@ -270,6 +270,7 @@ impl<'a> Sequencer<'a> {
             bytes = self.window.bytes(),
             "too many changes while reading; chunks are read again, smaller"
         );
+        self.gauge.gave_up();
         self.chunk_rows = (self.chunk_rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
         self.given_up = self.window.next_read();
         for waiting in std::mem::take(&mut self.waiting) {

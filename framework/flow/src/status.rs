@@ -82,6 +82,8 @@ pub struct Status {
     pub rows_awaited: u64,
     /// Updates that met no row after the crawl: the row was read again and written.
     pub rows_healed: u64,
+    /// How often reads were given up because too many changes came meanwhile.
+    pub reads_given_up: u64,
     /// Rows crawled and changes applied by this run, and its time, for rates.
     pub run_rows: u64,
     /// Microseconds since 1970 when this record was made.
@@ -203,6 +205,10 @@ impl Gauge {
 
     pub(crate) fn moved(&self) {
         self.lock().status.rows_moved += 1;
+    }
+
+    pub(crate) fn gave_up(&self) {
+        self.lock().status.reads_given_up += 1;
     }
 
     pub(crate) fn healed(&self) {

@@ -49,6 +49,15 @@ fn main() -> ExitCode {
         println!("cannot write {}: {e}", path.display());
         return ExitCode::FAILURE;
     }
+    // A run proves nothing about a path that it did not take.
+    let untaken: Vec<_> = if n >= 1_000 {
+        sim::PATHS.iter().filter(|path| !report.coverage.get(**path).is_some_and(|times| *times > 0)).collect()
+    } else {
+        Vec::new()
+    };
+    if !untaken.is_empty() {
+        println!("sim: never happened: {untaken:?}");
+    }
     let missed: Vec<_> = report.planted.iter().filter(|(_, caught)| !**caught).map(|(bug, _)| bug).collect();
     println!(
         "sim: {} histories, {} red; {} of {} planted bugs caught",
@@ -57,5 +66,5 @@ fn main() -> ExitCode {
         report.planted.len() - missed.len(),
         report.planted.len()
     );
-    if report.is_clean() && missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.is_clean() && missed.is_empty() && untaken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

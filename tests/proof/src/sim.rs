@@ -20,6 +20,26 @@ use crate::world::{Coverage, Difference, Shared, World};
 /// Runs of one history before it counts as stuck.
 const RUNS_MAX: usize = 60;
 
+/// The rare paths that a run has to take to prove anything.
+pub(crate) const PATHS: &[&str] = &[
+    "a batch done twice",
+    "chunk row completed",
+    "chunk row overtaken",
+    "commit logged before it was seen",
+    "done and the answer lost",
+    "failed before the call",
+    "key change completed",
+    "part of a batch done",
+    "reads given up",
+    "row healed",
+    "run broke and another began",
+    "table crawled anew",
+    "table skipped, later crawled anew",
+    "told to stop",
+    "truncate",
+    "update before its row",
+];
+
 /// How a history ended.
 #[derive(Debug)]
 pub(crate) enum Verdict {
@@ -155,6 +175,7 @@ async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
                 ("key change completed", status.rows_moved),
                 ("update before its row", status.rows_awaited),
                 ("row healed", status.rows_healed),
+                ("reads given up", status.reads_given_up),
             ] {
                 *world.coverage.entry(what).or_default() += times;
             }

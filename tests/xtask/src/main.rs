@@ -11,6 +11,7 @@ mod gates;
 mod libtest;
 mod licences;
 mod outcome;
+mod proof;
 mod services;
 mod stream;
 mod test;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Arguments),
     /// The real servers alone, for working on one adapter.
     Services(services::Arguments),
+    /// Simulations with faults, and the planted bugs that they must catch.
+    Proof(proof::Arguments),
     /// The rules of the tree, and its ten longest files.
     Tidy,
     /// The gates without the tests.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),
+        Command::Proof(arguments) => proof::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci(arguments) => ci::run(&arguments),
     };

@@ -1,11 +1,20 @@
-//! The driver against a real server.
+//! The driver and the ports against a real server.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
+mod applying;
+mod capturing;
 mod connecting;
+mod crawling;
+mod describing;
+mod flowing;
 mod streaming;
 mod values;
 
+use std::sync::Arc;
+
+use tidegate_core::Endpoint;
+use tidegate_core::port::Store;
 use tidegate_postgres::Settings;
 use tidegate_postgres::connect::Session;
 
@@ -29,4 +38,41 @@ async fn run<S: AsRef<str>>(session: &Session, statements: impl IntoIterator<Ite
     for statement in statements {
         session.batch_execute(statement.as_ref()).await.unwrap();
     }
+}
+
+/// A new database of this name, its store and a session in it. One that a failed run left is dropped first.
+async fn database(name: &str) -> (Arc<dyn Store>, Session) {
+    let admin = session().await;
+    let slots = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}';
+         SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{name}' AND NOT active"
+    );
+    for _ in 0..50 {
+        let _ = admin.batch_execute(&slots).await;
+        let left = format!("SELECT count(*) FROM pg_replication_slots WHERE database = '{name}'");
+        if admin.query_one(&left, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    run(&admin, [format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"), format!("CREATE DATABASE {name}")])
+        .await;
+    admin.close().await;
+    let mut url = url::Url::parse(&url()).unwrap();
+    url.set_path(name);
+    let store = tidegate_postgres::open(&Endpoint::parse(url.as_str()).unwrap()).unwrap();
+    let session = Session::connect(&Settings::parse(url.as_str()).unwrap()).await.unwrap();
+    (store, session)
+}
+
+/// Drops what [`database`] made, and the slots in it.
+async fn drop_database(session: Session) {
+    let name: String = session.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    let slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+        WHERE database = current_database()";
+    session.batch_execute(slots).await.unwrap();
+    session.close().await;
+    let admin = crate::session().await;
+    admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    admin.close().await;
 }

@@ -1,0 +1,386 @@
+//! Reads what tables there are, and what stands in the way of carrying them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tidegate_core::error::{Code, code};
+use tidegate_core::port::{Obstacle, Selection};
+use tidegate_core::{Column, Error, Result, Table, TableName, Type};
+
+use crate::connect::Session;
+use crate::error::from_driver;
+use crate::form::{Form, OID_OWN};
+
+/// A table as the server's catalog has it.
+#[derive(Debug)]
+struct Found {
+    oid: u32,
+    name: TableName,
+    kind: String,
+    persistence: String,
+    identity: String,
+    hidden: bool,
+    readable: bool,
+    rows: f64,
+    bytes: i64,
+}
+
+/// What is known of a type.
+#[derive(Clone, Debug)]
+struct Known {
+    name: String,
+    class: String,
+    base: u32,
+    base_modifier: i32,
+    element: u32,
+    is_array: bool,
+    is_binary: bool,
+    native: String,
+}
+
+/// The types that columns are of.
+#[derive(Debug)]
+pub(crate) struct Types(HashMap<u32, Known>);
+
+/// A column's type, domains taken away.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) oid: u32,
+    pub(crate) modifier: i32,
+    pub(crate) kind: Type,
+    /// Of an array, the type of its elements.
+    pub(crate) element: Option<u32>,
+    /// Whether it was a domain.
+    pub(crate) is_domain: bool,
+    is_binary: bool,
+    name: String,
+}
+
+const TYPES: &str = "
+    WITH RECURSIVE used AS (
+        SELECT DISTINCT atttypid AS oid FROM pg_attribute
+        WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped
+        UNION
+        SELECT v.x FROM used u JOIN pg_type t ON t.oid = u.oid
+        CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)) v(x) WHERE v.x <> 0)
+    SELECT t.oid, t.typname::text, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, t.typcategory = 'A',
+        t.typsend::oid <> 0 AND t.typreceive::oid <> 0, format_type(t.oid, NULL)
+    FROM used JOIN pg_type t ON t.oid = used.oid";
+
+impl Types {
+    pub(crate) async fn read(session: &Session, tables: &[u32]) -> Result<Self> {
+        let rows = session.query(TYPES, &[&tables]).await.map_err(|e| from_driver(e, "describe"))?;
+        let known = rows.iter().map(|row| {
+            let known = Known {
+                name: row.get(1),
+                class: row.get(2),
+                base: row.get(3),
+                base_modifier: row.get(4),
+                element: row.get(5),
+                is_array: row.get(6),
+                is_binary: row.get(7),
+                native: row.get(8),
+            };
+            (row.get(0), known)
+        });
+        Ok(Self(known.collect()))
+    }
+
+    pub(crate) fn resolve(&self, oid: u32, modifier: i32) -> Resolved {
+        let Some(known) = self.0.get(&oid) else {
+            let kind = Type::Native("unknown".into());
+            let name = String::new();
+            return Resolved { oid, modifier, kind, element: None, is_domain: false, is_binary: false, name };
+        };
+        if known.class == "d" {
+            return Resolved { is_domain: true, ..self.resolve(known.base, known.base_modifier) };
+        }
+        let mut resolved = Resolved {
+            oid,
+            modifier,
+            kind: Type::Native(known.native.as_str().into()),
+            element: None,
+            is_domain: false,
+            is_binary: known.is_binary,
+            name: known.name.clone(),
+        };
+        if known.is_array {
+            let element = self.resolve(known.element, modifier);
+            resolved.is_binary &= element.is_binary;
+            resolved.element = Some(element.oid);
+            // Elements that only their own server knows make the whole array so.
+            if !matches!(element.kind, Type::Native(_)) {
+                resolved.kind = Type::Array(Box::new(element.kind));
+            }
+        } else if known.class == "e" || oid >= OID_OWN && known.name == "citext" {
+            resolved.kind = Type::Text;
+        } else if let Some(kind) = Form::of(oid, &resolved.kind).kind(modifier) {
+            resolved.kind = kind;
+        }
+        resolved
+    }
+}
+
+const TABLES: &str = "
+    SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+        row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT'),
+        CASE WHEN c.relkind = 'p' THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::float8
+            FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf)
+            ELSE c.reltuples::float8 END,
+        CASE WHEN c.relkind = 'p' THEN (SELECT coalesce(sum(pg_table_size(p.relid)), 0)::bigint
+            FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
+            WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f', 'm')";
+
+const OURS_AND_THEIRS: &str = " AND n.nspname <> 'tidegate' AND n.nspname <> 'information_schema'
+        AND n.nspname !~ '^pg_' AND NOT c.relispartition
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+            AND d.deptype = 'e')
+    ORDER BY n.nspname, c.relname";
+
+const COLUMNS: &str = "
+    SELECT a.attrelid, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '',
+        format_type(a.atttypid, a.atttypmod), a.attnum,
+        coalesce((SELECT NOT k.collisdeterministic FROM pg_collation k WHERE k.oid = a.attcollation), false)
+    FROM pg_attribute a WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
+    ORDER BY a.attrelid, a.attnum";
+
+const KEYS: &str = "
+    SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indkey::int2[], i.indnkeyatts
+    FROM pg_index i WHERE i.indrelid = ANY($1) AND (i.indisprimary OR i.indisreplident)";
+
+/// Describes the tables of a selection.
+pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
+    let mut obstacles = Vec::new();
+    let found = find(session, which, &mut obstacles).await?;
+    let oids: Vec<u32> = found.iter().map(|table| table.oid).collect();
+    let types = Types::read(session, &oids).await?;
+    let columns = session.query(COLUMNS, &[&oids]).await.map_err(|e| from_driver(e, "describe"))?;
+    let keys = session.query(KEYS, &[&oids]).await.map_err(|e| from_driver(e, "describe"))?;
+
+    let mut tables = Vec::new();
+    for found in found {
+        let mut obstacle = |column: Option<&str>, error: Error| {
+            let error = error.with("table", &found.name);
+            obstacles.push(Obstacle {
+                table: Some(found.name.clone()),
+                column: column.map(str::to_owned),
+                error,
+            });
+        };
+        let mut table = Table {
+            name: found.name.clone(),
+            native_id: found.oid,
+            columns: Vec::new(),
+            key: Vec::new(),
+            rows_estimated: rows_estimated(&found),
+            bytes_estimated: u64::try_from(found.bytes).unwrap_or(0),
+        };
+        let mut numbers = HashMap::new();
+        let mut foldable = BTreeSet::new();
+        for row in columns.iter().filter(|row| row.get::<_, u32>(0) == found.oid) {
+            if row.get::<_, bool>(5) {
+                continue;
+            }
+            let name: String = row.get(1);
+            let resolved = types.resolve(row.get(2), row.get(3));
+            if !resolved.is_binary {
+                obstacle(
+                    Some(&name),
+                    refused(code::TYPE_REFUSED, "the type has no binary form")
+                        .with("type", row.get::<_, String>(6)),
+                );
+            }
+            let at = table.columns.len();
+            numbers.insert(row.get::<_, i16>(7), at);
+            if row.get::<_, bool>(8) || resolved.name == "citext" {
+                foldable.insert(at);
+            }
+            let native = if resolved.is_domain { native_of(session, &resolved).await? } else { row.get(6) };
+            let nullable = !row.get::<_, bool>(4);
+            let native_id = resolved.oid;
+            table.columns.push(Column {
+                name,
+                kind: resolved.kind,
+                native,
+                native_id,
+                nullable,
+                generated: false,
+            });
+        }
+        match key_of(&found, &keys, &numbers) {
+            Ok(key) => table.key = key,
+            Err(error) => obstacle(None, error),
+        }
+        for column in table.key.iter().map(|at| (&table.columns[*at], foldable.contains(at))) {
+            let (column, is_foldable) = column;
+            if is_foldable {
+                obstacle(
+                    Some(&column.name),
+                    refused(code::KEY_UNFIT, "different texts are equal keys")
+                        .hint("use a deterministic collation for the key, or leave the table out"),
+                );
+            } else if column.native_id < OID_OWN && !Form::of(column.native_id, &column.kind).is_fit_for_key()
+                || column.native_id >= OID_OWN && column.kind != Type::Text
+            {
+                obstacle(
+                    Some(&column.name),
+                    refused(code::KEY_UNFIT, "keys of this type cannot be compared")
+                        .with("type", &column.native),
+                );
+            }
+        }
+        if let Some(error) = not_moved(&found) {
+            obstacle(None, error);
+        }
+        tables.push(table);
+    }
+    server(session, &mut obstacles).await?;
+    Ok((tables, obstacles))
+}
+
+async fn find(session: &Session, which: &Selection, obstacles: &mut Vec<Obstacle>) -> Result<Vec<Found>> {
+    let failed = |e| from_driver(e, "describe");
+    let rows = match which {
+        Selection::All => session.query(&format!("{TABLES}{OURS_AND_THEIRS}"), &[]).await.map_err(failed)?,
+        Selection::These(names) => {
+            let mut rows = Vec::new();
+            let sql = format!("{TABLES} AND n.nspname = $1 AND c.relname = $2");
+            for name in names {
+                let schema = if name.schema.is_empty() { "public" } else { &name.schema };
+                match session.query_opt(&sql, &[&schema, &name.name]).await.map_err(failed)? {
+                    Some(row) => rows.push(row),
+                    None => {
+                        let name = TableName::new(schema, name.name.as_str());
+                        let error = Error::new(code::TABLE_MISSING, format!("there is no table {name}"))
+                            .with("table", &name);
+                        obstacles.push(Obstacle { table: Some(name), column: None, error });
+                    }
+                }
+            }
+            rows
+        }
+    };
+    Ok(rows
+        .iter()
+        .map(|row| Found {
+            oid: row.get(0),
+            name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            kind: row.get(3),
+            persistence: row.get(4),
+            identity: row.get(5),
+            hidden: row.get(6),
+            readable: row.get(7),
+            rows: row.get(8),
+            bytes: row.get(9),
+        })
+        .collect())
+}
+
+async fn native_of(session: &Session, resolved: &Resolved) -> Result<String> {
+    let sql = "SELECT format_type($1, $2)";
+    let row = session.query_one(sql, &[&resolved.oid, &resolved.modifier]).await;
+    Ok(row.map_err(|e| from_driver(e, "describe"))?.get(0))
+}
+
+/// A table that was never analysed has no estimate: then its size says something.
+fn rows_estimated(found: &Found) -> u64 {
+    const ROW_BYTES: u64 = 100;
+    let bytes = u64::try_from(found.bytes).unwrap_or(0);
+    if found.rows > 0.0 { found.rows as u64 } else { bytes / ROW_BYTES }
+}
+
+/// The key: what the server's log names rows by, if that tells every row from every other.
+fn key_of(found: &Found, keys: &[tokio_postgres::Row], numbers: &HashMap<i16, usize>) -> Result<Vec<usize>> {
+    let by_index = found.identity == "i";
+    let wanted = |row: &&tokio_postgres::Row| {
+        row.get::<_, u32>(0) == found.oid && row.get::<_, bool>(if by_index { 2 } else { 1 })
+    };
+    if found.identity == "n" {
+        return Err(refused(code::KEY_MISSING, "the table's replica identity is nothing")
+            .hint("ALTER TABLE … REPLICA IDENTITY DEFAULT, or leave the table out"));
+    }
+    let index = keys.iter().find(wanted).ok_or_else(|| {
+        refused(code::KEY_MISSING, "the table has no primary key")
+            .hint("add a primary key, name a unique index as replica identity, or leave the table out")
+    })?;
+    if !index.get::<_, bool>(3) {
+        return Err(refused(code::KEY_UNFIT, "the key is checked at the end of a transaction")
+            .hint("make the constraint NOT DEFERRABLE, or leave the table out"));
+    }
+    let columns: Vec<i16> = index.get(4);
+    let count = usize::try_from(index.get::<_, i16>(5)).unwrap_or(0);
+    let places: Option<Vec<usize>> =
+        columns.iter().take(count).map(|number| numbers.get(number).copied()).collect();
+    places.ok_or_else(|| refused(code::KEY_UNFIT, "a column of the key is computed by the server"))
+}
+
+fn not_moved(found: &Found) -> Option<Error> {
+    let not_moved = |what| {
+        Some(
+            refused(code::CAPABILITY_MISSING, what)
+                .hint("it is not moved: leave it out and make it anew at the target"),
+        )
+    };
+    match (found.kind.as_str(), found.persistence.as_str()) {
+        ("f", _) => not_moved("this is a foreign table"),
+        ("m", _) => not_moved("this is a materialized view"),
+        (_, "u") => not_moved("the table is unlogged: its changes are not captured"),
+        (_, "t") => not_moved("the table is temporary"),
+        _ if !found.readable => {
+            Some(refused(code::ACCESS_DENIED, "the role may not read the table").hint("GRANT SELECT"))
+        }
+        _ if found.hidden => Some(
+            refused(code::POLICY_HIDES_ROWS, "a row-level policy hides rows from this role")
+                .hint("use the table's owner, or a role with BYPASSRLS"),
+        ),
+        _ => None,
+    }
+}
+
+const SERVER: &str = "
+    SELECT current_setting('server_version_num')::int4, current_setting('server_encoding'),
+        current_setting('wal_level'), pg_is_in_recovery(),
+        current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots
+            WHERE slot_name !~ '^tidegate_'),
+        current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
+        (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)";
+
+/// The first one that sends changes in binary form and before their end.
+const VERSION_OLDEST: i32 = 140_000;
+
+/// What stands in the way of every table.
+async fn server(session: &Session, obstacles: &mut Vec<Obstacle>) -> Result<()> {
+    let row = session.query_one(SERVER, &[]).await.map_err(|e| from_driver(e, "describe"))?;
+    let (version, encoding, level): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+    let mut add = |error| obstacles.push(Obstacle { table: None, column: None, error });
+    if version < VERSION_OLDEST {
+        add(refused(code::VERSION_UNSUPPORTED, "the server is older than PostgreSQL 14")
+            .with("version", version));
+    }
+    if encoding != "UTF8" {
+        add(refused(code::TYPE_REFUSED, "the database's encoding is not UTF8")
+            .with("encoding", encoding)
+            .hint("restore a dump into a database with encoding UTF8, and move that one"));
+    }
+    if row.get::<_, bool>(3) {
+        add(refused(code::CAPABILITY_MISSING, "the server is a standby").hint("name the primary server"));
+    } else if level != "logical" {
+        add(refused(code::WAL_LEVEL, "the server does not log what logical replication needs")
+            .with("wal_level", level)
+            .hint("ALTER SYSTEM SET wal_level = logical, then restart the server"));
+    } else if row.get::<_, i64>(4) <= 0 {
+        add(refused(code::SLOT_UNAVAILABLE, "no replication slot is free")
+            .hint("raise max_replication_slots, or drop one"));
+    } else if row.get::<_, i64>(5) <= 0 {
+        add(refused(code::SLOT_UNAVAILABLE, "no sender of the log is free").hint("raise max_wal_senders"));
+    }
+    if !row.get::<_, bool>(6) {
+        add(refused(code::ACCESS_DENIED, "the role may not replicate").hint("ALTER ROLE … REPLICATION"));
+    }
+    Ok(())
+}
+
+fn refused(code: Code, message: &'static str) -> Error {
+    Error::new(code, message)
+}

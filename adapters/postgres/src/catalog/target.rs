@@ -1,0 +1,266 @@
+//! The server as a target: how columns are held, what is there, what is made.
+
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Conversions, Fit, Obstacle};
+use tidegate_core::{Column, Encoding, Error, Result, Table, Type};
+
+use crate::catalog::describe::{Resolved, Types};
+use crate::codec::ENCODING;
+use crate::connect::Session;
+use crate::encode::Taken;
+use crate::error::from_driver;
+use crate::form::{Form, OID_OWN};
+use crate::sql;
+
+/// How a column of a source is held here.
+pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
+    let bare = column.native.split('(').next().unwrap_or_default().trim();
+    if let Some(to) = conversions.get(&column.native).or_else(|| conversions.get(bare)) {
+        let (native, kind) = match to.as_str() {
+            "string" => ("text", Type::Text),
+            "json" => ("json", Type::Json),
+            other => {
+                return Err(refused(column, "the conversion is unknown").with("conversion", other));
+            }
+        };
+        let note = Some(format!("{} → {native}", column.native));
+        return Ok(Fit { native: native.to_owned(), kind, note });
+    }
+    let native = if encoding == ENCODING { column.native.clone() } else { native(column, &column.kind)? };
+    Ok(Fit { native, kind: column.kind.clone(), note: None })
+}
+
+fn native(column: &Column, kind: &Type) -> Result<String> {
+    Ok(match kind {
+        Type::Bool => "boolean",
+        Type::Int { bits: 16 } => "smallint",
+        Type::Int { bits: 32 } => "integer",
+        Type::Int { .. } => "bigint",
+        Type::Float { bits: 32 } => "real",
+        Type::Float { .. } => "double precision",
+        Type::Decimal { precision: Some(precision), scale } => {
+            return Ok(format!("numeric({precision},{})", scale.unwrap_or(0)));
+        }
+        Type::Decimal { .. } => "numeric",
+        Type::Text => "text",
+        Type::Bytes => "bytea",
+        Type::Uuid => "uuid",
+        Type::Date => "date",
+        Type::Time => "time without time zone",
+        Type::Timestamp => "timestamp without time zone",
+        Type::TimestampTz => "timestamp with time zone",
+        Type::Json | Type::Document => "json",
+        Type::Array(element) => {
+            let mut element: &Type = element;
+            while let Type::Array(inner) = element {
+                element = inner;
+            }
+            return Ok(format!("{}[]", native(column, element)?));
+        }
+        _ => {
+            return Err(refused(column, "PostgreSQL has no type for such values")
+                .hint("name a conversion: --convert TYPE=string"));
+        }
+    }
+    .to_owned())
+}
+
+fn refused(column: &Column, message: &'static str) -> Error {
+    Error::new(code::TYPE_REFUSED, message).with("column", &column.name).with("type", &column.native)
+}
+
+/// A column of a table that is there.
+#[derive(Debug)]
+pub(crate) struct There {
+    pub(crate) name: String,
+    pub(crate) taken: Taken,
+    /// The type as a table definition would have it, domains taken away.
+    pub(crate) native: String,
+    /// A row without it is refused.
+    pub(crate) is_needed: bool,
+    pub(crate) generated: bool,
+}
+
+const COLUMNS: &str = "
+    SELECT a.attname::text, a.atttypid, a.atttypmod, a.attgenerated <> '',
+        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', format_type(a.atttypid, a.atttypmod)
+    FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+/// The columns of a table; `None` if there is no such table.
+pub(crate) async fn columns(session: &Session, table: &Table) -> Result<Option<(u32, Vec<There>)>> {
+    let failed = |e| from_driver(e, "inspect");
+    let row = session
+        .query_one("SELECT to_regclass($1)::oid", &[&sql::table(&table.name)])
+        .await
+        .map_err(failed)?;
+    let Some(oid) = row.get::<_, Option<u32>>(0) else { return Ok(None) };
+    let types = Types::read(session, &[oid]).await?;
+    let rows = session.query(COLUMNS, &[&oid]).await.map_err(failed)?;
+    let there = rows.iter().map(|row| {
+        let Resolved { oid, modifier, kind, element, is_domain, .. } = types.resolve(row.get(1), row.get(2));
+        There {
+            name: row.get(0),
+            native: if is_domain { String::new() } else { row.get(5) },
+            taken: Taken { oid, modifier, kind, element },
+            is_needed: row.get(4),
+            generated: row.get(3),
+        }
+    });
+    Ok(Some((oid, there.collect())))
+}
+
+/// Looks at tables as targets.
+pub(crate) async fn inspect(
+    session: &Session,
+    tables: &[Arc<Table>],
+    allow_non_empty: bool,
+) -> Result<Vec<Obstacle>> {
+    let mut obstacles = Vec::new();
+    for table in tables {
+        let mut add = |column: Option<&str>, error: Error| {
+            let error = error.with("table", &table.name);
+            let column = column.map(str::to_owned);
+            obstacles.push(Obstacle { table: Some(table.name.clone()), column, error });
+        };
+        let Some((oid, there)) = columns(session, table).await? else {
+            for column in &table.columns {
+                if !type_exists(session, &column.native).await? {
+                    add(
+                        Some(&column.name),
+                        refused(column, "the type is not there").hint("create the type at the target first"),
+                    );
+                }
+            }
+            continue;
+        };
+        for column in &table.columns {
+            match there.iter().find(|there| there.name == column.name) {
+                None => add(Some(&column.name), differs("the column is not there")),
+                Some(there) if there.generated => {
+                    add(Some(&column.name), differs("the column is computed there"))
+                }
+                Some(there) if !is_compatible(column, there) => add(
+                    Some(&column.name),
+                    differs("the column has another type")
+                        .with("has", &there.native)
+                        .with("wanted", &column.native),
+                ),
+                Some(_) => {}
+            }
+        }
+        for there in there.iter().filter(|there| there.is_needed && table.position(&there.name).is_none()) {
+            add(Some(&there.name), differs("the target needs a column that the source does not have"));
+        }
+        if !has_key(session, oid, table).await? {
+            add(None, differs("the table has not this key").with("key", sql::key_list(table)));
+        }
+        if !allow_non_empty {
+            let sql = format!("SELECT EXISTS (SELECT FROM {})", sql::table(&table.name));
+            let row = session.query_one(&sql, &[]).await.map_err(|e| from_driver(e, "inspect"))?;
+            if row.get(0) {
+                add(None, Error::new(code::TARGET_NOT_EMPTY, "the table is not empty"));
+            }
+        }
+    }
+    Ok(obstacles)
+}
+
+fn differs(message: &'static str) -> Error {
+    Error::new(code::TARGET_DIFFERS, message)
+}
+
+async fn type_exists(session: &Session, native: &str) -> Result<bool> {
+    let bare: String = match (native.find('('), native.find(')')) {
+        (Some(open), Some(close)) => format!("{}{}", &native[..open], &native[close + 1..]),
+        _ => native.to_owned(),
+    };
+    let row = session.query_one("SELECT to_regtype($1) IS NOT NULL", &[&bare]).await;
+    Ok(row.map_err(|e| from_driver(e, "inspect"))?.get(0))
+}
+
+/// Whether every value of the one is a value of the other, or is refused by name when it comes.
+fn is_compatible(column: &Column, there: &There) -> bool {
+    if column.native == there.native || column.kind == there.taken.kind {
+        return true;
+    }
+    let text = |kind: &Type| matches!(kind, Type::Text | Type::Json | Type::Document);
+    match (&column.kind, &there.taken.kind) {
+        (Type::Int { bits }, Type::Int { bits: wider }) => bits <= wider,
+        (Type::Int { .. } | Type::Decimal { .. }, Type::Decimal { .. }) => true,
+        (Type::Float { bits }, Type::Float { bits: wider }) => bits <= wider,
+        (from, to) => {
+            text(from) && text(to) && Form::of(there.taken.oid, to) != Form::Char && there.taken.oid < OID_OWN
+        }
+    }
+}
+
+async fn has_key(session: &Session, oid: u32, table: &Table) -> Result<bool> {
+    let sql = "
+        SELECT (SELECT array_agg(a.attname::text ORDER BY a.attname::text) FROM pg_attribute a
+            WHERE a.attrelid = i.indrelid AND a.attnum = ANY((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+        FROM pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid
+            AND i.indpred IS NULL AND i.indexprs IS NULL";
+    let rows = session.query(sql, &[&oid]).await.map_err(|e| from_driver(e, "inspect"))?;
+    let mut key: Vec<&str> = table.key_columns().map(|column| column.name.as_str()).collect();
+    key.sort_unstable();
+    Ok(rows.iter().any(|row| row.get::<_, Option<Vec<String>>>(0).is_some_and(|names| names == key)))
+}
+
+/// Creates the tables that are not there.
+pub(crate) async fn create(session: &Session, tables: &[Arc<Table>]) -> Result<()> {
+    if let Some(obstacle) = inspect(session, tables, true).await?.into_iter().next() {
+        return Err(obstacle.error);
+    }
+    for table in tables {
+        let schema = if table.name.schema.is_empty() { "public" } else { &table.name.schema };
+        let row = session
+            .query_one("SELECT to_regnamespace($1) IS NOT NULL", &[&sql::ident(schema)])
+            .await
+            .map_err(|e| from_driver(e, "create"))?;
+        let mut statement = String::new();
+        // Asked first: the statement needs a right that a role may not have where the schema is there.
+        if !row.get::<_, bool>(0) {
+            statement.push_str(&format!("CREATE SCHEMA IF NOT EXISTS {};", sql::ident(schema)));
+        }
+        let columns = table.columns.iter().map(|column| {
+            let not_null = if column.nullable { "" } else { " NOT NULL" };
+            format!("{} {}{not_null}", sql::ident(&column.name), column.native)
+        });
+        let mut parts: Vec<String> = columns.collect();
+        if !table.key.is_empty() {
+            parts.push(format!("PRIMARY KEY ({})", sql::key_list(table)));
+        }
+        let name = sql::table(&table.name);
+        statement.push_str(&format!("CREATE TABLE IF NOT EXISTS {name} ({})", parts.join(", ")));
+        session
+            .batch_execute(&statement)
+            .await
+            .map_err(|e| from_driver(e, "create").with("table", &table.name))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(native: &str, kind: Type) -> Column {
+        Column { native: native.to_owned(), ..Column::new("c", kind) }
+    }
+
+    #[test]
+    fn a_type_of_our_own_stays_and_others_are_mapped_or_refused() {
+        let none = Conversions::new();
+        let same = fit(&column("numeric(12,2)", Type::Text), ENCODING, &none).unwrap();
+        assert_eq!(same.native, "numeric(12,2)");
+        let list = Type::Array(Box::new(Type::Array(Box::new(Type::Int { bits: 32 }))));
+        assert_eq!(fit(&column("", list), Encoding::CANONICAL, &none).unwrap().native, "integer[]");
+        let error = fit(&column("", Type::Any), Encoding::CANONICAL, &none).unwrap_err();
+        assert_eq!(error.code(), code::TYPE_REFUSED);
+        let conversions = Conversions::from([("interval".to_owned(), "string".to_owned())]);
+        let interval = column("interval(3)", Type::Native("interval".into()));
+        assert_eq!(fit(&interval, ENCODING, &conversions).unwrap().kind, Type::Text);
+    }
+}

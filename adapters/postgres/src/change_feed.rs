@@ -1,0 +1,244 @@
+//! The changes of a flow's tables, from the server's log.
+//!
+//! ```text
+//!   server ──frames──▶ pump ──batches──▶ reader ──▶ Changes
+//!             ◀─acknowledged positions─┘    └─ Spill: transactions that have not ended
+//! ```
+
+mod pump;
+mod reader;
+mod relations;
+mod spill;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{ChangeFeed, Identity, Progress};
+use tidegate_core::{Changes, Error, FlowName, Position, Result, Scope, Table};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::catalog::{capture, identity};
+use crate::change_feed::pump::{BATCHES_AHEAD, Order, pump};
+use crate::change_feed::reader::Reader;
+use crate::connect::Session;
+use crate::error::{self, from_driver};
+use crate::lsn::Lsn;
+use crate::store::PostgresStore;
+use crate::wire::{Replication, Start, WalFrame};
+
+/// How long a call waits when there is nothing.
+const IDLE: Duration = Duration::from_secs(1);
+/// After this time without progress the server is made to write to its log.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Between two questions how far the server is.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+/// Between two looks at the end of the log.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct PostgresFeed {
+    store: PostgresStore,
+    /// For what the stream cannot say; opened again if the server ended it.
+    side: Session,
+    reader: Reader,
+    orders: mpsc::UnboundedSender<Order>,
+    frames: mpsc::Receiver<Vec<WalFrame>>,
+    scope: Scope,
+    /// The position of the last answer.
+    told: Lsn,
+    /// What was wanted last, and since when.
+    wanted: Option<(Lsn, Instant)>,
+    /// The end of the log when it was last looked at.
+    log_end: Lsn,
+    looked: Option<Instant>,
+}
+
+const SLOT: &str = "
+    SELECT s.confirmed_flush_lsn::text, coalesce(s.wal_status, ''), pg_current_wal_insert_lsn()::text,
+        pg_snapshot_xmax(pg_current_snapshot())::text,
+        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name)
+    FROM pg_replication_slots s WHERE s.slot_name = $1 AND s.database = current_database()";
+
+impl PostgresFeed {
+    pub(crate) async fn open(
+        store: &PostgresStore,
+        flow: &FlowName,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
+    ) -> Result<Self> {
+        let side = store.session().await?;
+        let found = identity(&side).await?;
+        if found != *source {
+            return Err(Error::new(code::SOURCE_REPLACED, "the source is another database, or was restored")
+                .with("began_with", &source.0)
+                .with("found", &found.0));
+        }
+        let name = capture::name(flow);
+        let named = |error: Error| error.with("slot", &name);
+        let from = Lsn(from.to_u64().unwrap_or(0));
+        let row = side.query_opt(SLOT, &[&name]).await.map_err(|e| from_driver(e, "open feed"))?;
+        let row = row.ok_or_else(|| named(Error::new(code::SLOT_LOST, "the replication slot is gone")))?;
+        let confirmed: Lsn = row.get::<_, Option<&str>>(0).unwrap_or("0/0").parse()?;
+        let log_end: Lsn = row.get::<_, &str>(2).parse()?;
+        if row.get::<_, &str>(1) == "lost" {
+            return Err(named(Error::new(code::SLOT_LOST, "the server gave up the log that the slot needs")));
+        }
+        if !row.get::<_, bool>(4) {
+            return Err(named(Error::new(code::SLOT_LOST, "the publication of the slot is gone")));
+        }
+        if confirmed > from {
+            return Err(named(
+                Error::new(code::SLOT_RECREATED, "the slot begins after the place where the flow stands")
+                    .with("slot_at", confirmed)
+                    .with("flow_at", from),
+            ));
+        }
+        if from > log_end {
+            return Err(Error::new(code::SOURCE_REPLACED, "the flow is ahead of the source's log")
+                .with("log_end", log_end)
+                .with("flow_at", from));
+        }
+        let reference: u64 = row
+            .get::<_, &str>(3)
+            .parse()
+            .map_err(|_| Error::new(code::STREAM_MALFORMED, "the server's snapshot cannot be read"))?;
+        // One byte earlier: the server leaves out what commits before the position, and that of a transaction's
+        // piece may lie behind the start of its commit.
+        let start = Start::new(&name, [&name])
+            .with_position(Lsn(from.0.saturating_sub(1)))
+            .with_streaming(true)
+            .with_binary(true);
+        let stream = Replication::connect(store.settings()).await?.start(&start).await?;
+        let (orders, orders_out) = mpsc::unbounded_channel();
+        let (frames_in, frames) = mpsc::channel(BATCHES_AHEAD);
+        let mut scope = Scope::new();
+        scope.spawn(pump(stream, confirmed, orders_out, frames_in));
+        Ok(Self {
+            store: store.clone(),
+            side,
+            reader: Reader::new(tables, reference, from),
+            orders,
+            frames,
+            scope,
+            told: from,
+            wanted: None,
+            log_end,
+            looked: None,
+        })
+    }
+
+    /// The error that ended the stream.
+    async fn ended(&mut self) -> Error {
+        match self.scope.next().await {
+            Some(Err(error)) => error,
+            _ => error::lost("stream"),
+        }
+    }
+
+    async fn side(&mut self) -> Result<&Session> {
+        if self.side.is_closed() {
+            self.side = self.store.session().await?;
+        }
+        Ok(&self.side)
+    }
+
+    /// Looks where the log ends, now and then.
+    async fn look(&mut self) -> Result<()> {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        let sql = "SELECT pg_current_wal_flush_lsn()::text";
+        let row = self.side().await?.query_one(sql, &[]).await.map_err(|e| from_driver(e, "look"))?;
+        self.log_end = row.get::<_, &str>(0).parse()?;
+        self.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Makes the position rise past what is wanted.
+    async fn push(&mut self, want: Lsn) -> Result<()> {
+        let since = match self.wanted {
+            Some((wanted, since)) if wanted == want => since,
+            _ => {
+                let now = Instant::now();
+                self.wanted = Some((want, now));
+                now
+            }
+        };
+        // While changes come in, the position rises by itself.
+        if since.elapsed().min(self.reader.quiet()) >= PATIENCE {
+            // A record of our own, flushed: an open transaction's would keep the end of the log from the server's
+            // sender for as long as it is open.
+            let sql = "SELECT pg_logical_emit_message(true, 'tidegate', '')";
+            self.side().await?.batch_execute(sql).await.map_err(|e| from_driver(e, "emit"))?;
+            self.wanted = None;
+        }
+        let _ = self.orders.send(Order::Ask);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for PostgresFeed {
+    async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress> {
+        let want = want.and_then(Position::to_u64).map(Lsn);
+        let end = Instant::now() + IDLE;
+        self.look().await?;
+        loop {
+            while self.reader.has_room() {
+                match self.frames.try_recv() {
+                    Ok(batch) => self.reader.add(batch),
+                    Err(_) => break,
+                }
+                self.reader.read()?;
+            }
+            self.reader.read()?;
+            if self.reader.has_something() {
+                break;
+            }
+            let reached = want.filter(|want| self.reader.position() < *want);
+            if Instant::now() >= end
+                || reached.is_none() && want.is_some() && self.reader.position() > self.told
+            {
+                break;
+            }
+            let wait = match reached {
+                Some(want) => {
+                    self.push(want).await?;
+                    (Instant::now() + ASK_EVERY).min(end)
+                }
+                None => end,
+            };
+            match tokio::time::timeout_at(wait, self.frames.recv()).await {
+                Ok(Some(batch)) => self.reader.add(batch),
+                Ok(None) => return Err(self.ended().await),
+                Err(_) => {}
+            }
+        }
+        self.reader.hand_over(out);
+        self.told = self.reader.position();
+        let log_end = self.log_end.max(self.reader.sent());
+        Ok(Progress { position: Position::from_u64(self.told.0), behind: log_end.bytes_since(self.told) })
+    }
+
+    async fn acknowledge(&mut self, upto: &Position) -> Result<()> {
+        let Some(upto) = upto.to_u64() else { return Ok(()) };
+        match self.orders.send(Order::Acknowledge(Lsn(upto))) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        let Self { orders, scope, side, frames, .. } = *self;
+        let _ = orders.send(Order::Finish);
+        // The pump may be handing on: it has to find somebody, or nobody, there.
+        drop(frames);
+        let result = scope.join().await;
+        side.close().await;
+        result
+    }
+}

@@ -1,0 +1,340 @@
+//! Turns frames of the stream into changes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::{Changes, Mark, Op, Position, Result, RowWriter, Table};
+use tokio::time::Instant;
+
+use crate::binary::time::Timestamp;
+use crate::change_feed::relations::{Mapped, Relations};
+use crate::change_feed::spill::{self, Spill};
+use crate::lsn::Lsn;
+use crate::pgoutput::{Message, Old, Parser, Tuple};
+use crate::wire::WalFrame;
+
+/// What one call gives at most, and the size of a piece of a large transaction.
+const BYTES_MAX: usize = 4 << 20;
+const CHANGES_MAX: usize = 20_000;
+/// Frames that wait to be read.
+const PENDING_MAX: usize = 50_000;
+/// What open transactions may have in memory together.
+const OPEN_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Reader {
+    tables: Vec<Arc<Table>>,
+    parser: Parser,
+    relations: Relations,
+    /// Frames not yet read.
+    pending: VecDeque<WalFrame>,
+    /// What was read; the last transaction may not be closed.
+    changes: Changes,
+    /// The transaction that is being read.
+    current: Option<Current>,
+    /// Transactions that have not ended, by number, with the tables as they see them.
+    open: HashMap<u32, (Spill, Relations)>,
+    /// The number of the transaction that the stream is in.
+    streamed: Option<u32>,
+    /// A streamed transaction that has ended and is being delivered.
+    delivery: Option<(Current, spill::Reader)>,
+    /// A full transaction number near those that come.
+    reference: u64,
+    /// Everything before was read.
+    position: Lsn,
+    /// How far the server is, as it said last.
+    sent: Lsn,
+    heard: Instant,
+}
+
+/// A transaction whose end is known.
+#[derive(Clone, Debug)]
+struct Current {
+    mark: Mark,
+    /// The position of its pieces but the last.
+    within: Lsn,
+    end: Lsn,
+    committed_at: i64,
+    /// Places of its first change that was not handed over.
+    first: usize,
+    bytes: usize,
+    /// A piece was handed over.
+    is_torn: bool,
+}
+
+impl Reader {
+    pub(crate) fn new(tables: &[Arc<Table>], reference: u64, from: Lsn) -> Self {
+        Self {
+            tables: tables.to_vec(),
+            parser: Parser::new(),
+            relations: Relations::new(),
+            pending: VecDeque::new(),
+            changes: Changes::new(),
+            current: None,
+            open: HashMap::new(),
+            streamed: None,
+            delivery: None,
+            reference,
+            position: from,
+            sent: from,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Every change before this is handed over, or will be with the next call of [`Reader::hand_over`].
+    pub(crate) fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// How far the server was when it was last heard.
+    pub(crate) fn sent(&self) -> Lsn {
+        self.sent
+    }
+
+    /// How long no change has come.
+    pub(crate) fn quiet(&self) -> Duration {
+        self.heard.elapsed()
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.pending.len() < PENDING_MAX && !self.is_full()
+    }
+
+    pub(crate) fn add(&mut self, batch: Vec<WalFrame>) {
+        self.pending.extend(batch);
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.bytes() >= BYTES_MAX || self.changes.count() >= CHANGES_MAX
+    }
+
+    /// Whether there is a transaction, or a piece of one, to be handed over.
+    pub(crate) fn has_something(&self) -> bool {
+        !self.changes.transactions().is_empty()
+    }
+
+    /// Reads what is there, until there is enough.
+    pub(crate) fn read(&mut self) -> Result<()> {
+        loop {
+            self.deliver()?;
+            if self.is_full() || self.delivery.is_some() {
+                break;
+            }
+            let Some(frame) = self.pending.pop_front() else { break };
+            self.take(&frame)?;
+        }
+        // A transaction that goes on is cut when it is large, or when what stands before it would wait for it.
+        if let Some(current) = &mut self.current
+            && (self.changes.bytes() - current.bytes >= BYTES_MAX
+                || self.changes.count() - current.first >= CHANGES_MAX
+                || self.pending.is_empty() && !self.changes.transactions().is_empty())
+            && self.changes.count() > current.first
+        {
+            current.is_torn = true;
+            let within = Position::from_u64(current.within.0);
+            self.changes.end(current.mark, within, current.committed_at, false);
+            (current.first, current.bytes) = (self.changes.count(), self.changes.bytes());
+        }
+        Ok(())
+    }
+
+    /// Gives what was read. The transaction that goes on begins anew in the next buffer.
+    pub(crate) fn hand_over(&mut self, out: &mut Changes) {
+        if !self.has_something() {
+            return;
+        }
+        if out.is_empty() && self.current.as_ref().is_none_or(|c| c.first == self.changes.count()) {
+            *out = std::mem::take(&mut self.changes);
+        } else {
+            let all = std::mem::take(&mut self.changes);
+            for transaction in all.transactions() {
+                for change in all.of(transaction) {
+                    out.push_rows(change.table, change.op, change.row, change.old_key);
+                }
+                out.end(
+                    transaction.mark,
+                    transaction.position.clone(),
+                    transaction.committed_at,
+                    transaction.ends,
+                );
+            }
+            let open = self.current.as_ref().map_or(all.count(), |current| current.first);
+            for at in open..all.count() {
+                let change = all.change(at);
+                self.changes.push_rows(change.table, change.op, change.row, change.old_key);
+            }
+        }
+        if let Some(current) = &mut self.current {
+            (current.first, current.bytes) = (0, 0);
+        }
+    }
+
+    /// Goes on with the streamed transaction that has ended.
+    fn deliver(&mut self) -> Result<()> {
+        let Some((current, reader)) = &mut self.delivery else { return Ok(()) };
+        if self.changes.bytes() >= BYTES_MAX {
+            return Ok(());
+        }
+        let before = self.changes.count();
+        let goes_on = reader.fill(&mut self.changes, BYTES_MAX)?;
+        if goes_on {
+            current.is_torn = true;
+            self.changes.end(current.mark, Position::from_u64(current.within.0), current.committed_at, false);
+            return Ok(());
+        }
+        if current.is_torn || self.changes.count() > before {
+            self.changes.end(current.mark, Position::from_u64(current.end.0), current.committed_at, true);
+        }
+        self.position = self.position.max(current.end);
+        self.delivery = None;
+        Ok(())
+    }
+
+    fn take(&mut self, frame: &WalFrame) -> Result<()> {
+        let payload = match frame {
+            WalFrame::Keepalive { sent, .. } => {
+                self.sent = self.sent.max(*sent);
+                if self.current.is_none() {
+                    self.position = self.position.max(*sent);
+                }
+                return Ok(());
+            }
+            WalFrame::Data { payload, .. } => payload,
+        };
+        self.heard = Instant::now();
+        match self.parser.parse(payload)? {
+            Message::Begin { final_lsn, committed_at, xid } => {
+                self.current = Some(self.current(xid, final_lsn, Lsn::ZERO, committed_at));
+            }
+            Message::Commit { end_lsn, .. } => {
+                if let Some(current) = self.current.take()
+                    && (current.is_torn || self.changes.count() > current.first)
+                {
+                    self.changes.end(current.mark, Position::from_u64(end_lsn.0), current.committed_at, true);
+                }
+                self.position = self.position.max(end_lsn);
+            }
+            Message::Relation(relation) => {
+                let mapped = Mapped::new(&self.tables, &relation)?.map(Arc::new);
+                let own = self.streamed.and_then(|xid| self.open.get_mut(&xid));
+                own.map_or(&mut self.relations, |(_, own)| own).insert(relation.oid, mapped);
+            }
+            Message::Insert { xid, relation, new } => self.change(xid, relation, Op::Insert, Some(new), None),
+            Message::Update { xid, relation, old, new } => {
+                self.change(xid, relation, Op::Update, Some(new), old);
+            }
+            Message::Delete { xid, relation, old } => self.change(xid, relation, Op::Delete, None, Some(old)),
+            Message::Truncate { xid, relations, .. } => {
+                relations.iter().for_each(|relation| self.change(xid, relation, Op::Truncate, None, None));
+            }
+            Message::StreamStart { xid, .. } => {
+                self.open.entry(xid).or_default();
+                self.streamed = Some(xid);
+            }
+            Message::StreamStop => {
+                self.streamed = None;
+                self.bound()?;
+            }
+            Message::StreamAbort { xid, subxid } if xid == subxid => drop(self.open.remove(&xid)),
+            Message::StreamAbort { xid, subxid } => {
+                if let Some((spill, _)) = self.open.get_mut(&xid) {
+                    spill.void(subxid);
+                }
+            }
+            Message::StreamCommit { xid, lsn, end_lsn, committed_at } => {
+                let (spill, relations) = self.open.remove(&xid).unwrap_or_default();
+                // The server says again how a table looks only when that changes.
+                self.relations.extend(relations);
+                let current = self.current(xid, lsn, end_lsn, committed_at);
+                self.delivery = Some((current, spill.read()?));
+            }
+            Message::Origin { .. } | Message::Type { .. } | Message::Emitted { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn current(&mut self, xid: u32, commit: Lsn, end: Lsn, committed_at: i64) -> Current {
+        Current {
+            mark: self.widen(xid),
+            // Behind the transaction before, which may end just where this commit begins.
+            within: commit.max(Lsn(self.position.0 + 1)),
+            end,
+            committed_at: Timestamp(committed_at).unix_micros().unwrap_or(0),
+            first: self.changes.count(),
+            bytes: self.changes.bytes(),
+            is_torn: false,
+        }
+    }
+
+    /// The full number of a transaction: the one nearest to those before it.
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is meant")]
+    fn widen(&mut self, xid: u32) -> Mark {
+        let distance = xid.wrapping_sub(self.reference as u32).cast_signed();
+        let full = self.reference.wrapping_add_signed(distance.into());
+        self.reference = self.reference.max(full);
+        full
+    }
+
+    fn change(
+        &mut self,
+        xid: Option<u32>,
+        relation: u32,
+        op: Op,
+        new: Option<Tuple<'_>>,
+        old: Option<Old<'_>>,
+    ) {
+        let streamed = self.streamed.and_then(|top| Some((top, self.open.get_mut(&top)?)));
+        let mapped = match &streamed {
+            Some((_, (_, own))) => own.get(&relation).or_else(|| self.relations.get(&relation)),
+            None => self.relations.get(&relation),
+        };
+        let Some(Some(mapped)) = mapped else { return };
+        let mapped = Arc::clone(mapped);
+        let old_key = match (new, old) {
+            (None, Some(old)) => Some(old.tuple()),
+            (Some(new), Some(old)) => Some(old.tuple()).filter(|old| mapped.is_moved(*old, new)),
+            _ => None,
+        };
+        let mut row = |out: &mut RowWriter<'_>| {
+            if let Some(new) = new {
+                mapped.write_row(new, old, out);
+            }
+        };
+        let mut key = |out: &mut RowWriter<'_>| {
+            if let Some(old) = old_key {
+                mapped.write_key(old, out);
+            }
+        };
+        let Some((top, (spill, _))) = streamed else {
+            let row: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
+                if new.is_some() { Some(&mut row) } else { None };
+            let key: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
+                if old_key.is_some() { Some(&mut key) } else { None };
+            self.changes.push(mapped.table, op, row, key);
+            return;
+        };
+        let (at, out) = spill.begin(xid.unwrap_or(top), mapped.table, op);
+        let start = out.len();
+        if new.is_some() {
+            let mut writer = RowWriter::new(out);
+            row(&mut writer);
+            writer.finish();
+        }
+        let end = out.len();
+        if old_key.is_some() {
+            let mut writer = RowWriter::new(out);
+            key(&mut writer);
+            writer.finish();
+        }
+        spill.end(at, start..end);
+    }
+
+    /// Keeps what open transactions have in memory within its limit.
+    fn bound(&mut self) -> Result<()> {
+        if self.open.values().map(|(spill, _)| spill.bytes()).sum::<usize>() > OPEN_BYTES_MAX {
+            self.open.values_mut().try_for_each(|(spill, _)| spill.to_file())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! How far the target is, as it says itself: our own tables, written in the transaction of the rows.
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress};
+use tidegate_core::{Error, FlowName, Key, Position, Result};
+
+use crate::connect::Session;
+use crate::error::from_driver;
+
+fn failed(error: tokio_postgres::Error) -> Error {
+    from_driver(error, "checkpoint")
+}
+
+/// Takes the flow over. `names` are the tables by their place. Returns the fence and what was there.
+pub(crate) async fn open(
+    session: &mut Session,
+    flow: &FlowName,
+    names: &[&str],
+    first: &Checkpoint,
+) -> Result<(i64, Opened)> {
+    let flow = flow.as_str();
+    let transaction = session.transaction().await.map_err(failed)?;
+    let sql =
+        "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence) VALUES ($1, $2, $3, $4, 1)
+        ON CONFLICT (flow) DO UPDATE SET fence = f.fence + 1
+        RETURNING fence, source, position, replay, xmax = 0";
+    let (position, replay) = (first.position.bytes(), first.replay.bytes());
+    let row =
+        transaction.query_one(sql, &[&flow, &first.source.0, &position, &replay]).await.map_err(failed)?;
+    let fence = row.get(0);
+    if row.get::<_, bool>(4) {
+        transaction.commit().await.map_err(failed)?;
+        return Ok((fence, Opened::New));
+    }
+    let mut checkpoint = Checkpoint {
+        source: Identity(row.get(1)),
+        position: Position::new(row.get::<_, Vec<u8>>(2)),
+        replay: Position::new(row.get::<_, Vec<u8>>(3)),
+        ranges: Vec::new(),
+        excluded: Vec::new(),
+    };
+    let place = |name: &str| names.iter().position(|known| *known == name);
+    let key = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Key(bytes.into()));
+    let sql = "SELECT name, range, after_key, upto_key, rows, done FROM tidegate.ranges WHERE flow = $1
+        ORDER BY name, range";
+    for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
+        // A table that is not in the plan any more keeps its ledger for when it is again.
+        let Some(table) = place(row.get(0)) else { continue };
+        checkpoint.ranges.push(RangeProgress {
+            table,
+            range: u32::try_from(row.get::<_, i64>(1)).unwrap_or(0),
+            rest: KeyRange { after: key(row.get(2)), upto: key(row.get(3)) },
+            rows: row.get::<_, i64>(4).unsigned_abs(),
+            done: row.get(5),
+        });
+    }
+    let sql = "SELECT name, reason FROM tidegate.excluded WHERE flow = $1 ORDER BY name";
+    for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
+        if let Some(table) = place(row.get(0)) {
+            checkpoint.excluded.push((table, row.get(1)));
+        }
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok((fence, Opened::Resumed(checkpoint)))
+}
+
+/// Writes a commit into the running transaction, if the flow is still ours.
+pub(crate) async fn write(
+    session: &Session,
+    flow: &FlowName,
+    fence: i64,
+    names: &[&str],
+    commit: &Commit,
+) -> Result<()> {
+    let flow = flow.as_str();
+    let position = commit.position.as_ref().map(Position::bytes);
+    let replay = commit.replay.as_ref().map(Position::bytes);
+    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position), replay = coalesce($4, replay)
+        WHERE flow = $1 AND fence = $2";
+    if session.execute(sql, &[&flow, &fence, &position, &replay]).await.map_err(failed)? == 0 {
+        return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
+    }
+    for table in &commit.forget {
+        for sql in [
+            "DELETE FROM tidegate.ranges WHERE flow = $1 AND name = $2",
+            "DELETE FROM tidegate.excluded WHERE flow = $1 AND name = $2",
+        ] {
+            session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
+        }
+    }
+    for (table, reason) in &commit.exclude {
+        let sql = "INSERT INTO tidegate.excluded (flow, name, reason) VALUES ($1, $2, $3)
+            ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
+        session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
+    }
+    let sql = "INSERT INTO tidegate.ranges (flow, name, range, after_key, upto_key, rows, done)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        ON CONFLICT (flow, name, range) DO UPDATE SET after_key = excluded.after_key,
+            upto_key = excluded.upto_key, rows = excluded.rows, done = excluded.done";
+    for range in &commit.ranges {
+        let bytes = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
+        let rows = i64::try_from(range.rows).unwrap_or(i64::MAX);
+        session
+            .execute(
+                sql,
+                &[
+                    &flow,
+                    &names[range.table],
+                    &i64::from(range.range),
+                    &bytes(&range.rest.after),
+                    &bytes(&range.rest.upto),
+                    &rows,
+                    &range.done,
+                ],
+            )
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! Where the rows of one route go, and how they are written there.
+
+use bytes::{BufMut as _, BytesMut};
+use tidegate_core::error::code;
+use tidegate_core::port::Route;
+use tidegate_core::{Cell, Error, Result, Row, Rows, Shape, Value};
+
+use crate::binary::{put_field, put_null};
+use crate::catalog::target;
+use crate::codec::ENCODING;
+use crate::connect::Session;
+use crate::crawler::{COPY_HEADER, COPY_TRAILER};
+use crate::encode::{Taken, put_value};
+use crate::form::{Form, OID_OWN};
+use crate::sql;
+
+/// One table of the target, with the statements that write it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its name as people and the ledger have it.
+    pub(crate) name: String,
+    /// Its name in statements.
+    pub(crate) table: String,
+    pub(crate) shape: Shape,
+    /// The columns' names in statements.
+    columns: Vec<String>,
+    taken: Vec<Taken>,
+    /// Which cells are written as they come.
+    passes: Vec<bool>,
+    number: usize,
+}
+
+impl Place {
+    pub(crate) async fn new(session: &Session, number: usize, route: &Route) -> Result<Self> {
+        let name = route.target.name.to_string();
+        let Some((_, there)) = target::columns(session, &route.target).await? else {
+            return Err(Error::new(code::TABLE_MISSING, "the target has no such table").with("table", name));
+        };
+        let is_ours = route.shape.codec.encoding() == ENCODING;
+        let mut taken = Vec::new();
+        let mut passes = Vec::new();
+        for (source, column) in route.shape.table.columns.iter().zip(&route.target.columns) {
+            let there = there.iter().find(|there| there.name == column.name).ok_or_else(|| {
+                Error::new(code::TARGET_DIFFERS, "the target has no such column")
+                    .with("table", &name)
+                    .with("column", &column.name)
+            })?;
+            let same_words = source.native == there.native;
+            passes.push(is_ours && passes_as_it_is(source, &there.taken, same_words));
+            taken.push(there.taken.clone());
+        }
+        if taken.len() != route.shape.table.columns.len() {
+            return Err(
+                Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
+            );
+        }
+        Ok(Self {
+            table: sql::table(&route.target.name),
+            columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
+            shape: route.shape.clone(),
+            name,
+            taken,
+            passes,
+            number,
+        })
+    }
+
+    fn key(&self) -> &[usize] {
+        &self.shape.table.key
+    }
+
+    fn staged(&self) -> String {
+        format!("pg_temp.tidegate_rows_{}", self.number)
+    }
+
+    fn staged_keys(&self) -> String {
+        format!("pg_temp.tidegate_keys_{}", self.number)
+    }
+
+    /// Makes the tables that rows and keys are staged in.
+    pub(crate) fn create_stage(&self) -> String {
+        let select = |places: &[usize]| {
+            let columns = places.iter().map(|at| format!("{} AS c{at}", self.columns[*at]));
+            columns.collect::<Vec<_>>().join(", ")
+        };
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        format!(
+            "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT NULL::int4 AS n, {} FROM {table}
+                WITH NO DATA;
+            CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {} FROM {table} WITH NO DATA",
+            self.staged(),
+            select(&all),
+            self.staged_keys(),
+            select(self.key()),
+            table = self.table,
+        )
+    }
+
+    pub(crate) fn clear_keys(&self) -> String {
+        format!("TRUNCATE {}", self.staged_keys())
+    }
+
+    pub(crate) fn clear_rows(&self) -> String {
+        format!("TRUNCATE {}", self.staged())
+    }
+
+    pub(crate) fn copy_direct(&self) -> String {
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.table, self.columns.join(", "))
+    }
+
+    pub(crate) fn copy_rows(&self) -> String {
+        let columns: Vec<String> = (0..self.columns.len()).map(|at| format!("c{at}")).collect();
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.staged(), columns.join(", "))
+    }
+
+    pub(crate) fn copy_keys(&self) -> String {
+        let columns: Vec<String> = self.key().iter().map(|at| format!("c{at}")).collect();
+        format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.staged_keys(), columns.join(", "))
+    }
+
+    pub(crate) fn copy_updates(&self, sent: &[usize]) -> String {
+        let columns: Vec<String> = sent.iter().map(|at| format!("c{at}")).collect();
+        format!("COPY {} (n, {}) FROM STDIN (FORMAT binary)", self.staged(), columns.join(", "))
+    }
+
+    fn same_key(&self) -> String {
+        let same = self.key().iter().map(|at| format!("t.{} = s.c{at}", self.columns[*at]));
+        same.collect::<Vec<_>>().join(" AND ")
+    }
+
+    pub(crate) fn delete_keys(&self) -> String {
+        format!("DELETE FROM {} t USING {} s WHERE {}", self.table, self.staged_keys(), self.same_key())
+    }
+
+    fn insert(&self) -> String {
+        let staged: Vec<String> = (0..self.columns.len()).map(|at| format!("s.c{at}")).collect();
+        format!(
+            "INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {} s",
+            self.table,
+            self.columns.join(", "),
+            staged.join(", "),
+            self.staged()
+        )
+    }
+
+    pub(crate) fn upsert(&self) -> String {
+        let key: Vec<&str> = self.key().iter().map(|at| self.columns[*at].as_str()).collect();
+        let set: Vec<String> = (0..self.columns.len())
+            .filter(|at| !self.key().contains(at))
+            .map(|at| format!("{column} = excluded.{column}", column = self.columns[at]))
+            .collect();
+        let action =
+            if set.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", set.join(", ")) };
+        format!("{} ON CONFLICT ({}) DO {action}", self.insert(), key.join(", "))
+    }
+
+    /// The same in two steps: a row whose other unique key moved to another row of the batch is gone by then.
+    pub(crate) fn replace(&self) -> String {
+        format!(
+            "DELETE FROM {} t USING {} s WHERE {}; {}",
+            self.table,
+            self.staged(),
+            self.same_key(),
+            self.insert()
+        )
+    }
+
+    /// Writes the staged columns, and gives the numbers of the rows that met none.
+    pub(crate) fn update(&self, sent: &[usize]) -> String {
+        let set: Vec<String> = sent
+            .iter()
+            .filter(|at| !self.key().contains(at))
+            .map(|at| format!("{} = s.c{at}", self.columns[*at]))
+            .collect();
+        let (table, staged, same) = (&self.table, self.staged(), self.same_key());
+        if set.is_empty() {
+            return format!(
+                "SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
+            );
+        }
+        format!(
+            "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {same} RETURNING s.n)
+            SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM hit WHERE hit.n = s.n)",
+            set.join(", ")
+        )
+    }
+
+    /// Full rows as a copy.
+    pub(crate) fn encode_rows(&self, rows: &Rows) -> Result<BytesMut> {
+        let mut out = begin(rows.bytes().len());
+        if self.passes.iter().all(|passes| *passes) {
+            out.extend_from_slice(rows.bytes());
+        } else {
+            for row in rows.iter() {
+                out.put_u16(u16::try_from(row.len()).unwrap_or(u16::MAX));
+                for (at, cell) in row.cells().enumerate() {
+                    self.put(&mut out, at, cell, row)?;
+                }
+            }
+        }
+        Ok(end(out))
+    }
+
+    /// Keys as a copy.
+    pub(crate) fn encode_keys(&self, keys: &Rows) -> Result<BytesMut> {
+        let mut out = begin(keys.bytes().len());
+        for key in keys.iter() {
+            out.put_u16(u16::try_from(key.len()).unwrap_or(u16::MAX));
+            for (&at, cell) in self.key().iter().zip(key.cells()) {
+                self.put(&mut out, at, cell, key)?;
+            }
+        }
+        Ok(end(out))
+    }
+
+    /// Rows with unchanged cells, by the columns that they have, each group as a copy with the rows' numbers.
+    pub(crate) fn encode_updates(&self, rows: &Rows) -> Result<Vec<(Vec<usize>, BytesMut)>> {
+        let mut groups: Vec<(Vec<usize>, BytesMut)> = Vec::new();
+        for (number, row) in rows.iter().enumerate() {
+            let sent = row.cells().enumerate().filter(|(_, cell)| *cell != Cell::Unchanged).map(|(at, _)| at);
+            let sent: Vec<usize> = sent.collect();
+            let group = match groups.iter().position(|(columns, _)| *columns == sent) {
+                Some(group) => group,
+                None => {
+                    groups.push((sent.clone(), begin(0)));
+                    groups.len() - 1
+                }
+            };
+            let out = &mut groups[group].1;
+            out.put_u16(u16::try_from(sent.len() + 1).unwrap_or(u16::MAX));
+            out.put_i32(4);
+            out.put_i32(i32::try_from(number).unwrap_or(i32::MAX));
+            for at in sent {
+                self.put(out, at, row.cell(at), row)?;
+            }
+        }
+        Ok(groups.into_iter().map(|(sent, out)| (sent, end(out))).collect())
+    }
+
+    fn put(&self, out: &mut BytesMut, at: usize, cell: Cell<'_>, row: Row<'_>) -> Result<()> {
+        let written = match cell {
+            Cell::Null => {
+                put_null(out);
+                return Ok(());
+            }
+            Cell::Bytes(bytes) if self.passes[at] => put_field(out, |out| {
+                out.put_slice(bytes);
+                Ok(())
+            }),
+            Cell::Bytes(bytes) => match self.shape.codec.value(&self.shape.table.columns[at], bytes) {
+                Ok(Value::Null) => {
+                    put_null(out);
+                    return Ok(());
+                }
+                Ok(value) => put_field(out, |out| put_value(out, &self.taken[at], &value)),
+                Err(error) => Err(error),
+            },
+            Cell::Unchanged => Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")),
+        };
+        written.map_err(|error| {
+            let is_full = row.len() == self.columns.len();
+            let key = if is_full { self.shape.cut_key(row) } else { tidegate_core::Key(row.frame().into()) };
+            error
+                .with("table", &self.name)
+                .with("key", self.shape.show_key(key.row()))
+                .with("column", &self.shape.table.columns[at].name)
+        })
+    }
+}
+
+fn begin(bytes: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(bytes + COPY_HEADER.len() + COPY_TRAILER.len());
+    out.extend_from_slice(COPY_HEADER);
+    out
+}
+
+fn end(mut out: BytesMut) -> BytesMut {
+    out.extend_from_slice(COPY_TRAILER);
+    out
+}
+
+/// Whether a cell in the server's own form is written as it comes: the types are the same, and the target's declared
+/// length or scale cannot change it without a word.
+fn passes_as_it_is(source: &tidegate_core::Column, taken: &Taken, same_words: bool) -> bool {
+    let form = Form::of(taken.oid, &taken.kind);
+    if source.native_id >= OID_OWN || taken.oid >= OID_OWN {
+        // Numbers of such types differ from database to database, and arrays hold them.
+        return form != Form::Array && (same_words || form == Form::Text && source.kind == taken.kind);
+    }
+    let is_exact = taken.modifier == -1 || same_words;
+    let texts = Form::of(source.native_id, &source.kind) == Form::Text && form == Form::Text;
+    (source.native_id == taken.oid || texts) && is_exact
+}

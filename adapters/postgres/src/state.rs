@@ -1,0 +1,112 @@
+//! Keeps the records of flows, in the schema `tidegate`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{Lease, StateStore, Stored};
+use tidegate_core::{Error, FlowName, Result};
+use tokio::sync::Mutex;
+
+use crate::connect::Session;
+use crate::error::from_driver;
+use crate::schema;
+use crate::store::PostgresStore;
+
+/// Every method is one statement, so that one session serves them all at once.
+#[derive(Debug)]
+pub(crate) struct PostgresState {
+    store: PostgresStore,
+    session: Mutex<Arc<Session>>,
+}
+
+impl PostgresState {
+    pub(crate) async fn open(store: &PostgresStore) -> Result<Self> {
+        let session = store.session().await?;
+        schema::ensure(&session).await?;
+        Ok(Self { store: store.clone(), session: Mutex::new(Arc::new(session)) })
+    }
+
+    /// The session; another one if the server ended it.
+    async fn session(&self) -> Result<Arc<Session>> {
+        let mut session = self.session.lock().await;
+        if session.is_closed() {
+            *session = Arc::new(self.store.session().await?);
+        }
+        Ok(Arc::clone(&session))
+    }
+}
+
+fn failed(error: tokio_postgres::Error) -> Error {
+    from_driver(error, "state")
+}
+
+/// Versions never grow beyond what fits both.
+fn number(version: u64) -> i64 {
+    i64::try_from(version).unwrap_or(i64::MAX)
+}
+
+#[async_trait]
+impl StateStore for PostgresState {
+    async fn get(&self, flow: &FlowName, key: &str) -> Result<Option<Stored>> {
+        let sql = "SELECT version, value FROM tidegate.records WHERE flow = $1 AND key = $2";
+        let row = self.session().await?.query_opt(sql, &[&flow.as_str(), &key]).await.map_err(failed)?;
+        Ok(row.map(|row| Stored { version: row.get::<_, i64>(0).unsigned_abs(), value: row.get(1) }))
+    }
+
+    async fn put(&self, flow: &FlowName, key: &str, value: &str, expected: u64) -> Result<Option<u64>> {
+        let session = self.session().await?;
+        let flow = flow.as_str();
+        let row = if expected == 0 {
+            let sql = "INSERT INTO tidegate.records (flow, key, version, value) VALUES ($1, $2, 1, $3)
+                ON CONFLICT DO NOTHING RETURNING version";
+            session.query_opt(sql, &[&flow, &key, &value]).await
+        } else {
+            let sql = "UPDATE tidegate.records SET version = version + 1, value = $3
+                WHERE flow = $1 AND key = $2 AND version = $4 RETURNING version";
+            session.query_opt(sql, &[&flow, &key, &value, &number(expected)]).await
+        };
+        Ok(row.map_err(failed)?.map(|row| row.get::<_, i64>(0).unsigned_abs()))
+    }
+
+    async fn flows(&self) -> Result<Vec<FlowName>> {
+        let sql = "SELECT flow FROM tidegate.records UNION SELECT flow FROM tidegate.flows
+            UNION SELECT flow FROM tidegate.leases ORDER BY 1";
+        let rows = self.session().await?.query(sql, &[]).await.map_err(failed)?;
+        rows.iter().map(|row| FlowName::new(row.get::<_, String>(0))).collect()
+    }
+
+    async fn forget(&self, flow: &FlowName) -> Result<()> {
+        let sql = "WITH a AS (DELETE FROM tidegate.records WHERE flow = $1),
+            b AS (DELETE FROM tidegate.flows WHERE flow = $1),
+            c AS (DELETE FROM tidegate.ranges WHERE flow = $1),
+            d AS (DELETE FROM tidegate.excluded WHERE flow = $1)
+            DELETE FROM tidegate.leases WHERE flow = $1";
+        self.session().await?.execute(sql, &[&flow.as_str()]).await.map_err(failed)?;
+        Ok(())
+    }
+
+    async fn hold(&self, flow: &FlowName, holder: &str, time: Duration) -> Result<Lease> {
+        let sql = "INSERT INTO tidegate.leases AS l (flow, holder, until)
+            VALUES ($1, $2, clock_timestamp() + $3 * interval '1 microsecond')
+            ON CONFLICT (flow) DO UPDATE SET holder = excluded.holder, until = excluded.until
+            WHERE l.holder = excluded.holder OR l.until <= clock_timestamp() RETURNING true";
+        let session = self.session().await?;
+        let micros = time.as_micros() as f64;
+        let row = session.query_opt(sql, &[&flow.as_str(), &holder, &micros]).await.map_err(failed)?;
+        if row.is_some() {
+            return Ok(Lease { holder: holder.to_owned(), time });
+        }
+        let sql = "SELECT holder FROM tidegate.leases WHERE flow = $1";
+        let row = session.query_opt(sql, &[&flow.as_str()]).await.map_err(failed)?;
+        let other = row.map_or_else(|| "another".to_owned(), |row| row.get(0));
+        Err(Error::new(code::LEASE_HELD, format!("{other} runs this flow")).with("holder", other))
+    }
+
+    async fn release(&self, flow: &FlowName, holder: &str) -> Result<()> {
+        let sql = "DELETE FROM tidegate.leases WHERE flow = $1 AND holder = $2";
+        self.session().await?.execute(sql, &[&flow.as_str(), &holder]).await.map_err(failed)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! A whole flow from one database to another while the first is written to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::port::{Conversions, Route, Selection, Store};
+use tidegate_core::{FlowName, Scope, Shape, SystemClock, Table};
+use tidegate_flow::{Flow, Gauge, Options, Until, run_once};
+use tidegate_postgres::connect::Session;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{database, drop_database, run};
+
+/// Describes everything at the source, makes it at the target and joins the two.
+pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn Store>) -> Flow {
+    let from = source.catalog().await.unwrap();
+    let to = target.catalog().await.unwrap();
+    let (tables, obstacles) = from.describe(&Selection::All).await.unwrap();
+    assert!(obstacles.is_empty(), "{obstacles:?}");
+    let codec = from.codec();
+    let mut routes = Vec::new();
+    for table in tables {
+        let mut held = Table { name: to.name_for(&table.name), ..table.clone() };
+        for column in &mut held.columns {
+            let fit = to.fit(column, codec.encoding(), &Conversions::new()).unwrap();
+            (column.native, column.kind) = (fit.native, fit.kind);
+        }
+        let shape = Shape { table: Arc::new(table), codec: Arc::clone(&codec) };
+        routes.push(Route { shape, target: Arc::new(held) });
+    }
+    let targets: Vec<_> = routes.iter().map(|route| Arc::clone(&route.target)).collect();
+    assert!(to.inspect(&targets, false).await.unwrap().is_empty());
+    to.create(&targets).await.unwrap();
+    to.create(&targets).await.unwrap();
+    let mut options = Options::default();
+    (options.chunk_rows, options.workers) = (500, 2);
+    Flow {
+        name: FlowName::new(name).unwrap(),
+        source: Arc::clone(source),
+        target: Arc::clone(target),
+        routes,
+        options,
+        clock: SystemClock::shared(),
+    }
+}
+
+pub(crate) async fn catch_up(flow: &Flow) {
+    let gauge = Gauge::new(&flow.routes);
+    let (_requests, mut requests) = mpsc::unbounded_channel();
+    let stop = CancellationToken::new();
+    let run = run_once(flow, Until::CaughtUp, &gauge, &mut requests, &stop);
+    tokio::time::timeout(Duration::from_secs(60), Box::pin(run)).await.unwrap().unwrap();
+}
+
+pub(crate) async fn digest(session: &Session, table: &str) -> (i64, Option<String>) {
+    let sql = format!(
+        "SELECT count(*), md5(string_agg(t::text, E'\\n' ORDER BY t::text COLLATE \"C\")) FROM {table} t"
+    );
+    let row = session.query_one(&sql, &[]).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+const TABLES: &str = "
+    CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+    CREATE DOMAIN positive AS int CHECK (value > 0);
+    CREATE TABLE items (id bigint PRIMARY KEY, note text, amount numeric(12,2), at timestamptz, doc jsonb, blob text,
+        mood mood, moods mood[], list int[], age positive, size interval, twice int8 GENERATED ALWAYS AS (id * 2) STORED);
+    ALTER TABLE items ALTER blob SET STORAGE EXTERNAL;
+    CREATE TABLE pairs (b text COLLATE \"C\", gone int, a int, v text, big text, PRIMARY KEY (a, b));
+    ALTER TABLE pairs ALTER big SET STORAGE EXTERNAL;
+    ALTER TABLE pairs DROP COLUMN gone;
+    CREATE TABLE logs (at date, id uuid DEFAULT gen_random_uuid(), v text, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+    CREATE TABLE logs_1 PARTITION OF logs FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+    CREATE TABLE logs_2 PARTITION OF logs FOR VALUES FROM ('2021-01-01') TO ('2022-01-01');
+    CREATE TABLE codes (code bytea PRIMARY KEY, rate float8, unique_name text UNIQUE);
+    INSERT INTO items SELECT n, 'n' || n, n / 7.0, now(), '{\"a\": 1}', repeat('b', 3000), 'ok', '{sad,happy}', '{1,2}', n,
+        '1 day' FROM generate_series(1, 4000) n;
+    INSERT INTO pairs SELECT 'k' || n, n % 50, 'v', repeat('x', 3000) FROM generate_series(1, 3000) n;
+    INSERT INTO logs SELECT '2020-06-01'::date + n % 500, gen_random_uuid(), 'l' FROM generate_series(1, 3000) n;
+    INSERT INTO codes SELECT sha256(n::text::bytea), n, 'u' || n FROM generate_series(1, 2000) n";
+
+/// Statements that touch every kind of change, at places that depend on the turn.
+fn changes(turn: usize) -> String {
+    let n = turn * 37 % 4000 + 1;
+    let m = turn * 91 % 4000 + 1;
+    match turn % 12 {
+        0 => format!("INSERT INTO items (id, note, mood, moods) VALUES ({}, 'new', 'sad', '{{happy}}')", 10_000 + turn),
+        1 => format!("UPDATE items SET note = 'u{turn}' WHERE id BETWEEN {n} AND {n} + 20"),
+        2 => format!("DELETE FROM items WHERE id = {m}"),
+        3 => format!("UPDATE items SET id = {} WHERE id = {n}", 20_000 + turn),
+        4 => format!("UPDATE pairs SET v = 'u{turn}' WHERE a = {}", turn % 50),
+        5 => format!("UPDATE pairs SET a = a + 100 WHERE a = {} AND b < 'k2'", turn % 50),
+        6 => format!(
+            "BEGIN; UPDATE items SET doc = '{{\"t\": {turn}}}' WHERE id = {m}; SAVEPOINT s;
+             DELETE FROM items WHERE id < 3000; ROLLBACK TO s; INSERT INTO logs (at, v) VALUES ('2021-03-01', 's'); COMMIT"
+        ),
+        7 => "BEGIN; DELETE FROM items WHERE id > 100; ROLLBACK".to_owned(),
+        8 => format!("UPDATE logs SET at = '2021-05-05', v = 'm{turn}' WHERE id IN (SELECT id FROM logs OFFSET {m} % 3000 LIMIT 3)"),
+        9 => format!("UPDATE codes SET rate = {turn} WHERE code < '\\x{:02x}'", turn % 256),
+        10 => format!(
+            "UPDATE codes SET unique_name = 'x' || unique_name WHERE code < '\\x{0:02x}';
+             UPDATE items SET amount = amount + 1, list = list || {turn} WHERE id = {n}", turn % 60),
+        _ => format!("DELETE FROM codes WHERE rate = {turn}; INSERT INTO codes VALUES (sha256('{turn}'), 1, 'y{turn}')
+             ON CONFLICT DO NOTHING"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_databases_become_equal_while_one_is_written_to() {
+    let (source, session) = database("it_flow_source").await;
+    let (target, other) = database("it_flow_target").await;
+    session.batch_execute(TABLES).await.unwrap();
+    run(&other, ["CREATE TYPE mood AS ENUM ('happy', 'sad', 'ok')"]).await;
+    let flow = plan("shop", &source, &target).await;
+
+    let stop = CancellationToken::new();
+    let mut writers = Scope::new();
+    for writer in 0..2 {
+        let stop = stop.clone();
+        let url = session_url("it_flow_source");
+        writers.spawn(async move {
+            let session = Session::connect(&tidegate_postgres::Settings::parse(&url)?).await?;
+            let mut turn = writer;
+            while !stop.is_cancelled() {
+                // A deadlock or a key that exists: the writer's own affair.
+                if session.batch_execute(&changes(turn)).await.is_err() {
+                    let _ = session.batch_execute("ROLLBACK").await;
+                }
+                turn += 2;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(())
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Each run goes on where the one before ended.
+    catch_up(&flow).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    catch_up(&flow).await;
+    stop.cancel();
+    writers.join().await.unwrap();
+    catch_up(&flow).await;
+    for table in ["items", "pairs", "logs", "codes"] {
+        let columns = if table == "items" {
+            "(SELECT id, note, amount, at, doc, blob, mood, moods, list, age, size FROM items)"
+        } else if table == "pairs" {
+            "(SELECT a, b, v, big FROM pairs)"
+        } else {
+            table
+        };
+        assert_eq!(digest(&session, columns).await, digest(&other, columns).await, "{table}");
+    }
+    source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
+    source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
+    drop_database(session).await;
+    drop_database(other).await;
+}
+
+fn session_url(database: &str) -> String {
+    let mut url = url::Url::parse(&crate::url()).unwrap();
+    url.set_path(database);
+    url.to_string()
+}
