@@ -51,7 +51,10 @@ fn main() -> ExitCode {
     }
     // A run proves nothing about a path that it did not take.
     let untaken: Vec<_> = if n >= 1_000 {
-        sim::PATHS.iter().filter(|path| !report.coverage.get(**path).is_some_and(|times| *times > 0)).collect()
+        sim::PATHS
+            .iter()
+            .filter(|path| !report.coverage.get(**path).is_some_and(|times| *times > 0))
+            .collect()
     } else {
         Vec::new()
     };
@@ -66,5 +69,9 @@ fn main() -> ExitCode {
         report.planted.len() - missed.len(),
         report.planted.len()
     );
-    if report.is_clean() && missed.is_empty() && untaken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.is_clean() && missed.is_empty() && untaken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

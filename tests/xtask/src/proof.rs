@@ -18,14 +18,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let mut words = vec!["run", "--quiet", "--release", "--package", "tidegate-proof", "--"];
     words.extend(arguments.rest.iter().map(String::as_str));
     let mut command = workspace::cargo(&words);
-    let ended = stream::run(&mut command, None, |_| ()).map_err(|e| format!("cargo could not be run: {e}"))?;
+    let ended =
+        stream::run(&mut command, None, |_| ()).map_err(|e| format!("cargo could not be run: {e}"))?;
     Ok(if ended.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The short form, in the build that the tests have.
 pub(crate) fn short(run: &Run) -> Tally {
     let words =
-        ["run", "--quiet", "--package", "tidegate-proof", "--", "sim", "--n", "5000", "--hunt", "10000"];
+        ["run", "--quiet", "--package", "tidegate-proof", "--", "sim", "--n", "50000", "--hunt", "20000"];
     let mut command = workspace::cargo(&words);
     command.envs(run.environment.iter().cloned());
     match stream::run(&mut command, None, |_| ()) {
