@@ -65,8 +65,31 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// A run proves nothing about a path that it did not take.
+    fn untaken(&self) -> Vec<&'static str> {
+        let taken = |path: &str| self.coverage.get(path).is_some_and(|times| *times > 0);
+        PATHS.iter().copied().filter(|path| self.n >= 1_000 && !taken(path)).collect()
+    }
+
     pub(crate) fn is_clean(&self) -> bool {
-        self.red.is_empty()
+        self.red.is_empty() && self.untaken().is_empty() && self.planted.values().all(|caught| *caught)
+    }
+
+    /// The outcome in one line.
+    pub(crate) fn line(&self) -> String {
+        let caught = self.planted.values().filter(|caught| **caught).count();
+        let untaken = self.untaken();
+        let never = if untaken.is_empty() {
+            String::new()
+        } else {
+            format!("; never happened: {}", untaken.join(", "))
+        };
+        format!(
+            "sim: {} histories, {} red; {caught} of {} planted bugs caught{never}",
+            self.n,
+            self.lost.max(self.diverged).max(self.duplicated).max(self.stuck),
+            self.planted.len()
+        )
     }
 
     fn add(&mut self, seed: u64, verdict: &Verdict, coverage: &Coverage) {
