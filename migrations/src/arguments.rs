@@ -173,7 +173,8 @@ pub(crate) enum ConfigVerb {
 /// `30s`, `5m`, `500ms` or a number of seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is not a duration; write 30s, 5m or 500ms"))?;
+    let number: f64 =
+        digits.parse().map_err(|_| format!("{text:?} is not a duration; write 30s, 5m or 500ms"))?;
     let factor = match &text[digits.len()..] {
         "ms" => 0.001,
         "" | "s" => 1.0,

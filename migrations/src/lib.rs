@@ -41,7 +41,12 @@ pub fn run(registry: Registry) -> ExitCode {
     let json = arguments.common.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(e) => return render::failure(&tidegate_core::Error::new(tidegate_core::code::INTERNAL, e.to_string()), json),
+        Err(e) => {
+            return render::failure(
+                &tidegate_core::Error::new(tidegate_core::code::INTERNAL, e.to_string()),
+                json,
+            );
+        }
     };
     let outcome = runtime.block_on(command::dispatch(arguments, &registry));
     // Readers of files and servers may be in the middle of something that no longer matters.

@@ -94,7 +94,8 @@ impl Progress {
         let (rows_rate, changes_rate) = self.rates.take(status);
         let word = state_word(status);
         let crawled: u64 = status.tables.iter().map(|table| table.rows_crawled).sum();
-        let estimated: u64 = status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum();
+        let estimated: u64 =
+            status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum();
         let eta = match eta(status, rows_rate) {
             Some((0, 0)) => String::new(),
             Some((low, high)) => format!(", eta {low}-{high} s (est.)"),

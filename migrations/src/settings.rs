@@ -68,12 +68,12 @@ pub(crate) struct Copy {
 impl File {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::new(code::CONFIG_INVALID, format!("cannot read {}: {e}", path.display()))
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::new(code::CONFIG_INVALID, format!("cannot read {}: {e}", path.display())))?;
         // The library's message has line, column, the words that are known, and a picture of the place.
-        toml::from_str(&text)
-            .map_err(|e| Error::new(code::CONFIG_INVALID, format!("{}: {}", path.display(), e.to_string().trim_end())))
+        toml::from_str(&text).map_err(|e| {
+            Error::new(code::CONFIG_INVALID, format!("{}: {}", path.display(), e.to_string().trim_end()))
+        })
     }
 }
 
@@ -159,8 +159,9 @@ fn default_name(from: &Endpoint, to: &Endpoint) -> Result<FlowName> {
         let name = endpoint.database().to_lowercase().replace('-', "_");
         name.chars().take(18).collect::<String>()
     };
-    FlowName::new(format!("{}_to_{}", plain(from), plain(to)))
-        .map_err(|_| Error::new(code::CONFIG_INVALID, "no name can be made of the databases' names").hint("give --name"))
+    FlowName::new(format!("{}_to_{}", plain(from), plain(to))).map_err(|_| {
+        Error::new(code::CONFIG_INVALID, "no name can be made of the databases' names").hint("give --name")
+    })
 }
 
 fn selection(tables: &[String]) -> Selection {

@@ -19,7 +19,7 @@ pub const STATUS: &str = "status";
 pub const WISHES: &str = "wishes";
 
 /// How long a lease lasts if it is not renewed.
-const LEASE: Duration = Duration::from_secs(15);
+const LEASE: Duration = Duration::from_secs(5);
 /// How often the record is written, wishes are read and the lease is renewed.
 const BEAT: Duration = Duration::from_millis(500);
 /// Pauses between runs that broke: doubled from the first to the last.
@@ -99,7 +99,7 @@ pub async fn run(
     patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Ended> {
-    state.hold(&flow.name, holder, LEASE).await?;
+    take_lease(flow, state.as_ref(), holder).await?;
     let (earlier, _) = read::<Status>(state.as_ref(), &flow.name, STATUS).await?;
     gauge.restore(&earlier);
     let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
@@ -108,6 +108,21 @@ pub async fn run(
     let ended = ended?;
     record?;
     Ok(ended)
+}
+
+/// Takes the lease. A runner that was killed leaves one behind, which ends by itself; one that is alive renews it.
+async fn take_lease(flow: &Flow, state: &dyn StateStore, holder: &str) -> Result<()> {
+    let until = flow.clock.elapsed() + LEASE + 2 * BEAT;
+    loop {
+        match state.hold(&flow.name, holder, LEASE).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code() == code::LEASE_HELD && flow.clock.elapsed() < until => {
+                tracing::info!(%error, "waiting for the lease, which ends by itself if its holder was killed");
+                flow.clock.sleep(BEAT).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 async fn write_status(

@@ -26,7 +26,11 @@ fn agreed(settings: &Settings) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Ok(false);
     }
-    eprint!("Remove what migration {} made on {} and forget its state? [yes/no] ", settings.name, settings.source.location());
+    eprint!(
+        "Remove what migration {} made on {} and forget its state? [yes/no] ",
+        settings.name,
+        settings.source.location()
+    );
     let broken = |e: std::io::Error| Error::new(code::INTERNAL, "the terminal cannot be read").because(e);
     std::io::stderr().flush().map_err(broken)?;
     let mut answer = String::new();

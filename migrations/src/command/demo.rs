@@ -53,7 +53,15 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
     let common = Common { timeout: Duration::from_secs(30), ..Common::default() };
     let clock = SystemClock::shared();
 
-    say(&*clock, &format!("an order service with {} orders and {} customers, in {}", count(ORDERS as u64), count(CUSTOMERS as u64), shop.display()));
+    say(
+        &*clock,
+        &format!(
+            "an order service with {} orders and {} customers, in {}",
+            count(ORDERS as u64),
+            count(CUSTOMERS as u64),
+            shop.display()
+        ),
+    );
     fill(&shop).await?;
     let service = Arc::new(Service::default());
     let mut scope = Scope::new();
@@ -80,10 +88,20 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
     }
     eprintln!();
     eprintln!("what was seen:");
-    eprintln!("  {} transactions of the service while it was moved", count(service.transactions.load(Ordering::Relaxed)));
-    eprintln!("  {} rows crawled, of which {} had been overtaken by a newer change", count(status.tables.iter().map(|t| t.rows_crawled).sum()), count(status.tables.iter().map(|t| t.rows_overtaken).sum()));
+    eprintln!(
+        "  {} transactions of the service while it was moved",
+        count(service.transactions.load(Ordering::Relaxed))
+    );
+    eprintln!(
+        "  {} rows crawled, of which {} had been overtaken by a newer change",
+        count(status.tables.iter().map(|t| t.rows_crawled).sum()),
+        count(status.tables.iter().map(|t| t.rows_overtaken).sum())
+    );
     eprintln!("  {} changes captured and applied", count(status.changes_applied));
-    eprintln!("  killed with {} rows in the target; the next run went on from there", count(seen.rows_at_kill));
+    eprintln!(
+        "  killed with {} rows in the target; the next run went on from there",
+        count(seen.rows_at_kill)
+    );
     eprintln!("  {} rows equal, while the service wrote and at rest", count(report.compared));
     eprintln!();
     eprintln!("try next:");
@@ -107,7 +125,10 @@ async fn migrate(
     // The crawl is slowed down, so that there is something to see.
     let state = settings.state().await?;
     let rate = (ORDERS + CUSTOMERS).cast_unsigned() * 2 / seconds.max(1);
-    change(state.as_ref(), &settings.name, WISHES, |wishes: &mut Wishes| wishes.rows_per_second_max = Some(rate)).await?;
+    change(state.as_ref(), &settings.name, WISHES, |wishes: &mut Wishes| {
+        wishes.rows_per_second_max = Some(rate)
+    })
+    .await?;
 
     let mut child = start(ends, &[])?;
     say(&**clock, "tidegate migrate run: a process of its own crawls and captures at once");
@@ -115,18 +136,41 @@ async fn migrate(
     let status = watch(settings, clock, &mut child, |status| crawled(status) >= half).await?;
     child.kill().await.map_err(io)?;
     let rows_at_kill = crawled(&status);
-    say(&**clock, &format!("killed it with -9, {} rows into the crawl; the service has not noticed", count(rows_at_kill)));
+    say(
+        &**clock,
+        &format!(
+            "killed it with -9, {} rows into the crawl; the service has not noticed",
+            count(rows_at_kill)
+        ),
+    );
     clock.sleep(Duration::from_millis(700)).await;
 
     let mut child = start(ends, &[])?;
     say(&**clock, "started it again: it goes on where it was");
-    let status = watch(settings, clock, &mut child, |status| crawled(status) >= rows_at_kill && status.is_crawled()).await?;
-    say(&**clock, &format!("all {} rows are crawled, {} changes applied meanwhile; lag {:.2} s", count(crawled(&status)), count(status.changes_applied), status.lag_seconds()));
+    let status =
+        watch(settings, clock, &mut child, |status| crawled(status) >= rows_at_kill && status.is_crawled())
+            .await?;
+    say(
+        &**clock,
+        &format!(
+            "all {} rows are crawled, {} changes applied meanwhile; lag {:.2} s",
+            count(crawled(&status)),
+            count(status.changes_applied),
+            status.lag_seconds()
+        ),
+    );
 
     let before = service.transactions.load(Ordering::Relaxed);
     let report = verify::compare(settings).await?;
     let meanwhile = service.transactions.load(Ordering::Relaxed) - before;
-    say(&**clock, &format!("compared while the service wrote ({} transactions meanwhile): {}", count(meanwhile), outcome_of(&report)));
+    say(
+        &**clock,
+        &format!(
+            "compared while the service wrote ({} transactions meanwhile): {}",
+            count(meanwhile),
+            outcome_of(&report)
+        ),
+    );
 
     // The gentle way to stop: what is in flight is finished.
     if let Some(pid) = child.id() {
@@ -196,14 +240,26 @@ async fn watch(
         let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
         let failed = status.tables.iter().find(|table| table.state == TableState::Failed);
         if let Some(table) = failed {
-            return Err(Error::new(code::INTERNAL, format!("table {} stopped: {:?}", table.source, table.error)));
+            return Err(Error::new(
+                code::INTERNAL,
+                format!("table {} stopped: {:?}", table.source, table.error),
+            ));
         }
         if enough(&status) {
             return Ok(status);
         }
         if clock.elapsed().saturating_sub(said) > Duration::from_secs(1) {
             said = clock.elapsed();
-            say(&**clock, &format!("  {} of ~{} rows crawled, {} changes applied, lag {:.2} s", count(crawled(&status)), count((ORDERS + CUSTOMERS).cast_unsigned()), count(status.changes_applied), status.lag_seconds()));
+            say(
+                &**clock,
+                &format!(
+                    "  {} of ~{} rows crawled, {} changes applied, lag {:.2} s",
+                    count(crawled(&status)),
+                    count((ORDERS + CUSTOMERS).cast_unsigned()),
+                    count(status.changes_applied),
+                    status.lag_seconds()
+                ),
+            );
         }
         clock.sleep(Duration::from_millis(100)).await;
     }
@@ -247,7 +303,11 @@ impl Service {
                         .map_err(sql)?;
                 }
                 8 => {
-                    sqlx::query("DELETE FROM orders WHERE id = ?").bind(order).execute(&mut *transaction).await.map_err(sql)?;
+                    sqlx::query("DELETE FROM orders WHERE id = ?")
+                        .bind(order)
+                        .execute(&mut *transaction)
+                        .await
+                        .map_err(sql)?;
                 }
                 _ => {
                     sqlx::query("UPDATE customers SET name = name || '.' WHERE id = ?")
@@ -284,13 +344,19 @@ async fn fill(file: &Path) -> Result<()> {
                               total_cents INTEGER NOT NULL, note TEXT);";
     sqlx::raw_sql(tables).execute(&mut connection).await.map_err(sql)?;
     let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)";
-    sqlx::query(sqlx::AssertSqlSafe(format!("{many} INSERT INTO customers SELECT i, 'customer ' || i FROM n")))
-        .bind(CUSTOMERS)
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{many} INSERT INTO customers SELECT i, 'customer ' || i FROM n"
+    )))
+    .bind(CUSTOMERS)
+    .execute(&mut connection)
+    .await
+    .map_err(sql)?;
+    let orders = "INSERT INTO orders SELECT i, 1 + i % 5000, 'old', i * 7 % 90000, 'order ' || i FROM n";
+    sqlx::query(sqlx::AssertSqlSafe(format!("{many} {orders}")))
+        .bind(ORDERS)
         .execute(&mut connection)
         .await
         .map_err(sql)?;
-    let orders = "INSERT INTO orders SELECT i, 1 + i % 5000, 'old', i * 7 % 90000, 'order ' || i FROM n";
-    sqlx::query(sqlx::AssertSqlSafe(format!("{many} {orders}"))).bind(ORDERS).execute(&mut connection).await.map_err(sql)?;
     connection.close().await.map_err(sql)
 }
 

@@ -58,7 +58,9 @@ pub(super) async fn pause(settings: &Settings, tables: &[String], pause: bool) -
 
 fn named(tables: &[String]) -> Result<()> {
     if tables.is_empty() {
-        return Err(Error::new(code::CONFIG_INVALID, "--table is missing").hint("name the table: --table orders"));
+        return Err(
+            Error::new(code::CONFIG_INVALID, "--table is missing").hint("name the table: --table orders")
+        );
     }
     Ok(())
 }
@@ -88,5 +90,6 @@ pub(super) async fn set(settings: &Settings, knob: &str) -> Result<ExitCode> {
     };
     known(settings, &[]).await?;
     let rate: u64 = knob.strip_prefix("max_rate=").and_then(|rate| rate.parse().ok()).ok_or_else(unknown)?;
-    wish(settings, "the limit is to change", |wishes| wishes.rows_per_second_max = (rate > 0).then_some(rate)).await
+    wish(settings, "the limit is to change", |wishes| wishes.rows_per_second_max = (rate > 0).then_some(rate))
+        .await
 }

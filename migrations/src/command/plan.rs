@@ -54,8 +54,17 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
                 key.join(", ")
             );
             let rows = from.columns.iter().zip(&planned.fits).map(|(column, fit)| {
-                let native = if column.native.is_empty() { format!("{:?}", column.kind) } else { column.native.clone() };
-                vec![format!("  {}", column.name), native, format!("-> {}", fit.native), fit.note.clone().unwrap_or_default()]
+                let native = if column.native.is_empty() {
+                    format!("{:?}", column.kind)
+                } else {
+                    column.native.clone()
+                };
+                vec![
+                    format!("  {}", column.name),
+                    native,
+                    format!("-> {}", fit.native),
+                    fit.note.clone().unwrap_or_default(),
+                ]
             });
             println!("{}", table(&["  column", "source", "target", ""], rows.collect()));
         }

@@ -29,7 +29,15 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
 
     let wanted = if until.is_some() { Until::CaughtUp } else { Until::Stopped };
     let mut progress = Progress::new(common.quiet);
-    let running = run_flow(&flow, wanted, &gauge, &state, &holder, settings.timeout.max(Duration::from_secs(60)), &stop);
+    let running = run_flow(
+        &flow,
+        wanted,
+        &gauge,
+        &state,
+        &holder,
+        settings.timeout.max(Duration::from_secs(60)),
+        &stop,
+    );
     tokio::pin!(running);
     let ended = loop {
         tokio::select! {
@@ -43,8 +51,11 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
     progress.finish();
     match ended? {
         Ended::Stopped => {
-            return Err(Error::new(code::STOPPED, "stopped on request; everything in flight is in the target")
-                .hint("the same command goes on from here"));
+            return Err(Error::new(
+                code::STOPPED,
+                "stopped on request; everything in flight is in the target",
+            )
+            .hint("the same command goes on from here"));
         }
         Ended::CaughtUp => {}
     }
@@ -95,7 +106,7 @@ async fn patiently<T, F: Future<Output = Result<T>>>(settings: &Settings, ask: i
 /// The first signal drains; the second one ends the process at once, with nothing lost.
 async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let broken = |e| Error::new(code::INTERNAL, "signals cannot be received").because::<std::io::Error>(e);
+    let broken = |e: std::io::Error| Error::new(code::INTERNAL, "signals cannot be received").because(e);
     let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
     for first in [true, false] {

@@ -108,7 +108,13 @@ fn document(
 }
 
 #[allow(clippy::print_stdout, reason = "the status is the answer")]
-fn print(settings: &Settings, status: &Status, wishes: &Wishes, verified: Option<&verify::Report>, rate: f64) {
+fn print(
+    settings: &Settings,
+    status: &Status,
+    wishes: &Wishes,
+    verified: Option<&verify::Report>,
+    rate: f64,
+) {
     println!("{}: {}", settings.name, word(status, wishes));
     if let Some(error) = &status.error {
         println!("ended by: {error}");
@@ -127,7 +133,10 @@ fn print(settings: &Settings, status: &Status, wishes: &Wishes, verified: Option
         vec![
             t.source.clone(),
             t.target.clone(),
-            serde_json::to_value(t.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+            serde_json::to_value(t.state)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
             format!("{} of ~{}", count(t.rows_crawled), count(t.rows_estimated.max(t.rows_crawled))),
             count(t.changes),
             t.error.clone().unwrap_or_default(),

@@ -33,7 +33,10 @@ pub(super) async fn compare(settings: &Settings) -> Result<Report> {
     let report = verify(&verification, &state).await?;
     let mut kept = report.clone();
     kept.rows.truncate(1_000);
-    change(state.as_ref(), &settings.name, VERIFIED, |record: &mut Option<Report>| *record = Some(kept.clone())).await?;
+    change(state.as_ref(), &settings.name, VERIFIED, |record: &mut Option<Report>| {
+        *record = Some(kept.clone())
+    })
+    .await?;
     Ok(report)
 }
 
