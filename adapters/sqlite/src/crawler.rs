@@ -76,7 +76,9 @@ impl Crawler for SqliteCrawler {
             }
         }
         let limit_value = i64::try_from(limit).unwrap_or(i64::MAX);
-        arguments.add(limit_value).map_err(|e| Error::new(code::INTERNAL, "a limit cannot be bound").because(e))?;
+        arguments
+            .add(limit_value)
+            .map_err(|e| Error::new(code::INTERNAL, "a limit cannot be bound").because(e))?;
         let condition =
             if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
         let text = format!(
@@ -158,13 +160,12 @@ async fn sample(connection: &mut SqliteConnection, table: &Table, count: usize) 
     let order = key_terms("t", table).join(", ");
     let names = ["rowid", "_rowid_", "oid"];
     let free = names.iter().find(|id| !table.columns.iter().any(|c| c.name.eq_ignore_ascii_case(id)));
-    let has_rowid: bool = sqlx::query_scalar(
-        "SELECT NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?",
-    )
-    .bind(table.name.name.clone())
-    .fetch_one(&mut *connection)
-    .await
-    .during("look for rowids")?;
+    let has_rowid: bool =
+        sqlx::query_scalar("SELECT NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?")
+            .bind(table.name.name.clone())
+            .fetch_one(&mut *connection)
+            .await
+            .during("look for rowids")?;
     let Some(id) = free.filter(|_| has_rowid) else {
         // All keys are passed over once; an index is read, and no row is kept.
         return Ok(format!(
