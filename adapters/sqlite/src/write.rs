@@ -21,6 +21,8 @@ pub(crate) struct Writer {
     affinities: Vec<Affinity>,
     /// The target as it stands there, with the order of its key.
     key_equal: String,
+    /// The same, where the table is looked at a second time.
+    key_equal_again: String,
     insert: String,
     /// What follows the rows of an insertion if their keys may be there.
     or_update: String,
@@ -73,6 +75,7 @@ impl Writer {
             route: route.clone(),
             affinities,
             key_equal: key_equal("t", &target),
+            key_equal_again: key_equal("o", &target),
             insert,
             or_update,
             unique: found.unique,
@@ -200,7 +203,7 @@ impl Writer {
                     }
                     _ => {
                         self.bind_key(&mut arguments, key.row())?;
-                        let own = self.key_equal.replace("t.\"", "o.\"");
+                        let own = &self.key_equal_again;
                         let value = format!("(SELECT o.{} FROM {table} AS o WHERE {own})", name(column));
                         terms.push(format!("{term} = {value}"));
                     }
