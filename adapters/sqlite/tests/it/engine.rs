@@ -11,7 +11,7 @@ use tidegate_flow::{Ended, Flow, Gauge, Options, Until, run_once};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::file::{File, app, dump, exec, flow, open, route};
+use crate::file::{File, app, ask, dump, exec, flow, open, route};
 
 const SCHEMA: &str = "
     CREATE TABLE orders(id INTEGER PRIMARY KEY, ref TEXT UNIQUE, total NUMERIC, note BLOB);
@@ -122,18 +122,34 @@ async fn rows_and_changes_arrive_while_programs_write_and_runs_stop_and_go_on() 
     same(&file.path, &target_path).await;
 }
 
-/// Found at the next start, also when the copy was put in place byte by byte, so that the file is the same one.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_copy_of_the_source_stops_by_name() {
+/// Runs a migration, puts an older copy of the source in place byte by byte, so that the file is the same one, and
+/// runs again. `replay` is what the checkpoint says then: as the engine leaves it after a moment, or behind.
+async fn run_on_older_copy(replay: Option<u64>) -> Result<Ended> {
     let mut file = File::with(SCHEMA).await;
     file.exec("INSERT INTO orders VALUES (1, 'a', 1, NULL)").await;
-    let target = open(&file.folder.path().join("target.db"));
+    let target_path = file.folder.path().join("target.db");
+    let target = open(&target_path);
     let flow = flow_of(&file, &target).await;
-    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await?;
     file.exec("PRAGMA wal_checkpoint(TRUNCATE)").await;
     let copy = std::fs::read(&file.path).unwrap();
     file.exec("INSERT INTO orders VALUES (2, 'b', 1, NULL); DELETE FROM orders WHERE id = 1").await;
-    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    let stop = CancellationToken::new();
+    let mut target_app = app(&target_path).await;
+    let settled = async {
+        let settled =
+            "SELECT position = replay AND hex(position) = '0000000000000002' FROM tidegate_checkpoint";
+        while ask(&mut target_app, settled).await == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.cancel();
+    };
+    let limit = Duration::from_secs(20);
+    let running = async { tokio::join!(run(&flow, Until::Stopped, &stop), settled) };
+    tokio::time::timeout(limit, running).await.expect("the checkpoint settles").0?;
+    if let Some(replay) = replay {
+        exec(&mut target_app, &format!("UPDATE tidegate_checkpoint SET replay = x'{replay:016x}'")).await;
+    }
 
     let File { path, app, folder, .. } = file;
     sqlx::Connection::close(app).await.unwrap();
@@ -141,6 +157,18 @@ async fn an_older_copy_of_the_source_stops_by_name() {
     for beside in ["source.db-wal", "source.db-shm"] {
         let _ = std::fs::remove_file(folder.path().join(beside));
     }
-    let error = run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap_err();
-    assert_eq!(error.code(), code::SOURCE_REPLACED);
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_the_source_stops_by_name() {
+    assert_eq!(run_on_older_copy(None).await.unwrap_err().code(), code::SOURCE_REPLACED);
+}
+
+/// A run that ends soon after its last change leaves `replay` behind `position`. The feed is told `replay` alone, so
+/// it cannot know that the target is ahead of the copy.
+#[ignore = "the engine has to compare the checkpoint's position with the source's end before it goes on"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_stops_by_name_also_when_replay_is_behind() {
+    assert_eq!(run_on_older_copy(Some(0)).await.unwrap_err().code(), code::SOURCE_REPLACED);
 }
