@@ -50,9 +50,8 @@ impl Affinity {
                 (*v == 0.0 && v.is_sign_negative()).then_some("-0.0 becomes 0.0 in this column")
             }
             (Self::Real, _) => Some("an integer becomes a float in this column"),
-            (_, Value::Float(v)) => {
-                (v.trunc() == *v && v.abs() < 9.3e18).then_some("this float becomes an integer in this column")
-            }
+            (_, Value::Float(v)) => (v.trunc() == *v && v.abs() < 9.3e18)
+                .then_some("this float becomes an integer in this column"),
             _ => None,
         }
     }
@@ -81,7 +80,9 @@ fn stored(value: Value<'_>) -> Result<Value<'_>, &'static str> {
         Value::Time(v) => owned(text::time(v)),
         Value::Timestamp(v) => owned(text::timestamp(v)),
         Value::TimestampTz(v) => owned(text::timestamp_tz(v)),
-        Value::Array(list) => owned(text::list(&list).ok_or("a list holds a number that JSON does not have")?),
+        Value::Array(list) => {
+            owned(text::list(&list).ok_or("a list holds a number that JSON does not have")?)
+        }
         same => same,
     })
 }
@@ -239,7 +240,11 @@ mod tests {
             (Blob, Value::Null, true),
         ] {
             let mut arguments = SqliteArguments::default();
-            assert_eq!(bind(&mut arguments, value.clone(), affinity).is_ok(), is_kept, "{affinity:?} {value:?}");
+            assert_eq!(
+                bind(&mut arguments, value.clone(), affinity).is_ok(),
+                is_kept,
+                "{affinity:?} {value:?}"
+            );
         }
     }
 }

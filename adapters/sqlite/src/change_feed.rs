@@ -63,13 +63,16 @@ impl SqliteFeed {
         connect::require_wal(&mut connection).await?;
         let found = store.identity_by(&mut connection).await?;
         if found != *source {
-            return Err(Error::new(code::SOURCE_REPLACED, "the source is not the file that the flow began with")
-                .with("began_with", &source.0)
-                .with("found", &found.0));
+            return Err(Error::new(
+                code::SOURCE_REPLACED,
+                "the source is not the file that the flow began with",
+            )
+            .with("began_with", &source.0)
+            .with("found", &found.0));
         }
-        let at = from
-            .to_u64()
-            .ok_or_else(|| Error::new(code::STREAM_MALFORMED, "the position is not one of a SQLite source"))?;
+        let at = from.to_u64().ok_or_else(|| {
+            Error::new(code::STREAM_MALFORMED, "the position is not one of a SQLite source")
+        })?;
         let mut feed = Self {
             store,
             flow: flow.clone(),
@@ -141,9 +144,12 @@ impl SqliteFeed {
         .during("read the journal")?;
         let entries: i64 = parts.iter().map(|(_, _, count)| count).sum();
         if entries != number(upto - self.at) {
-            return Err(Error::new(code::JOURNAL_LOST, "entries of the journal were removed by somebody else")
-                .with("after", self.at)
-                .with("upto", upto));
+            return Err(Error::new(
+                code::JOURNAL_LOST,
+                "entries of the journal were removed by somebody else",
+            )
+            .with("after", self.at)
+            .with("upto", upto));
         }
         for (table, at, _) in parts {
             committed_at = committed_at.max(at);
@@ -305,4 +311,3 @@ impl ChangeFeed for SqliteFeed {
         self.connection.close().await.during("close")
     }
 }
-

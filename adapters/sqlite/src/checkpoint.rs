@@ -38,19 +38,18 @@ pub(crate) async fn open(
         .await
         .during("read the checkpoint")?;
     let Some(known) = known else {
-        sqlx::query("INSERT INTO tidegate_checkpoint(flow, fence, source, position, replay) VALUES (?, 1, ?, ?, ?)")
-            .bind(flow.as_str())
-            .bind(first.source.0.clone())
-            .bind(first.position.bytes().to_vec())
-            .bind(first.replay.bytes().to_vec())
-            .execute(&mut *connection)
-            .await
-            .during("store the checkpoint")?;
-        let commit = Commit {
-            ranges: first.ranges.clone(),
-            exclude: first.excluded.clone(),
-            ..Commit::default()
-        };
+        sqlx::query(
+            "INSERT INTO tidegate_checkpoint(flow, fence, source, position, replay) VALUES (?, 1, ?, ?, ?)",
+        )
+        .bind(flow.as_str())
+        .bind(first.source.0.clone())
+        .bind(first.position.bytes().to_vec())
+        .bind(first.replay.bytes().to_vec())
+        .execute(&mut *connection)
+        .await
+        .during("store the checkpoint")?;
+        let commit =
+            Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         advance(connection, flow, routes, &commit).await?;
         return Ok((1, Opened::New));
     };
@@ -72,7 +71,11 @@ pub(crate) async fn open(
 }
 
 /// Whether the flow is still this runner's. To be called in a transaction that holds the write lock.
-pub(crate) async fn check_fence(connection: &mut SqliteConnection, flow: &FlowName, fence: i64) -> Result<()> {
+pub(crate) async fn check_fence(
+    connection: &mut SqliteConnection,
+    flow: &FlowName,
+    fence: i64,
+) -> Result<()> {
     let now: Option<i64> = sqlx::query_scalar("SELECT fence FROM tidegate_checkpoint WHERE flow = ?")
         .bind(flow.as_str())
         .fetch_optional(connection)

@@ -44,8 +44,10 @@ pub(crate) async fn creator(path: &Path) -> Result<SqliteConnection> {
 
 /// Refuses a source whose readers would make its writers fail.
 pub(crate) async fn require_wal(connection: &mut SqliteConnection) -> Result<()> {
-    let mode: String =
-        sqlx::query_scalar("PRAGMA journal_mode").fetch_one(connection).await.during("read the journal mode")?;
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+        .fetch_one(connection)
+        .await
+        .during("read the journal mode")?;
     if mode == "wal" { Ok(()) } else { Err(not_wal(&mode)) }
 }
 
@@ -84,8 +86,10 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 async fn connect(options: SqliteConnectOptions) -> Result<SqliteConnection> {
     let mut connection = options.connect().await.during("open the file")?;
-    let version: String =
-        sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&mut connection).await.during("ask for the version")?;
+    let version: String = sqlx::query_scalar("SELECT sqlite_version()")
+        .fetch_one(&mut connection)
+        .await
+        .during("ask for the version")?;
     if let Err(error) = check_version(&version) {
         let _ = connection.close().await;
         return Err(error);
@@ -108,9 +112,14 @@ mod tests {
 
     #[test]
     fn older_libraries_are_refused() {
-        for (version, is_good) in
-            [("3.51.3", true), ("3.54.1", true), ("4.0.0", true), ("3.51.2", false), ("3.9.9", false), ("", false)]
-        {
+        for (version, is_good) in [
+            ("3.51.3", true),
+            ("3.54.1", true),
+            ("4.0.0", true),
+            ("3.51.2", false),
+            ("3.9.9", false),
+            ("", false),
+        ] {
             assert_eq!(check_version(version).is_ok(), is_good, "{version}");
         }
     }

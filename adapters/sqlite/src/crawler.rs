@@ -47,12 +47,8 @@ impl Crawler for SqliteCrawler {
         let Some(last) = keys(&mut tx, table, last).await?.pop() else {
             return Ok(vec![KeyRange::default()]);
         };
-        let samples = if parts > 1 {
-            let text = sample(&mut tx, table, parts * SAMPLES_PER_PART).await?;
-            keys(&mut tx, table, text).await?
-        } else {
-            Vec::new()
-        };
+        let samples =
+            if parts > 1 { sample(&mut tx, table, parts * SAMPLES_PER_PART).await? } else { Vec::new() };
         let mut ranges = Vec::new();
         let mut after = None;
         for part in 1..parts {
@@ -76,7 +72,9 @@ impl Crawler for SqliteCrawler {
             }
         }
         let limit_value = i64::try_from(limit).unwrap_or(i64::MAX);
-        arguments.add(limit_value).map_err(|e| Error::new(code::INTERNAL, "a limit cannot be bound").because(e))?;
+        arguments
+            .add(limit_value)
+            .map_err(|e| Error::new(code::INTERNAL, "a limit cannot be bound").because(e))?;
         let condition =
             if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
         let text = format!(
@@ -151,37 +149,52 @@ async fn keys(connection: &mut SqliteConnection, table: &Table, text: String) ->
     Ok(rows.iter().map(|row| Key(row.frame().into())).collect())
 }
 
-/// A statement that gives about so many keys in their order, from all over the table.
-async fn sample(connection: &mut SqliteConnection, table: &Table, count: usize) -> Result<String> {
+/// About so many keys in their order, from all over the table.
+async fn sample(connection: &mut SqliteConnection, table: &Table, count: usize) -> Result<Vec<Key>> {
+    if let Some(text) = steps(connection, table, count).await? {
+        let found = keys(connection, table, text).await?;
+        if found.len() >= count / 4 {
+            return Ok(found);
+        }
+        // The rowids stand in a few heaps with wide gaps between.
+    }
+    // All keys are passed over once; an index is read, and no row is kept.
+    let text = format!(
+        "SELECT {key} FROM (SELECT {key}, row_number() OVER (ORDER BY {order}) AS tidegate_at,
+             count(*) OVER () AS tidegate_count FROM {from} AS t) AS t
+         WHERE t.tidegate_at % max(t.tidegate_count / {count}, 1) = 0 ORDER BY {order}",
+        key = columns("t", table.key_columns()),
+        order = key_terms("t", table).join(", "),
+        from = name(&table.name.name),
+    );
+    keys(connection, table, text).await
+}
+
+/// A statement that gives keys at equal steps of the rowid, if the table has one.
+async fn steps(connection: &mut SqliteConnection, table: &Table, count: usize) -> Result<Option<String>> {
     let from = name(&table.name.name);
     let key = columns("t", table.key_columns());
     let order = key_terms("t", table).join(", ");
     let names = ["rowid", "_rowid_", "oid"];
     let free = names.iter().find(|id| !table.columns.iter().any(|c| c.name.eq_ignore_ascii_case(id)));
-    let has_rowid: bool = sqlx::query_scalar(
-        "SELECT NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?",
-    )
-    .bind(table.name.name.clone())
-    .fetch_one(&mut *connection)
-    .await
-    .during("look for rowids")?;
-    let Some(id) = free.filter(|_| has_rowid) else {
-        // All keys are passed over once; an index is read, and no row is kept.
-        return Ok(format!(
-            "SELECT {} FROM (SELECT {key}, row_number() OVER (ORDER BY {order}) AS tidegate_at,
-                 count(*) OVER () AS tidegate_count FROM {from} AS t) AS t
-             WHERE t.tidegate_at % max(t.tidegate_count / {count}, 1) = 0 ORDER BY {order}",
-            key
-        ));
-    };
-    // Steps over the span of the rowids, each to the next row that is there.
-    Ok(format!(
+    let has_rowid: bool =
+        sqlx::query_scalar("SELECT NOT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?")
+            .bind(table.name.name.clone())
+            .fetch_one(connection)
+            .await
+            .during("look for rowids")?;
+    let Some(id) = free.filter(|_| has_rowid) else { return Ok(None) };
+    // Steps over the span of the rowids, each to the next row that is there. All names are qualified, and ours have
+    // our prefix: the table may have columns, and a name, of any kind.
+    Ok(Some(format!(
         "WITH RECURSIVE
-           span(low, high) AS (SELECT (SELECT min({id}) FROM {from}), (SELECT max({id}) FROM {from})),
-           step(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM step WHERE n < {count}),
-           found(id) AS (SELECT DISTINCT (SELECT x.{id} FROM {from} AS x
-               WHERE x.{id} >= CAST(low + (CAST(high AS REAL) - low) * n / {count} AS INTEGER)
-               ORDER BY x.{id} LIMIT 1) FROM step, span)
-         SELECT {key} FROM found JOIN {from} AS t ON t.{id} = found.id ORDER BY {order}"
-    ))
+           tidegate_span(low, high) AS (SELECT (SELECT min(t.{id}) FROM {from} AS t), (SELECT max(t.{id}) FROM {from} AS t)),
+           tidegate_step(n) AS (SELECT 0 UNION ALL
+               SELECT tidegate_step.n + 1 FROM tidegate_step WHERE tidegate_step.n < {count}),
+           tidegate_found(id) AS (SELECT DISTINCT (SELECT t.{id} FROM {from} AS t
+               WHERE t.{id} >= CAST(tidegate_span.low + (CAST(tidegate_span.high AS REAL) - tidegate_span.low)
+                   * tidegate_step.n / {count} AS INTEGER)
+               ORDER BY t.{id} LIMIT 1) FROM tidegate_step, tidegate_span)
+         SELECT {key} FROM tidegate_found JOIN {from} AS t ON t.{id} = tidegate_found.id ORDER BY {order}"
+    )))
 }

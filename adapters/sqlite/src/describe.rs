@@ -82,17 +82,17 @@ pub(crate) async fn table(
     .fetch_optional(&mut *connection)
     .await
     .during("look for a table")?;
-    let missing = || {
-        Error::new(code::TABLE_MISSING, format!("there is no table {wanted}")).with("table", wanted)
-    };
+    let missing =
+        || Error::new(code::TABLE_MISSING, format!("there is no table {wanted}")).with("table", wanted);
     let Some(found) = found.filter(|_| wanted.schema.is_empty() || wanted.schema == "main") else {
         return Ok(Err(missing()));
     };
     let (found_name, kind): (String, String) = (found.get(0), found.get(1));
     if kind != "table" {
-        let error = Error::new(code::CAPABILITY_MISSING, format!("{wanted} is a {kind} table and is not moved"))
-            .with("table", wanted)
-            .hint("leave it out, and create it anew in the target");
+        let error =
+            Error::new(code::CAPABILITY_MISSING, format!("{wanted} is a {kind} table and is not moved"))
+                .with("table", wanted)
+                .hint("leave it out, and create it anew in the target");
         return Ok(Err(error));
     }
     let (without_rowid, is_strict): (bool, bool) = (found.get(2), found.get(3));
@@ -183,11 +183,12 @@ fn places(index: &Index, columns: &[Column], only_not_null: bool) -> Option<Vec<
 }
 
 async fn indexes(connection: &mut SqliteConnection, table_name: &str) -> Result<Vec<Index>> {
-    let rows = sqlx::query("SELECT name, origin, partial FROM pragma_index_list(?) WHERE \"unique\" ORDER BY name")
-        .bind(table_name.to_owned())
-        .fetch_all(&mut *connection)
-        .await
-        .during("list indexes")?;
+    let rows =
+        sqlx::query("SELECT name, origin, partial FROM pragma_index_list(?) WHERE \"unique\" ORDER BY name")
+            .bind(table_name.to_owned())
+            .fetch_all(&mut *connection)
+            .await
+            .during("list indexes")?;
     let mut unique = Vec::new();
     for row in rows {
         let (name, origin): (String, String) = (row.get(0), row.get(1));
@@ -214,7 +215,9 @@ async fn indexes(connection: &mut SqliteConnection, table_name: &str) -> Result<
 async fn rows_estimated(connection: &mut SqliteConnection, table_name: &str, has_rowid: bool) -> Result<u64> {
     let table = name(table_name);
     let text = if has_rowid {
-        format!("SELECT coalesce((SELECT max(_rowid_) FROM {table}) - (SELECT min(_rowid_) FROM {table}) + 1, 0)")
+        format!(
+            "SELECT coalesce((SELECT max(_rowid_) FROM {table}) - (SELECT min(_rowid_) FROM {table}) + 1, 0)"
+        )
     } else {
         format!("SELECT count(*) FROM {table}")
     };
@@ -238,7 +241,8 @@ pub(crate) async fn obstacles_of(
         });
     };
     if table.key.is_empty() {
-        let message = format!("table {} has no primary key, nor a unique index over NOT NULL columns", table.name);
+        let message =
+            format!("table {} has no primary key, nor a unique index over NOT NULL columns", table.name);
         add(None, Error::new(code::KEY_MISSING, message).hint("add a primary key, or leave the table out"));
     }
     for column in table.key_columns() {
@@ -257,13 +261,16 @@ pub(crate) async fn obstacles_of(
                 name(&table.name.name),
                 name(&column.name)
             );
-            let has_null: bool =
-                sqlx::query_scalar(sql(text)).fetch_one(&mut *connection).await.during("look for null keys")?;
+            let has_null: bool = sqlx::query_scalar(sql(text))
+                .fetch_one(&mut *connection)
+                .await
+                .during("look for null keys")?;
             if has_null {
                 let message = format!("the key {}.{} is null in some rows", table.name, column.name);
                 add(
                     Some(&column.name),
-                    Error::new(code::KEY_UNFIT, message).hint("give those rows a key, or leave the table out"),
+                    Error::new(code::KEY_UNFIT, message)
+                        .hint("give those rows a key, or leave the table out"),
                 );
             }
         }

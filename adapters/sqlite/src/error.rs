@@ -57,17 +57,23 @@ fn meaning(number: u32, text: &str) -> Meaning {
     const WRITABLE: Option<&str> =
         Some("make the file, its folder and the -wal and -shm files beside it readable and writable");
     match number {
-        1032 => return (code::SOURCE_REPLACED, None, "the file was moved or replaced while it was open", None),
+        1032 => {
+            return (code::SOURCE_REPLACED, None, "the file was moved or replaced while it was open", None);
+        }
         3091 => return (code::VALUE_UNFIT, None, "a column does not take a value of this class", None),
         _ => {}
     }
     match number & 0xff {
-        1 if text.starts_with("no such table") => (code::TABLE_MISSING, None, "the table does not exist", None),
+        1 if text.starts_with("no such table") => {
+            (code::TABLE_MISSING, None, "the table does not exist", None)
+        }
         1 if text.starts_with("no such column") => {
             (code::SCHEMA_CHANGED, None, "the table is not what it was", None)
         }
         3 | 23 => (code::ACCESS_DENIED, None, "access to the file is denied", WRITABLE),
-        5 | 6 => (code::STORE_FAILED, Some(Verdict::Retry), "another program keeps the database locked", None),
+        5 | 6 => {
+            (code::STORE_FAILED, Some(Verdict::Retry), "another program keeps the database locked", None)
+        }
         7 => (code::LIMIT_REACHED, None, "there is not enough memory", None),
         8 => (code::ACCESS_DENIED, None, "the database cannot be written", WRITABLE),
         11 => (code::STORE_FAILED, None, "the database file is damaged", Some("run PRAGMA integrity_check")),

@@ -41,7 +41,10 @@ pub(crate) async fn id(connection: &mut SqliteConnection) -> Result<Option<Strin
     if !exists(connection, "tidegate_identity").await? {
         return Ok(None);
     }
-    sqlx::query_scalar("SELECT id FROM tidegate_identity").fetch_optional(connection).await.during("read the identity")
+    sqlx::query_scalar("SELECT id FROM tidegate_identity")
+        .fetch_optional(connection)
+        .await
+        .during("read the identity")
 }
 
 pub(crate) async fn exists(connection: &mut SqliteConnection, table: &'static str) -> Result<bool> {
@@ -165,9 +168,12 @@ pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> R
     let described = describe::table(connection, &table.name).await??;
     let found = &described.table;
     let differs = |a: &Table, b: &Table| {
-        a.columns.iter().find(|column| {
-            b.columns.iter().all(|other| (&column.name, &column.native) != (&other.name, &other.native))
-        }).map(|column| column.name.clone())
+        a.columns
+            .iter()
+            .find(|column| {
+                b.columns.iter().all(|other| (&column.name, &column.native) != (&other.name, &other.native))
+            })
+            .map(|column| column.name.clone())
     };
     let column = differs(table, found).or_else(|| differs(found, table));
     if column.is_some() || table.key.len() != found.key.len() {
@@ -187,7 +193,10 @@ pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> R
         None => Ok(()),
         Some((trigger, _)) => Err(Error::new(
             code::JOURNAL_LOST,
-            format!("changes of {} were not journaled: the trigger {trigger} is gone or another one", table.name),
+            format!(
+                "changes of {} were not journaled: the trigger {trigger} is gone or another one",
+                table.name
+            ),
         )
         .with("table", &table.name)
         .hint("the table was rebuilt, or has a new unique index; begin this migration anew")),
@@ -261,7 +270,11 @@ pub(crate) async fn acknowledge(connection: &mut SqliteConnection, flow: &FlowNa
         let end = needed_from.min(first + TRIM_LIMIT - 1);
         let more = first > 0 && end >= first;
         if more {
-            sqlx::query("DELETE FROM tidegate_journal WHERE seq <= ?").bind(end).execute(&mut *tx).await.during("trim")?;
+            sqlx::query("DELETE FROM tidegate_journal WHERE seq <= ?")
+                .bind(end)
+                .execute(&mut *tx)
+                .await
+                .during("trim")?;
             sqlx::query("UPDATE tidegate_identity SET trimmed = max(trimmed, ?)")
                 .bind(end)
                 .execute(&mut *tx)
@@ -290,11 +303,8 @@ fn triggers(described: &Described) -> Vec<(String, String)> {
     // Byte for byte: 'a' and 'A', 1 and 1.0 can be the same key to the index and not to the target.
     let moved = differs("OLD", "NEW", &keys);
     let on = |name_: String, when: &str, body: String| {
-        let text = format!(
-            "CREATE TRIGGER {} {when} ON {} BEGIN {body}; END",
-            name(&name_),
-            name(&table.name.name)
-        );
+        let text =
+            format!("CREATE TRIGGER {} {when} ON {} BEGIN {body}; END", name(&name_), name(&table.name.name));
         (name_, text)
     };
     let own = |event: &str| format!("tidegate_capture_{event}.{}", table.name.name);

@@ -47,9 +47,10 @@ impl SqliteSink {
     async fn write(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
         let mut applied = Applied::default();
         for part in &batch.tables {
-            let writer = self.writers.get(part.table).ok_or_else(|| {
-                Error::new(code::INTERNAL, format!("there is no route {}", part.table))
-            })?;
+            let writer = self
+                .writers
+                .get(part.table)
+                .ok_or_else(|| Error::new(code::INTERNAL, format!("there is no route {}", part.table)))?;
             let holes = writer.write(&mut self.connection, part).await?;
             applied.holes.extend(holes.into_iter().map(|key| (part.table, key)));
         }

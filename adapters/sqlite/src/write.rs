@@ -21,6 +21,8 @@ pub(crate) struct Writer {
     affinities: Vec<Affinity>,
     /// The target as it stands there, with the order of its key.
     key_equal: String,
+    /// The same, where the table is looked at a second time.
+    key_equal_again: String,
     insert: String,
     /// What follows the rows of an insertion if their keys may be there.
     or_update: String,
@@ -43,9 +45,12 @@ impl Writer {
         let mut affinities = Vec::new();
         for column in &target.columns {
             affinities.push(found.affinity(&column.name).ok_or_else(|| {
-                Error::new(code::TARGET_DIFFERS, format!("table {} has no column {}", target.name, column.name))
-                    .with("table", &target.name)
-                    .with("column", &column.name)
+                Error::new(
+                    code::TARGET_DIFFERS,
+                    format!("table {} has no column {}", target.name, column.name),
+                )
+                .with("table", &target.name)
+                .with("column", &column.name)
             })?);
         }
         let columns = join(target.columns.iter().map(|column| name(&column.name)));
@@ -70,6 +75,7 @@ impl Writer {
             route: route.clone(),
             affinities,
             key_equal: key_equal("t", &target),
+            key_equal_again: key_equal("o", &target),
             insert,
             or_update,
             unique: found.unique,
@@ -77,7 +83,11 @@ impl Writer {
     }
 
     /// Does what the batch says. Returns the keys of updates that met no row.
-    pub(crate) async fn write(&self, connection: &mut SqliteConnection, batch: &TableBatch) -> Result<Vec<Key>> {
+    pub(crate) async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        batch: &TableBatch,
+    ) -> Result<Vec<Key>> {
         if batch.truncate {
             let text = format!("DELETE FROM {}", name(&self.route.target.name.name));
             sqlx::query(sql(text)).execute(&mut *connection).await.during("empty a table")?;
@@ -95,7 +105,8 @@ impl Writer {
     }
 
     async fn delete_one(&self, connection: &mut SqliteConnection, key: Row<'_>) -> Result<()> {
-        let text = format!("DELETE FROM {} AS t WHERE {}", name(&self.route.target.name.name), self.key_equal);
+        let text =
+            format!("DELETE FROM {} AS t WHERE {}", name(&self.route.target.name.name), self.key_equal);
         let mut arguments = SqliteArguments::default();
         self.bind_key(&mut arguments, key)?;
         sqlx::query_with(sql(text), arguments)
@@ -111,7 +122,8 @@ impl Writer {
         let mut may_be_new = fresh;
         while at < rows.len() {
             let left = rows.len() - at;
-            let step = STEPS.into_iter().find(|step| *step <= left && step * width <= VALUES_LIMIT).unwrap_or(1);
+            let step =
+                STEPS.into_iter().find(|step| *step <= left && step * width <= VALUES_LIMIT).unwrap_or(1);
             let chunk = at..at + step;
             let mut written = self.insert(connection, rows, chunk.clone(), !may_be_new).await;
             if may_be_new && matches!(&written, Err(Failure::Driver(e)) if is_unique_violation(e)) {
@@ -191,15 +203,18 @@ impl Writer {
                     }
                     _ => {
                         self.bind_key(&mut arguments, key.row())?;
-                        let own = self.key_equal.replace("t.\"", "o.\"");
+                        let own = &self.key_equal_again;
                         let value = format!("(SELECT o.{} FROM {table} AS o WHERE {own})", name(column));
                         terms.push(format!("{term} = {value}"));
                     }
                 }
             }
             self.bind_key(&mut arguments, key.row())?;
-            let text =
-                format!("DELETE FROM {table} AS t WHERE {} AND NOT ({})", terms.join(" AND "), self.key_equal);
+            let text = format!(
+                "DELETE FROM {table} AS t WHERE {} AND NOT ({})",
+                terms.join(" AND "),
+                self.key_equal
+            );
             sqlx::query_with(sql(text), arguments)
                 .execute(&mut *connection)
                 .await
@@ -254,7 +269,13 @@ impl Writer {
         Ok(())
     }
 
-    fn bind_cell(&self, arguments: &mut SqliteArguments, at: usize, cell: Cell<'_>, key: Row<'_>) -> Result<()> {
+    fn bind_cell(
+        &self,
+        arguments: &mut SqliteArguments,
+        at: usize,
+        cell: Cell<'_>,
+        key: Row<'_>,
+    ) -> Result<()> {
         self.try_bind(arguments, at, cell)?.map_err(|reason| self.unfit(at, cell, reason, key))
     }
 
@@ -271,7 +292,8 @@ impl Writer {
         at: usize,
         cell: Cell<'_>,
     ) -> Result<Result<(), &'static str>> {
-        let (Some(value), Some(affinity)) = (self.route.shape.value(at, cell)?, self.affinities.get(at)) else {
+        let (Some(value), Some(affinity)) = (self.route.shape.value(at, cell)?, self.affinities.get(at))
+        else {
             return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
                 .with("table", &self.route.target.name));
         };

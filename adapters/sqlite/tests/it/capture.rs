@@ -45,7 +45,10 @@ async fn each_way_of_changing_a_row_is_seen() {
             &["t update 4,'d',0"],
         ),
         // Many changes of one key are one.
-        ("BEGIN; UPDATE t SET v = 1 WHERE id = 1; UPDATE t SET v = 2 WHERE id = 1; COMMIT", &["t update 1,'a',2"]),
+        (
+            "BEGIN; UPDATE t SET v = 1 WHERE id = 1; UPDATE t SET v = 2 WHERE id = 1; COMMIT",
+            &["t update 1,'a',2"],
+        ),
         ("BEGIN; INSERT INTO t VALUES (5, 'e', 0); DELETE FROM t WHERE id = 5; COMMIT", &["t delete 5"]),
         ("INSERT OR IGNORE INTO t VALUES (1, 'x', 0)", &[]),
     ] {
@@ -67,7 +70,13 @@ async fn foreign_keys_that_cascade_are_seen() {
     let schema = "CREATE TABLE p(id INTEGER PRIMARY KEY);
                   CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE)";
     let rows = "INSERT INTO p VALUES (1), (2); INSERT INTO c VALUES (10, 1), (20, 2)";
-    check(schema, rows, "PRAGMA foreign_keys = ON; DELETE FROM p WHERE id = 1", &["c delete 10", "p delete 1"]).await;
+    check(
+        schema,
+        rows,
+        "PRAGMA foreign_keys = ON; DELETE FROM p WHERE id = 1",
+        &["c delete 10", "p delete 1"],
+    )
+    .await;
     check(
         schema,
         rows,
@@ -82,7 +91,8 @@ async fn a_writer_that_attaches_the_file_is_seen() {
     let file = File::with(TWO).await;
     let mut feed = file.feed().await;
     let mut other = app(&file.folder.path().join("other.db")).await;
-    exec(&mut other, &format!("ATTACH '{}' AS s; INSERT INTO s.t VALUES (1, 'a', 2)", file.path.display())).await;
+    exec(&mut other, &format!("ATTACH '{}' AS s; INSERT INTO s.t VALUES (1, 'a', 2)", file.path.display()))
+        .await;
     assert_eq!(feed.all().await, ["t update 1,'a',2"]);
 }
 

@@ -134,7 +134,8 @@ impl Feed {
                         line = format!("{line} {}", show(row));
                     }
                     if let Some(key) = change.old_key {
-                        line = format!("{line} {}{}", if change.row.is_some() { "was " } else { "" }, show(key));
+                        line =
+                            format!("{line} {}{}", if change.row.is_some() { "was " } else { "" }, show(key));
                     }
                     seen.push(line);
                 }
