@@ -66,9 +66,12 @@ fn programs_may(from: &str, to: &str) -> (bool, &'static str) {
 fn tests_may(from: &str, to: &str) -> (bool, &'static str) {
     let shared = to.starts_with("tests/") || to == "adapters/memory" || programs_may(from, to).0;
     match from.split_once('/').unwrap_or((from, "")).0 {
-        "framework" | "adapters" => {
-            (shared, "its tests may know the crates under tests/ and the memory adapter")
-        }
+        // An adapter is tested where it is used: below the framework's engines.
+        "adapters" => (
+            shared || to.starts_with("framework/"),
+            "its tests may know the framework, the crates under tests/ and the memory adapter",
+        ),
+        "framework" => (shared, "its tests may know the crates under tests/ and the memory adapter"),
         _ => (true, ""),
     }
 }
@@ -115,6 +118,7 @@ mod tests {
             ("tests/proof", "adapters/postgres", false),
             ("adapters/postgres", "tests/services", true),
             ("adapters/postgres", "adapters/memory", true),
+            ("adapters/postgres", "framework/flow", true),
             ("framework/core", "adapters/memory", true),
             ("framework/core", "tests/conformance", true),
             ("migrations", "tests/services", true),
