@@ -4,7 +4,8 @@ use rstest::rstest;
 
 use crate::{shop, sqlite, tidegate};
 
-const ORDERS: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT); INSERT INTO orders VALUES (1, 'a')";
+const ORDERS: &str =
+    "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT); INSERT INTO orders VALUES (1, 'a')";
 
 #[rstest]
 #[case::no_source(&["plan", "--to", "sqlite:x.db"], 2, "TG0001 config-invalid: --from is missing", "hint: give --from URL")]
@@ -14,7 +15,12 @@ const ORDERS: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT); I
 #[case::bad_name(&["--name", "Shop 1", "plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db"], 2, "TG0001 config-invalid: the name \"Shop 1\" cannot be used", "hint: a name is")]
 #[case::bad_conversion(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--convert", "interval"], 2, "TG0001 config-invalid: --convert interval is not TYPE=FORM", "")]
 #[case::unknown_error(&["explain", "TG9999"], 2, "TG0001 config-invalid: there is no error \"TG9999\"", "slot-lost")]
-fn words_that_cannot_be_followed(#[case] words: &[&str], #[case] status: i32, #[case] error: &str, #[case] more: &str) {
+fn words_that_cannot_be_followed(
+    #[case] words: &[&str],
+    #[case] status: i32,
+    #[case] error: &str,
+    #[case] more: &str,
+) {
     tidegate(words).failed(status, error, &[more]);
 }
 
@@ -40,7 +46,8 @@ fn a_configuration_that_is_wrong_shows_the_place(#[case] text: &str, #[case] wor
 fn a_configuration_that_is_right_says_so_and_has_a_schema() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("shop.toml");
-    std::fs::write(&file, "[source]\nurl = \"sqlite:a.db\"\ntables = [\"orders\"]\n[copy]\nworkers = 2\n").unwrap();
+    std::fs::write(&file, "[source]\nurl = \"sqlite:a.db\"\ntables = [\"orders\"]\n[copy]\nworkers = 2\n")
+        .unwrap();
     let answer = tidegate(&["-c", file.to_str().unwrap(), "config", "check"]).ended(0);
     assert!(answer.out.ends_with("is valid\n"));
     let schema = tidegate(&["config", "schema"]).ended(0).json();

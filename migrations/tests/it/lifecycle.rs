@@ -70,13 +70,22 @@ fn it_runs_stops_goes_on_is_compared_and_ends() {
     assert_eq!(status["tables"][0]["rows_crawled"], 20_000);
 
     // A change while it runs arrives.
-    sqlite(&folder.path().join("shop.db"), "UPDATE orders SET note = 'new' WHERE id = 7; DELETE FROM orders WHERE id = 8");
-    wait(&from, &to, |status| status["tables"][0]["changes_applied"].as_u64() >= Some(2) && status["state"] == "live");
+    sqlite(
+        &folder.path().join("shop.db"),
+        "UPDATE orders SET note = 'new' WHERE id = 7; DELETE FROM orders WHERE id = 8",
+    );
+    wait(&from, &to, |status| {
+        status["tables"][0]["changes_applied"].as_u64() >= Some(2) && status["state"] == "live"
+    });
     let report = tidegate(&[&["--json", "migrate", "verify"], &ends[..]].concat()).ended(0).json();
     assert_eq!((&report["equal"], &report["compared"]), (&true.into(), &19_999.into()));
 
     // A second runner is refused, after it has waited for the first one's lease to end.
-    tidegate(&[&["migrate", "run", "--until", "caught-up"], &ends[..]].concat()).failed(6, "TG0033 lease-held", &[]);
+    tidegate(&[&["migrate", "run", "--until", "caught-up"], &ends[..]].concat()).failed(
+        6,
+        "TG0033 lease-held",
+        &[],
+    );
 
     // Told to stop, it ends with 7 and goes on later.
     runner.signal("-TERM");
@@ -85,9 +94,17 @@ fn it_runs_stops_goes_on_is_compared_and_ends() {
     verb(&["run", "--until", "verified"]).ended(0);
 
     // A planted difference is found, by key and column, and healed by copying again.
-    sqlite(&folder.path().join("new.db"), "UPDATE orders SET note = 'drift' WHERE id = 9; DELETE FROM orders WHERE id = 10; INSERT INTO orders VALUES (-1, 'x')");
+    sqlite(
+        &folder.path().join("new.db"),
+        "UPDATE orders SET note = 'drift' WHERE id = 9; DELETE FROM orders WHERE id = 10; INSERT INTO orders VALUES (-1, 'x')",
+    );
     let report = tidegate(&[&["--json", "migrate", "verify"], &ends[..]].concat()).ended(4).json();
-    let rows: Vec<_> = report["rows"].as_array().unwrap().iter().map(|row| (row["key"]["id"].as_str().unwrap(), row["kind"].as_str().unwrap())).collect();
+    let rows: Vec<_> = report["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["key"]["id"].as_str().unwrap(), row["kind"].as_str().unwrap()))
+        .collect();
     let mut sorted = rows.clone();
     sorted.sort();
     assert_eq!(sorted, [("-1", "extra"), ("10", "missing"), ("9", "different")]);
@@ -102,14 +119,23 @@ fn it_runs_stops_goes_on_is_compared_and_ends() {
 
 #[test]
 fn knobs_hold_across_runs_and_a_skipped_table_is_left_out() {
-    let (_folder, from, to) = shop(&format!("{MANY}; CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (1)"));
+    let (_folder, from, to) =
+        shop(&format!("{MANY}; CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (1)"));
     let ends = ["--from", from.as_str(), "--to", to.as_str()];
     let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &ends].concat());
     verb(&["run", "--until", "caught-up"]).ended(0);
     verb(&["skip", "--table", "more"]).ended(0);
     verb(&["set", "max_rate=1000"]).ended(0);
-    verb(&["set", "max_rate=fast"]).failed(2, "TG0001 config-invalid: \"max_rate=fast\" cannot be set", &["max_rate=ROWS"]);
-    verb(&["pause", "--table", "nothing"]).failed(3, "TG0020 table-missing: the migration has no table nothing", &["orders more"]);
+    verb(&["set", "max_rate=fast"]).failed(
+        2,
+        "TG0001 config-invalid: \"max_rate=fast\" cannot be set",
+        &["max_rate=ROWS"],
+    );
+    verb(&["pause", "--table", "nothing"]).failed(
+        3,
+        "TG0020 table-missing: the migration has no table nothing",
+        &["orders more"],
+    );
     verb(&["pause"]).ended(0);
     let runner = Runner::start(&from, &to);
     let status = wait(&from, &to, |status| status["tables"][1]["state"] == "skipped");

@@ -22,7 +22,8 @@ const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, s
     INSERT INTO lines SELECT 'O' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
 
 fn run(from: &str, to: &str) {
-    tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", "pair", "--until", "verified"]).ended(0);
+    tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", "pair", "--until", "verified"])
+        .ended(0);
 }
 
 /// Moves the rows, changes them, and moves the changes.
@@ -58,7 +59,8 @@ fn sqlite_to_sqlite_while_a_writer_is_at_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_to_postgres() {
     let Some(server) = tidegate_services::postgres::shared().await else { return };
-    let (from, to) = (server.create_database("pair").await.unwrap(), server.create_database("pair").await.unwrap());
+    let (from, to) =
+        (server.create_database("pair").await.unwrap(), server.create_database("pair").await.unwrap());
     psql(&from, POSTGRES);
     tokio::task::block_in_place(|| move_and_change(&from, &to, |sql| psql(&from, sql)));
     abort(&from, &to);
