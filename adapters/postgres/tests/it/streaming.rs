@@ -307,5 +307,10 @@ async fn a_killed_walsender_is_a_lost_connection() {
     };
     assert_eq!(error.code(), code::CONNECTION_LOST, "{error:?}");
     drop(stream);
+    // The server's process says goodbye before it lets go of the slot.
+    let sql = "SELECT active FROM pg_replication_slots WHERE slot_name = 'it_killed'";
+    while session.query_one(sql, &[]).await.unwrap().get(0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     clean_up(session, "it_killed").await;
 }
