@@ -51,6 +51,8 @@ pub(crate) struct PostgresFeed {
     told: Lsn,
     /// What was wanted last, and since when.
     wanted: Option<(Lsn, Instant)>,
+    /// When the server was last asked how far it is.
+    asked: Option<Instant>,
     /// The end of the log when it was last looked at.
     log_end: Lsn,
     looked: Option<Instant>,
@@ -126,6 +128,7 @@ impl PostgresFeed {
             scope,
             told: from,
             wanted: None,
+            asked: None,
             log_end,
             looked: None,
         })
@@ -168,7 +171,11 @@ impl PostgresFeed {
                 now
             }
         };
-        // While changes come in, the position rises by itself.
+        // While changes come in, the position rises by itself: a question for each would only add to them.
+        let is_busy = self.reader.quiet() < ASK_EVERY && since.elapsed() >= ASK_EVERY;
+        if is_busy || self.asked.is_some_and(|at| at.elapsed() < ASK_EVERY) {
+            return Ok(());
+        }
         if since.elapsed().min(self.reader.quiet()) >= PATIENCE {
             // A record of our own, flushed: an open transaction's would keep the end of the log from the server's
             // sender for as long as it is open.
@@ -176,6 +183,8 @@ impl PostgresFeed {
             self.side().await?.batch_execute(sql).await.map_err(|e| from_driver(e, "emit"))?;
             self.wanted = None;
         }
+        self.asked = Some(Instant::now());
+        // If nobody listens, the stream has ended: its error is found where its frames are waited for.
         let _ = self.orders.send(Order::Ask);
         Ok(())
     }

@@ -206,7 +206,7 @@ async fn records_are_compared_and_leases_end() {
     state.hold(&flow, "me", Duration::from_millis(20)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(40)).await;
     state.hold(&flow, "you", hour).await.unwrap();
-    assert_eq!(state.flows().await.unwrap(), [flow.clone()]);
+    assert_eq!(state.flows().await.unwrap(), std::slice::from_ref(&flow));
     state.forget(&flow).await.unwrap();
     assert!(state.flows().await.unwrap().is_empty());
     drop_database(session).await;
