@@ -114,7 +114,14 @@ impl PostgresFeed {
             .with_position(Lsn(from.0.saturating_sub(1)))
             .with_streaming(true)
             .with_binary(true);
-        let stream = Replication::connect(store.settings()).await?.start(&start).await?;
+        let mut replication = Replication::connect(store.settings()).await?;
+        // This may be another server than the one asked before, where an address leads to several.
+        let own = replication.identify().await?;
+        if !source.0.starts_with(&format!("postgres:{}/{}/", own.system, own.timeline)) {
+            return Err(Error::new(code::SOURCE_REPLACED, "the address leads to more than one server")
+                .with("began_with", &source.0));
+        }
+        let stream = replication.start(&start).await?;
         let (orders, orders_out) = mpsc::unbounded_channel();
         let (frames_in, frames) = mpsc::channel(BATCHES_AHEAD);
         let mut scope = Scope::new();

@@ -9,9 +9,8 @@ use tidegate_core::port::{
     TableBatch,
 };
 use tidegate_core::{Canonical, Cell, FlowName, Key, Position, RowWriter, Rows, Shape, Value};
-use tidegate_postgres::connect::Session;
 
-use crate::{database, drop_database};
+use crate::{Session, database, drop_database};
 
 async fn routes(store: &Arc<dyn Store>) -> Vec<Route> {
     let (tables, _) = store.catalog().await.unwrap().describe(&Selection::All).await.unwrap();

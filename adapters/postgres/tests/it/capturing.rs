@@ -6,9 +6,8 @@ use std::time::Duration;
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, ChangeFeed, Selection, Store};
 use tidegate_core::{Cell, Changes, FlowName, Op, Position, Row, Shape};
-use tidegate_postgres::connect::Session;
 
-use crate::{database, drop_database, run};
+use crate::{Session, database, drop_database, run, url_of};
 
 struct Bench {
     store: Arc<dyn Store>,
@@ -216,17 +215,7 @@ async fn a_large_transaction_comes_in_pieces_without_what_it_took_back() {
         ],
     )
     .await;
-    let (_, other) = (bench.now().await, crate::session().await);
-    let session = Session::connect(
-        &tidegate_postgres::Settings::parse(&{
-            let mut url = url::Url::parse(&crate::url()).unwrap();
-            url.set_path("it_feed_large");
-            url.to_string()
-        })
-        .unwrap(),
-    )
-    .await
-    .unwrap();
+    let session = Session::connect(&url_of("it_feed_large")).await;
     run(&session, ["INSERT INTO t VALUES (999999, 'between')"]).await;
     run(&bench.session, ["COMMIT", "INSERT INTO t VALUES (999998, 'after')"]).await;
     let want = bench.now().await;
@@ -259,7 +248,5 @@ async fn a_large_transaction_comes_in_pieces_without_what_it_took_back() {
     assert_eq!(inserted[1..40_001], (1..=40_000).collect::<Vec<_>>());
     assert_eq!(inserted.len(), 40_002);
     assert_eq!(ids.iter().filter(|(op, _)| *op == Op::Delete).count(), 10);
-    session.close().await;
-    other.close().await;
     bench.end(feed).await;
 }

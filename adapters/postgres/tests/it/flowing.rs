@@ -6,11 +6,10 @@ use std::time::Duration;
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{FlowName, Scope, Shape, SystemClock, Table};
 use tidegate_flow::{Flow, Gauge, Options, Until, run_once};
-use tidegate_postgres::connect::Session;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{database, drop_database, run};
+use crate::{Session, database, drop_database, run, url_of};
 
 /// Describes everything at the source, makes it at the target and joins the two.
 pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn Store>) -> Flow {
@@ -118,9 +117,9 @@ async fn two_databases_become_equal_while_one_is_written_to() {
     let mut writers = Scope::new();
     for writer in 0..2 {
         let stop = stop.clone();
-        let url = session_url("it_flow_source");
+        let url = url_of("it_flow_source");
         writers.spawn(async move {
-            let session = Session::connect(&tidegate_postgres::Settings::parse(&url)?).await?;
+            let session = Session::connect(&url).await;
             let mut turn = writer;
             while !stop.is_cancelled() {
                 // A deadlock or a key that exists: the writer's own affair.
@@ -155,10 +154,4 @@ async fn two_databases_become_equal_while_one_is_written_to() {
     source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
     drop_database(session).await;
     drop_database(other).await;
-}
-
-fn session_url(database: &str) -> String {
-    let mut url = url::Url::parse(&crate::url()).unwrap();
-    url.set_path(database);
-    url.to_string()
 }
