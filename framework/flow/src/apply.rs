@@ -12,6 +12,9 @@ use crate::coalesce::Coalescer;
 use crate::options::Options;
 use crate::plant::{self, Bug};
 
+/// Why a table takes no part between the moment it is to be crawled anew and the moment it is empty.
+pub(crate) const CRAWL_ANEW: &str = "to be crawled anew";
+
 /// Work, in the order in which it has to reach the target.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -21,6 +24,8 @@ pub(crate) enum Work {
     Chunk { table: usize, rows: Rows, progress: RangeProgress, fresh: bool },
     /// A table begins anew, with no rows and no ranges. It takes part again if it did not.
     Restart { table: usize },
+    /// Full rows that were read at an instant that shows every change sent before.
+    Rows { table: usize, rows: Rows },
     /// New ranges of a table, before any of its chunks.
     Ranges { ranges: Vec<RangeProgress> },
     /// There are no changes up to here, and a restart may replay from there.
@@ -36,6 +41,8 @@ pub(crate) enum Report {
     Durable { position: Position, replay: Option<Position>, changes: u64 },
     /// A range's progress.
     Range(RangeProgress),
+    /// A table is empty, to be crawled anew.
+    Restarted { table: usize },
     /// Updates of these keys met no row.
     Holes(Vec<(usize, Key)>),
     /// A table cannot go on; it is left out.
@@ -112,11 +119,25 @@ impl Applier {
             Work::Restart { table } => {
                 self.flush(None).await?;
                 self.excluded.remove(&table);
+                // First the intention, durably: without transactions the target may be emptied and the rest lost.
+                let exclude = vec![(table, CRAWL_ANEW.to_owned())];
+                let intention = Commit { forget: vec![table], exclude, ..Commit::default() };
+                self.apply(Batch::default(), Some(intention)).await?;
                 // What an earlier crawl wrote may be gone from the source by now.
                 let truncate = !plant::is(Bug::RecopyKeepsRows);
                 let part = TableBatch { table, truncate, ..TableBatch::default() };
                 let commit = Commit { forget: vec![table], ..Commit::default() };
-                self.apply(Batch { tables: vec![part] }, Some(commit)).await
+                self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                self.report(Report::Restarted { table });
+                Ok(())
+            }
+            Work::Rows { table, rows } => {
+                self.flush(None).await?;
+                if self.excluded.contains(&table) {
+                    return Ok(());
+                }
+                let part = TableBatch { table, upserts: rows, ..TableBatch::default() };
+                self.apply(Batch { tables: vec![part] }, Some(Commit::default())).await
             }
             Work::Ranges { ranges } => {
                 self.flush(None).await?;

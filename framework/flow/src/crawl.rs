@@ -164,9 +164,10 @@ impl Ledger {
         self.ranges.iter().any(|entry| entry.durable.table == table)
     }
 
-    /// Whether all ranges of a table are in the target.
+    /// Whether a table was cut into ranges and all of them are in the target.
     pub(crate) fn is_done(&self, table: usize) -> bool {
-        self.ranges.iter().filter(|entry| entry.durable.table == table).all(|entry| entry.durable.done)
+        self.is_split(table)
+            && self.ranges.iter().filter(|entry| entry.durable.table == table).all(|entry| entry.durable.done)
     }
 }
 

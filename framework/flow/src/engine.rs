@@ -23,6 +23,7 @@ use crate::apply::Applier;
 use crate::capture::capture;
 use crate::crawl::reader;
 use crate::options::Options;
+use crate::plant::{self, Bug};
 use crate::sequencer::{Lines, Sequencer};
 use crate::status::Gauge;
 
@@ -90,7 +91,8 @@ pub async fn run_once(
 ) -> Result<Ended> {
     let tables: Vec<Arc<Table>> = flow.routes.iter().map(|route| Arc::clone(&route.shape.table)).collect();
     let (sink, checkpoint) = open_sink(flow, &tables).await?;
-    let feed = flow.source.change_feed(&flow.name, &tables, &checkpoint.source, &checkpoint.replay).await?;
+    let from = if plant::is(Bug::StaleWindowAfterCrash) { &checkpoint.position } else { &checkpoint.replay };
+    let feed = flow.source.change_feed(&flow.name, &tables, &checkpoint.source, from).await?;
 
     let mut scope = Scope::new();
     let (work, work_out) = mpsc::channel(4);
@@ -116,15 +118,16 @@ pub async fn run_once(
     let lines = Lines { work, orders, want, acknowledge };
     let mut sequencer = Sequencer::new(flow, gauge, flow.source.crawler().await?, &checkpoint, lines);
     let drive = async {
-        sequencer.start().await?;
+        sequencer.start(&checkpoint).await?;
         let mut tick_at = flow.clock.elapsed();
         loop {
             let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),
-                Some(report) = report_out.recv() => sequencer.hear(report).await?,
+                // First, so that a run that could end at once does what was asked before it ends.
                 Some(request) = requests.recv() => sequencer.heed(request).await?,
+                Some(report) = report_out.recv() => sequencer.hear(report).await?,
                 Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
                 () = flow.clock.sleep(until_tick) => {
                     tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;

@@ -9,11 +9,15 @@ pub mod coalesce;
 mod crawl;
 pub mod engine;
 pub mod options;
+pub mod plan;
 pub mod plant;
+pub mod run;
 mod sequencer;
 pub mod status;
+pub mod verify;
 pub mod window;
 
 pub use engine::{Ended, Flow, Request, Until, run_once};
 pub use options::Options;
+pub use plan::{Plan, PlannedTable, Wanted, plan};
 pub use status::{Gauge, Status, TableState, TableStatus};

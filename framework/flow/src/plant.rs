@@ -8,10 +8,8 @@ pub enum Bug {
     NoOverlay,
     /// The window does not keep deletes.
     WindowForgetsDeletes,
-    /// After a restart the feed is opened at the checkpoint, and the window that was lost is not rebuilt.
+    /// After a restart the feed is opened at the checkpoint, and reads begin although the window was lost.
     StaleWindowAfterCrash,
-    /// A chunk is merged at once, before the feed has passed its barrier.
-    NoBarrier,
     /// The source may forget what was delivered, before it is in the target.
     AcknowledgeDelivered,
     /// A row whose key moved keeps its unsent columns unsent.

@@ -9,7 +9,7 @@ use tidegate_core::port::{Checkpoint, Crawler, RangeProgress};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
-use crate::apply::{Report, Work};
+use crate::apply::{CRAWL_ANEW, Report, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
 use crate::engine::{Flow, Request};
@@ -19,6 +19,9 @@ use crate::window::Window;
 
 /// A chunk is not made smaller than this when memory is short.
 const CHUNK_ROWS_MIN: usize = 100;
+
+/// How long to wait before looking again whether a logged commit is seen: as long as a commit may wait for a standby.
+const SEEN_WAIT: Duration = Duration::from_millis(10);
 
 /// Where the sequencer sends to.
 pub(crate) struct Lines {
@@ -111,9 +114,25 @@ impl<'a> Sequencer<'a> {
     }
 
     /// Orders the first reads.
-    pub(crate) async fn start(&mut self) -> Result<()> {
+    pub(crate) async fn start(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        // A table that was to be crawled anew when the last run ended.
+        for (table, _) in checkpoint.excluded.iter().filter(|(_, reason)| reason == CRAWL_ANEW) {
+            self.restart(*table).await?;
+        }
         self.end_hold();
         self.order_reads().await
+    }
+
+    /// Crawls a table anew.
+    async fn restart(&mut self, table: usize) -> Result<()> {
+        self.leave_out(table);
+        self.ledger.forget(table);
+        self.excluded.remove(&table);
+        // From here on its changes are kept; what was delivered before has to be shown by its first read.
+        self.hold_reads();
+        self.goal = None;
+        self.gauge.split(table, std::iter::empty());
+        self.send(Work::Restart { table }).await
     }
 
     /// Cuts a table into ranges. Their bounds are what readers see: everything that the window will not have has to
@@ -187,10 +206,7 @@ impl<'a> Sequencer<'a> {
     /// Merges the chunks whose barrier the feed has passed, in the order in which they were read.
     async fn merge_what_is_ready(&mut self) -> Result<()> {
         while !self.in_transaction
-            && self
-                .waiting
-                .first()
-                .is_some_and(|first| first.as_of.barrier <= self.delivered || plant::is(Bug::NoBarrier))
+            && self.waiting.first().is_some_and(|first| first.as_of.barrier <= self.delivered)
         {
             let Waiting { read, as_of, rows, progress } = self.waiting.remove(0);
             let table = progress.table;
@@ -254,6 +270,7 @@ impl<'a> Sequencer<'a> {
             bytes = self.window.bytes(),
             "too many changes while reading; chunks are read again, smaller"
         );
+        self.gauge.gave_up();
         self.chunk_rows = (self.chunk_rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
         self.given_up = self.window.next_read();
         for waiting in std::mem::take(&mut self.waiting) {
@@ -319,8 +336,8 @@ impl<'a> Sequencer<'a> {
             if as_of.shows(transaction.mark) {
                 return Ok(rows);
             }
-            // It is in the log and not yet seen: that takes as long as its commit waits for a standby.
-            self.flow.clock.sleep(Duration::from_millis(10)).await;
+            // It is in the log and not yet seen.
+            self.flow.clock.sleep(SEEN_WAIT).await;
         }
     }
 
@@ -334,45 +351,47 @@ impl<'a> Sequencer<'a> {
                     self.lines.acknowledge.send_replace(Some(replay));
                 }
             }
+            Report::Restarted { .. } => {}
             Report::Range(progress) => self.ledger.durable(&progress),
             Report::Failed { table, error } => {
                 tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
                 self.leave_out(table);
             }
-            Report::Holes(holes) => {
-                for (table, key) in holes {
-                    self.judge_hole(table, key).await?;
-                }
-            }
+            Report::Holes(holes) => self.heal(holes).await?,
         }
         self.order_reads().await
     }
 
-    /// An update met no row. While a table is crawled its chunk has the row still to come; afterwards somebody took
-    /// it from the target, unless it is gone from the source as well.
-    async fn judge_hole(&mut self, table: usize, key: Key) -> Result<()> {
-        if self.excluded.contains(&table) || !self.ledger.is_split(table) || !self.ledger.is_done(table) {
-            return Ok(());
+    /// Updates met no row. While a table is crawled, its chunk has the row still to come. Afterwards the row is gone
+    /// by a later change, or somebody took it from the target: it is read again, at an instant that shows every
+    /// change sent so far, and written.
+    async fn heal(&mut self, holes: Vec<(usize, Key)>) -> Result<()> {
+        for (table, key) in holes {
+            if self.excluded.contains(&table) || !self.ledger.is_done(table) {
+                continue;
+            }
+            let shape = &self.flow.routes[table].shape;
+            loop {
+                let mut rows = Rows::new();
+                let as_of = self.asker.fetch(&shape.table, std::slice::from_ref(&key), &mut rows).await?;
+                self.window.saw(&as_of);
+                if !self.window.is_seen() {
+                    self.flow.clock.sleep(SEEN_WAIT).await;
+                    continue;
+                }
+                if !rows.is_empty() {
+                    tracing::warn!(
+                        table = %shape.table.name,
+                        key = shape.show_key(key.row()),
+                        "an update met no row in the target; the row is written anew"
+                    );
+                    self.gauge.healed();
+                    self.send(Work::Rows { table, rows }).await?;
+                }
+                break;
+            }
         }
-        let shape = &self.flow.routes[table].shape;
-        let mut rows = Rows::new();
-        self.asker.fetch(&shape.table, std::slice::from_ref(&key), &mut rows).await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let error =
-            Error::new(code::ROW_HOLE, "a change that carries only some columns met no row in the target")
-                .with("table", &shape.table.name)
-                .with("key", shape.show_key(key.row()));
-        self.leave_out(table);
-        self.send(Work::Exclude { table, reason: error.to_string() }).await?;
-        self.hear_failed(table, error);
         Ok(())
-    }
-
-    fn hear_failed(&self, table: usize, error: Error) {
-        tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
-        self.gauge.hear(&Report::Failed { table, error });
     }
 
     fn leave_out(&mut self, table: usize) {
@@ -400,16 +419,7 @@ impl<'a> Sequencer<'a> {
                 self.gauge.skipped(table);
                 self.send(Work::Exclude { table, reason: "skipped on request".to_owned() }).await?;
             }
-            Request::Recopy(table) => {
-                self.leave_out(table);
-                self.ledger.forget(table);
-                self.excluded.remove(&table);
-                // From here on its changes are kept; what was delivered before has to be shown by its first read.
-                self.hold_reads();
-                self.goal = None;
-                self.gauge.split(table, std::iter::empty());
-                self.send(Work::Restart { table }).await?;
-            }
+            Request::Recopy(table) => self.restart(table).await?,
         }
         self.order_reads().await
     }

@@ -6,6 +6,7 @@ use tidegate_core::port::{Checkpoint, Progress, Route};
 use tidegate_core::{Changes, Clock};
 
 use crate::apply::Report;
+use crate::options::Options;
 
 /// The state of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,6 +37,14 @@ pub struct TableStatus {
     pub error: Option<String>,
     /// About how many rows it has in the source.
     pub rows_estimated: u64,
+    /// How often it was emptied to be crawled anew.
+    pub restarts: u64,
+    /// Changes of it that were captured.
+    pub changes: u64,
+    /// Chunks of its crawl that are in the target.
+    pub chunks_done: u64,
+    /// About how many chunks it has.
+    pub chunks_estimated: u64,
     /// Rows of its crawl that are in the target.
     pub rows_crawled: u64,
     /// Ranges whose rows are all in the target.
@@ -51,10 +60,16 @@ pub struct TableStatus {
 /// A run, or a flow between runs, as its last run left it.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
+    /// Whether a runner had it when this record was made.
+    pub running: bool,
+    /// What ended the last run.
+    pub error: Option<String>,
     /// The tables, in the order of the plan.
     pub tables: Vec<TableStatus>,
     /// Changes applied since the flow began, as far as this record knows.
     pub changes_applied: u64,
+    /// The position up to which the target has all changes, as hexadecimal digits.
+    pub position: String,
     /// Bytes, or journal entries, that the source has and the target has not.
     pub behind: u64,
     /// When the change was committed that the target has last, in microseconds since 1970; 0 if the source does not say.
@@ -65,6 +80,10 @@ pub struct Status {
     pub rows_moved: u64,
     /// Updates that met no row yet, because its chunk was still to come.
     pub rows_awaited: u64,
+    /// Updates that met no row after the crawl: the row was read again and written.
+    pub rows_healed: u64,
+    /// How often reads were given up because too many changes came meanwhile.
+    pub reads_given_up: u64,
     /// Rows crawled and changes applied by this run, and its time, for rates.
     pub run_rows: u64,
     /// Microseconds since 1970 when this record was made.
@@ -103,7 +122,7 @@ struct Inner {
 
 impl Gauge {
     /// A gauge for these tables.
-    pub fn new(routes: &[Route]) -> Self {
+    pub fn new(routes: &[Route], options: &Options) -> Self {
         let tables = routes
             .iter()
             .map(|route| TableStatus {
@@ -113,6 +132,10 @@ impl Gauge {
                 error: None,
                 rows_estimated: route.shape.table.rows_estimated,
                 rows_crawled: 0,
+                restarts: 0,
+                changes: 0,
+                chunks_done: 0,
+                chunks_estimated: route.shape.table.rows_estimated.div_ceil(options.chunk_rows.max(1) as u64),
                 ranges_done: 0,
                 ranges_total: 0,
                 rows_overtaken: 0,
@@ -138,6 +161,9 @@ impl Gauge {
         inner.status.rows_moved = earlier.rows_moved;
         for table in &mut inner.status.tables {
             if let Some(known) = earlier.tables.iter().find(|known| known.source == table.source) {
+                table.changes = known.changes;
+                table.restarts = known.restarts;
+                table.chunks_done = known.chunks_done;
                 table.rows_overtaken = known.rows_overtaken;
                 table.rows_completed = known.rows_completed;
             }
@@ -152,6 +178,7 @@ impl Gauge {
         let mut inner = self.lock();
         inner.ranges = checkpoint.ranges.iter().map(|r| ((r.table, r.range), (r.rows, r.done))).collect();
         inner.delivered.clear();
+        inner.status.position = hex(checkpoint.position.bytes());
         inner.status.drained = false;
         for table in 0..inner.status.tables.len() {
             inner.count(table);
@@ -180,6 +207,14 @@ impl Gauge {
         self.lock().status.rows_moved += 1;
     }
 
+    pub(crate) fn gave_up(&self) {
+        self.lock().status.reads_given_up += 1;
+    }
+
+    pub(crate) fn healed(&self) {
+        self.lock().status.rows_healed += 1;
+    }
+
     pub(crate) fn skipped(&self, table: usize) {
         self.lock().status.tables[table].state = TableState::Skipped;
     }
@@ -188,6 +223,9 @@ impl Gauge {
         let mut inner = self.lock();
         inner.status.behind = progress.behind;
         if let Some(last) = changes.transactions().last() {
+            for at in 0..changes.count() {
+                inner.status.tables[changes.change(at).table].changes += 1;
+            }
             inner.delivered.push_back((last.position.clone(), last.committed_at));
             inner.status.drained = false;
         }
@@ -198,6 +236,7 @@ impl Gauge {
         match report {
             Report::Durable { position, changes, .. } => {
                 inner.status.changes_applied += changes;
+                inner.status.position = hex(position.bytes());
                 while inner.delivered.front().is_some_and(|(delivered, _)| delivered <= position) {
                     if let Some((_, at)) = inner.delivered.pop_front() {
                         inner.status.applied_until = at;
@@ -209,7 +248,12 @@ impl Gauge {
                 let known =
                     inner.ranges.insert((progress.table, progress.range), (progress.rows, progress.done));
                 inner.status.run_rows += progress.rows.saturating_sub(known.map_or(0, |(rows, _)| rows));
+                inner.status.tables[progress.table].chunks_done += 1;
                 inner.count(progress.table);
+            }
+            Report::Restarted { table } => {
+                inner.status.tables[*table].restarts += 1;
+                inner.status.tables[*table].chunks_done = 0;
             }
             Report::Holes(holes) => inner.status.rows_awaited += holes.len() as u64,
             Report::Failed { table, error } => {
@@ -218,6 +262,11 @@ impl Gauge {
             }
         }
     }
+}
+
+/// Bytes as hexadecimal digits: their text compares as they do.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Inner {

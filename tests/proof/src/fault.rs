@@ -6,10 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{
-    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Identity, KeyRange, Opened, Progress,
-    Route, Sink, StateStore, Store,
+    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Identity, KeyRange, Opened,
+    Progress, Route, Sink, StateStore, Store,
 };
-use tidegate_core::{AsOf, Cell, Changes, Error, FlowName, Key, Op, Position, Result, RowWriter, Rows, Table};
+use tidegate_core::{
+    AsOf, Cell, Changes, Error, FlowName, Key, Op, Position, Result, RowWriter, Rows, Table,
+};
 
 use crate::plant::PortBug;
 use crate::world::Shared;
@@ -63,7 +65,9 @@ impl FaultyStore {
     fn answer<T>(&self, fault: Fault, answer: T) -> Result<T> {
         if fault == Fault::AnswerLost {
             self.world.lock().count("done and the answer lost");
-            return Err(Error::new(code::TIMED_OUT, "fault: the answer was lost").verdict_is(Verdict::Unknown));
+            return Err(
+                Error::new(code::TIMED_OUT, "fault: the answer was lost").verdict_is(Verdict::Unknown)
+            );
         }
         Ok(answer)
     }

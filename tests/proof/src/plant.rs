@@ -25,7 +25,6 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("no overlay", Plant::Engine(Bug::NoOverlay)),
     ("window forgets deletes", Plant::Engine(Bug::WindowForgetsDeletes)),
     ("stale window after crash", Plant::Engine(Bug::StaleWindowAfterCrash)),
-    ("no barrier", Plant::Engine(Bug::NoBarrier)),
     ("acknowledge what is only delivered", Plant::Engine(Bug::AcknowledgeDelivered)),
     ("moves not completed", Plant::Engine(Bug::MovesNotCompleted)),
     ("recopy keeps rows", Plant::Engine(Bug::RecopyKeepsRows)),

@@ -120,7 +120,9 @@ impl World {
         // A row locked by a commit not yet seen: the writer gives up. Any other refusal is a fault of this model.
         match logged {
             Ok(_) => self.ledger[table] = rows,
-            Err(e) => assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}"),
+            Err(e) => {
+                assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}")
+            }
         }
     }
 

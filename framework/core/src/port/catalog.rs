@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::flow::FlowName;
 use crate::position::Position;
 use crate::table::{Codec, Column, Encoding, Table, TableName};
-use crate::value::Type;
+use crate::value::{Type, Value};
 
 /// Which tables are meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +97,16 @@ pub trait Catalog: Send + Sync {
     /// # Errors
     /// `type-refused` if it cannot without loss and no conversion was named.
     fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit>;
+
+    /// The value that this store, as a target, gives back for one that was written to this column of its own: text
+    /// for a decimal where it keeps decimals as text. Verification compares what is there with this.
+    ///
+    /// # Errors
+    /// `value-unfit` if it cannot be written exactly.
+    fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
+        let _ = column;
+        Ok(value)
+    }
 
     /// The name that a source's table has here by default.
     fn name_for(&self, source: &TableName) -> TableName;

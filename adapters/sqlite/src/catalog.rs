@@ -1,0 +1,172 @@
+//! What the file holds, and what is made and removed there.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::{Connection, SqliteConnection};
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::{
+    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName,
+};
+
+use crate::connect;
+use crate::describe::{self, Described};
+use crate::error::During;
+use crate::statement::{join, name, sql};
+use crate::store::SqliteStore;
+use crate::{cells::Affinity, fit, journal};
+
+#[async_trait]
+impl Catalog for SqliteStore {
+    async fn identity(&self) -> Result<Identity> {
+        let mut connection = connect::reader(self.path()).await?;
+        let identity = self.identity_by(&mut connection).await?;
+        connection.close().await.during("close")?;
+        Ok(identity)
+    }
+
+    async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
+        let mut connection = connect::reader(self.path()).await?;
+        let mut tx = connection.begin().await.during("begin to describe")?;
+        let (tables, mut obstacles) = describe::describe(&mut tx, which).await?;
+        drop(tx);
+        match connect::require_wal(&mut connection).await {
+            Err(error) if error.code() == code::JOURNAL_MODE => {
+                obstacles.insert(0, Obstacle { table: None, column: None, error });
+            }
+            other => other?,
+        }
+        connection.close().await.during("close")?;
+        Ok((tables.into_iter().map(|described| described.table).collect(), obstacles))
+    }
+
+    fn codec(&self) -> Arc<dyn Codec> {
+        Arc::new(Canonical)
+    }
+
+    async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
+        journal::capture(self, flow, tables).await
+    }
+
+    async fn clean(&self, flow: &FlowName) -> Result<()> {
+        journal::clean(self, flow).await
+    }
+
+    fn accepts(&self, encoding: Encoding) -> bool {
+        encoding == Encoding::CANONICAL
+    }
+
+    fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
+        fit::fit(column, encoding, conversions)
+    }
+
+    fn name_for(&self, source: &TableName) -> TableName {
+        TableName::new("", source.name.clone())
+    }
+
+    async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
+        let mut obstacles = Vec::new();
+        if !self.path().exists() {
+            return Ok(obstacles);
+        }
+        let mut connection = connect::reader(self.path()).await?;
+        for table in tables {
+            let found = match describe::table(&mut connection, &table.name).await? {
+                Ok(found) => found,
+                Err(error) if error.code() == code::TABLE_MISSING => continue,
+                Err(error) => {
+                    obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+                    continue;
+                }
+            };
+            if let Some((column, error)) = difference(table, &found) {
+                obstacles.push(Obstacle { table: Some(table.name.clone()), column, error });
+            } else if !allow_non_empty && !is_empty(&mut connection, table).await? {
+                let error =
+                    Error::new(code::TARGET_NOT_EMPTY, format!("table {} has rows already", table.name));
+                obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+            }
+        }
+        connection.close().await.during("close")?;
+        Ok(obstacles)
+    }
+
+    async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let mut connection = connect::creator(self.path()).await?;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to create")?;
+        for table in tables {
+            match describe::table(&mut tx, &table.name).await? {
+                Ok(found) => {
+                    if let Some((_, error)) = difference(table, &found) {
+                        return Err(error);
+                    }
+                }
+                Err(error) if error.code() == code::TABLE_MISSING => {
+                    sqlx::query(sql(definition(table))).execute(&mut *tx).await.during("create a table")?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        tx.commit().await.during("commit the tables")?;
+        connection.close().await.during("close")
+    }
+}
+
+async fn is_empty(connection: &mut SqliteConnection, table: &Table) -> Result<bool> {
+    let text = format!("SELECT NOT EXISTS(SELECT 1 FROM {})", name(&table.name.name));
+    sqlx::query_scalar(sql(text)).fetch_one(connection).await.during("look for rows")
+}
+
+/// Columns, not null, key.
+fn definition(table: &Table) -> String {
+    let column = |(at, column): (usize, &Column)| {
+        let not_null = if !column.nullable || table.key.contains(&at) { " NOT NULL" } else { "" };
+        format!("{} {}{not_null}", name(&column.name), column.native)
+    };
+    let columns = join(table.columns.iter().enumerate().map(column));
+    let key = join(table.key_columns().map(|column| name(&column.name)));
+    format!("CREATE TABLE {} ({columns}, PRIMARY KEY ({key}))", name(&table.name.name))
+}
+
+/// Why a table that is there cannot take the rows of the one that is wanted.
+fn difference(wanted: &Table, found: &Described) -> Option<(Option<String>, Error)> {
+    let differs = |column: Option<&str>, what: String| {
+        let error = Error::new(code::TARGET_DIFFERS, format!("table {} {what}", wanted.name))
+            .with("table", &wanted.name)
+            .hint("rename it, or leave it out");
+        Some((column.map(str::to_owned), error))
+    };
+    for column in &wanted.columns {
+        match found.affinity(&column.name) {
+            None => return differs(Some(&column.name), format!("has no column {}", column.name)),
+            Some(affinity) if affinity != Affinity::of(&column.native) => {
+                let what = format!("has another type for {}", column.name);
+                return differs(Some(&column.name), what);
+            }
+            Some(_) => {}
+        }
+    }
+    if let Some(other) = found.table.columns.iter().find(|c| wanted.position(&c.name).is_none()) {
+        return differs(Some(&other.name), format!("has the column {} more", other.name));
+    }
+    if !is_unique(wanted, found) {
+        return differs(None, "has another key".to_owned());
+    }
+    None
+}
+
+/// Whether the key of the wanted table is one of the table that is there.
+fn is_unique(wanted: &Table, found: &Described) -> bool {
+    let mut key: Vec<&str> = wanted.key_columns().map(|column| column.name.as_str()).collect();
+    key.sort_unstable();
+    let same = |mut columns: Vec<&str>| {
+        columns.sort_unstable();
+        columns == key
+    };
+    same(found.table.key_columns().map(|column| column.name.as_str()).collect())
+        || found.unique.iter().filter(|index| !index.is_partial).any(|index| {
+            let columns = index.columns.as_ref();
+            columns.is_some_and(|columns| same(columns.iter().map(|(name, _)| name.as_str()).collect()))
+        })
+}

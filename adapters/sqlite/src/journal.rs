@@ -1,0 +1,364 @@
+//! The journal: which keys changed, in the order of commit.
+//!
+//! Triggers on each captured table write the key of a changed row, as it was and as it is, one untyped column a key
+//! part. SQLite has one writer at a time, so the journal's number (`AUTOINCREMENT`: never used twice) is the order of
+//! commit, and the highest number in a reader's snapshot says exactly what that reader sees.
+//!
+//! A row that `REPLACE` removes because of another unique index fires no trigger. So before each write the rows that
+//! hold its values in a unique index (its rivals) are journaled too. Too many entries do no harm: a key without a
+//! change is looked up and delivered as it is.
+//!
+//! The triggers run in the application's library, of whatever version: they use nothing newer than SQLite 3.7.
+//!
+//! ```text
+//! tidegate_identity   who this file is, and up to where the journal was trimmed
+//! tidegate_journal    seq, tbl, at (µs), k1, k2, …
+//! tidegate_capture    a row a flow: up to where it needs the journal no more
+//! tidegate_captured   a row a flow and table
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sqlx::{Connection, Row as _, SqliteConnection};
+use tidegate_core::error::code;
+use tidegate_core::{Error, FlowName, Position, Result, Table, TableName};
+
+use crate::connect;
+use crate::describe::{self, Described, Index};
+use crate::error::During;
+use crate::statement::{join, literal, name, sql};
+use crate::store::SqliteStore;
+
+/// Entries removed in one transaction at most, so that writers do not wait for it.
+const TRIM_LIMIT: i64 = 1_000;
+
+/// Microseconds since 1970, in words that every SQLite knows.
+const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000";
+
+/// The id of the file; `None` if it was never captured.
+pub(crate) async fn id(connection: &mut SqliteConnection) -> Result<Option<String>> {
+    if !exists(connection, "tidegate_identity").await? {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT id FROM tidegate_identity")
+        .fetch_optional(connection)
+        .await
+        .during("read the identity")
+}
+
+pub(crate) async fn exists(connection: &mut SqliteConnection, table: &'static str) -> Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS(SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)")
+        .bind(table)
+        .fetch_one(connection)
+        .await
+        .during("look for a table of ours")
+}
+
+/// The number of the last entry ever written; 0 if there is no journal.
+pub(crate) async fn frontier(connection: &mut SqliteConnection) -> Result<u64> {
+    if !exists(connection, "tidegate_journal").await? {
+        return Ok(0);
+    }
+    // A statement that fails under OR FAIL keeps its entries, and leaves the sequence behind them.
+    let last: i64 = sqlx::query_scalar(
+        "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tidegate_journal'), 0),
+                    coalesce((SELECT max(seq) FROM tidegate_journal), 0))",
+    )
+    .fetch_one(connection)
+    .await
+    .during("read the end of the journal")?;
+    Ok(u64::try_from(last).unwrap_or(0))
+}
+
+/// Up to where entries were removed.
+pub(crate) async fn trimmed(connection: &mut SqliteConnection) -> Result<u64> {
+    let trimmed: Option<i64> = sqlx::query_scalar("SELECT trimmed FROM tidegate_identity")
+        .fetch_optional(connection)
+        .await
+        .during("read the start of the journal")?;
+    Ok(u64::try_from(trimmed.unwrap_or(0)).unwrap_or(0))
+}
+
+/// Makes the journal and the triggers for a flow's tables.
+pub(crate) async fn capture(store: &SqliteStore, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
+    let mut connection = connect::writer(store.path()).await?;
+    connect::require_wal(&mut connection).await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to capture")?;
+    sqlx::raw_sql(
+        "CREATE TABLE IF NOT EXISTS tidegate_identity(
+             one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL, trimmed INTEGER NOT NULL DEFAULT 0);
+         CREATE TABLE IF NOT EXISTS tidegate_journal(
+             seq INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, at INTEGER NOT NULL, k1);
+         CREATE TABLE IF NOT EXISTS tidegate_capture(flow TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL);
+         CREATE TABLE IF NOT EXISTS tidegate_captured(flow TEXT, tbl TEXT, PRIMARY KEY (flow, tbl));",
+    )
+    .execute(&mut *tx)
+    .await
+    .during("create the journal")?;
+    sqlx::query("INSERT OR IGNORE INTO tidegate_identity(one, id) VALUES (1, ?)")
+        .bind(store.new_id().to_owned())
+        .execute(&mut *tx)
+        .await
+        .during("store the identity")?;
+    widen(&mut tx, tables.iter().map(|table| table.key.len()).max().unwrap_or(1)).await?;
+    for table in tables {
+        capture_table(&mut tx, flow, table).await?;
+    }
+    let position = frontier(&mut tx).await?;
+    sqlx::query("INSERT OR IGNORE INTO tidegate_capture(flow, acknowledged) VALUES (?, ?)")
+        .bind(flow.as_str())
+        .bind(i64::try_from(position).unwrap_or(i64::MAX))
+        .execute(&mut *tx)
+        .await
+        .during("store the capture")?;
+    tx.commit().await.during("commit the capture")?;
+    connection.close().await.during("close")?;
+    Ok(Position::from_u64(position))
+}
+
+/// The journal has as many columns as the widest key has parts.
+async fn widen(connection: &mut SqliteConnection, parts: usize) -> Result<()> {
+    let there: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_info('tidegate_journal')")
+        .fetch_all(&mut *connection)
+        .await
+        .during("read the journal's columns")?;
+    for part in 1..=parts {
+        let column = format!("k{part}");
+        if !there.contains(&column) {
+            let text = format!("ALTER TABLE tidegate_journal ADD COLUMN {column}");
+            sqlx::query(sql(text)).execute(&mut *connection).await.during("widen the journal")?;
+        }
+    }
+    Ok(())
+}
+
+async fn capture_table(connection: &mut SqliteConnection, flow: &FlowName, table: &Table) -> Result<()> {
+    let described = describe::table(connection, &table.name).await??;
+    if let Some(obstacle) = describe::obstacles_of(connection, &described).await?.pop() {
+        return Err(obstacle.error);
+    }
+    let captured: bool =
+        sqlx::query_scalar("SELECT EXISTS(SELECT 1 FROM tidegate_captured WHERE flow = ? AND tbl = ?)")
+            .bind(flow.as_str())
+            .bind(described.table.name.name.clone())
+            .fetch_one(&mut *connection)
+            .await
+            .during("look for a capture")?;
+    if captured {
+        // Making them anew would hide that changes went by unseen.
+        return check(connection, table).await;
+    }
+    for (trigger, text) in triggers(&described) {
+        let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
+        sqlx::query(sql(drop)).execute(&mut *connection).await.during("drop a trigger")?;
+        sqlx::query(sql(text)).execute(&mut *connection).await.during("create a trigger")?;
+    }
+    sqlx::query("INSERT INTO tidegate_captured(flow, tbl) VALUES (?, ?)")
+        .bind(flow.as_str())
+        .bind(described.table.name.name.clone())
+        .execute(connection)
+        .await
+        .during("store the capture")?;
+    Ok(())
+}
+
+/// Whether everything that happens to a table is journaled still, and the table is what it was.
+pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> Result<()> {
+    let described = describe::table(connection, &table.name).await??;
+    let found = &described.table;
+    let differs = |a: &Table, b: &Table| {
+        a.columns
+            .iter()
+            .find(|column| {
+                b.columns.iter().all(|other| (&column.name, &column.native) != (&other.name, &other.native))
+            })
+            .map(|column| column.name.clone())
+    };
+    let column = differs(table, found).or_else(|| differs(found, table));
+    if column.is_some() || table.key.len() != found.key.len() {
+        let column = column.unwrap_or_default();
+        return Err(Error::new(code::SCHEMA_CHANGED, format!("table {} has other columns now", table.name))
+            .with("table", &table.name)
+            .with("column", column));
+    }
+    let there: Vec<(String, String)> =
+        sqlx::query_as("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?")
+            .bind(found.name.name.clone())
+            .fetch_all(connection)
+            .await
+            .during("read triggers")?;
+    let there: BTreeSet<(String, String)> = there.into_iter().collect();
+    match triggers(&described).into_iter().find(|trigger| !there.contains(trigger)) {
+        None => Ok(()),
+        Some((trigger, _)) => Err(Error::new(
+            code::JOURNAL_LOST,
+            format!(
+                "changes of {} were not journaled: the trigger {trigger} is gone or another one",
+                table.name
+            ),
+        )
+        .with("table", &table.name)
+        .hint("the table was rebuilt, or has a new unique index; begin this migration anew")),
+    }
+}
+
+/// Removes what only this flow needs.
+pub(crate) async fn clean(store: &SqliteStore, flow: &FlowName) -> Result<()> {
+    if !store.path().exists() {
+        return Ok(());
+    }
+    let mut connection = connect::writer(store.path()).await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to clean")?;
+    if exists(&mut tx, "tidegate_capture").await? && exists(&mut tx, "tidegate_captured").await? {
+        for text in
+            ["DELETE FROM tidegate_capture WHERE flow = ?", "DELETE FROM tidegate_captured WHERE flow = ?"]
+        {
+            sqlx::query(text).bind(flow.as_str()).execute(&mut *tx).await.during("remove the capture")?;
+        }
+        let unused: Vec<String> = sqlx::query_scalar(
+            "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'tidegate\\_capture\\_%' ESCAPE '\\'
+             AND tbl_name NOT IN (SELECT tbl FROM tidegate_captured)",
+        )
+        .fetch_all(&mut *tx)
+        .await
+        .during("list triggers")?;
+        for trigger in unused {
+            let text = format!("DROP TRIGGER {}", name(&trigger));
+            sqlx::query(sql(text)).execute(&mut *tx).await.during("drop a trigger")?;
+        }
+        let others: bool = sqlx::query_scalar("SELECT EXISTS(SELECT 1 FROM tidegate_capture)")
+            .fetch_one(&mut *tx)
+            .await
+            .during("look for other flows")?;
+        if !others {
+            sqlx::raw_sql(
+                "DROP TABLE tidegate_captured; DROP TABLE tidegate_capture;
+                 DROP TABLE IF EXISTS tidegate_journal; DROP TABLE IF EXISTS tidegate_identity;",
+            )
+            .execute(&mut *tx)
+            .await
+            .during("drop the journal")?;
+        }
+    }
+    tx.commit().await.during("commit the clean-up")?;
+    connection.close().await.during("close")
+}
+
+/// Notes that a flow needs nothing up to here, and removes what no flow needs.
+pub(crate) async fn acknowledge(connection: &mut SqliteConnection, flow: &FlowName, upto: u64) -> Result<()> {
+    let upto = i64::try_from(upto).unwrap_or(i64::MAX);
+    loop {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to trim")?;
+        sqlx::query("UPDATE tidegate_capture SET acknowledged = max(acknowledged, ?) WHERE flow = ?")
+            .bind(upto)
+            .bind(flow.as_str())
+            .execute(&mut *tx)
+            .await
+            .during("acknowledge")?;
+        let row = sqlx::query(
+            "SELECT coalesce((SELECT min(acknowledged) FROM tidegate_capture), 0),
+                    coalesce((SELECT min(seq) FROM tidegate_journal), 0),
+                    coalesce((SELECT max(seq) FROM tidegate_journal), 0)",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .during("look what may be trimmed")?;
+        let (needed_from, first, last): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        // The last entry stays: with the sequence behind it, its number would be used again.
+        let needed_from = needed_from.min(last - 1);
+        let end = needed_from.min(first + TRIM_LIMIT - 1);
+        let more = first > 0 && end >= first;
+        if more {
+            sqlx::query("DELETE FROM tidegate_journal WHERE seq <= ?")
+                .bind(end)
+                .execute(&mut *tx)
+                .await
+                .during("trim")?;
+            sqlx::query("UPDATE tidegate_identity SET trimmed = max(trimmed, ?)")
+                .bind(end)
+                .execute(&mut *tx)
+                .await
+                .during("note the trim")?;
+        }
+        tx.commit().await.during("commit the trim")?;
+        if !more || end == needed_from {
+            return Ok(());
+        }
+    }
+}
+
+/// The triggers of a table: name and text.
+fn triggers(described: &Described) -> Vec<(String, String)> {
+    let table = &described.table;
+    let keys: Vec<String> = table.key_columns().map(|column| name(&column.name)).collect();
+    let journal = format!(
+        "INSERT INTO tidegate_journal(tbl, at, {})",
+        join((1..=keys.len()).map(|part| format!("k{part}")))
+    );
+    let select = |alias: &str| {
+        let parts = join(keys.iter().map(|key| format!("{alias}.{key}")));
+        format!("{journal} SELECT {}, {NOW}, {parts}", literal(&table.name.name))
+    };
+    // Byte for byte: 'a' and 'A', 1 and 1.0 can be the same key to the index and not to the target.
+    let moved = differs("OLD", "NEW", &keys);
+    let on = |name_: String, when: &str, body: String| {
+        let text =
+            format!("CREATE TRIGGER {} {when} ON {} BEGIN {body}; END", name(&name_), name(&table.name.name));
+        (name_, text)
+    };
+    let own = |event: &str| format!("tidegate_capture_{event}.{}", table.name.name);
+    let mut all = vec![
+        on(own("insert"), "AFTER INSERT", select("NEW")),
+        on(own("update"), "AFTER UPDATE", format!("{} WHERE {moved}; {}", select("OLD"), select("NEW"))),
+        on(own("delete"), "AFTER DELETE", select("OLD")),
+    ];
+    for index in &described.unique {
+        all.extend(rivals(table, &keys, index, &select, &on));
+    }
+    all
+}
+
+fn rivals(
+    table: &Table,
+    keys: &[String],
+    index: &Index,
+    select: &dyn Fn(&str) -> String,
+    on: &dyn Fn(String, &str, String) -> (String, String),
+) -> Vec<(String, String)> {
+    let Some(columns) = &index.columns else { return Vec::new() };
+    let from = format!("{} FROM {} AS r WHERE ", select("r"), name(&table.name.name));
+    let equal = columns
+        .iter()
+        .map(|(column, collation)| format!("r.{0} = NEW.{0} COLLATE {1}", name(column), name(collation)))
+        .collect::<Vec<_>>()
+        .join(" AND ");
+    let of = join(columns.iter().map(|(column, _)| name(column)));
+    let trigger = |event: &str| format!("tidegate_capture_rival_{event}.{}", index.name);
+    vec![
+        on(trigger("insert"), "BEFORE INSERT", format!("{from}{equal} AND ({})", differs("r", "NEW", keys))),
+        on(
+            trigger("update"),
+            &format!("BEFORE UPDATE OF {of}"),
+            format!("{from}{equal} AND ({})", differs("r", "OLD", keys)),
+        ),
+    ]
+}
+
+fn differs(one: &str, other: &str, keys: &[String]) -> String {
+    keys.iter()
+        .map(|key| {
+            format!(
+                "{one}.{key} IS NOT {other}.{key} COLLATE BINARY OR typeof({one}.{key}) <> typeof({other}.{key})"
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(" OR ")
+}
+
+/// The error for a table that the journal has no key for.
+pub(crate) fn null_key(table: &TableName) -> Error {
+    Error::new(code::KEY_UNFIT, format!("a row of {table} has no key: a part of it is null"))
+        .with("table", table)
+        .hint("give those rows a key, or leave the table out")
+}

@@ -1,0 +1,314 @@
+//! Writes rows into one table.
+
+use sqlx::SqliteConnection;
+use sqlx::sqlite::SqliteArguments;
+use tidegate_core::error::code;
+use tidegate_core::port::{Route, TableBatch};
+use tidegate_core::{Cell, Error, Key, Result, Row, Rows, Table};
+
+use crate::cells::{self, Affinity};
+use crate::describe::{self, Index};
+use crate::error::{During, from_driver, is_constraint, is_unique_violation};
+use crate::statement::{VALUES_LIMIT, holes, join, key_equal, name, sql};
+
+/// Rows a statement: as many as fit, so that a few prepared statements serve all batches.
+const STEPS: [usize; 4] = [128, 16, 4, 1];
+
+/// One route, with what is known of its target.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    route: Route,
+    affinities: Vec<Affinity>,
+    /// The target as it stands there, with the order of its key.
+    key_equal: String,
+    /// The same, where the table is looked at a second time.
+    key_equal_again: String,
+    insert: String,
+    /// What follows the rows of an insertion if their keys may be there.
+    or_update: String,
+    unique: Vec<Index>,
+}
+
+/// Why rows were not written.
+enum Failure {
+    /// The driver's error: some row of the statement.
+    Driver(sqlx::Error),
+    /// A value that does not fit.
+    Unfit(Error),
+}
+
+impl Writer {
+    pub(crate) async fn open(connection: &mut SqliteConnection, route: &Route) -> Result<Self> {
+        // Keys come in the order of the source's key.
+        let target = Table { key: route.shape.table.key.clone(), ..route.target.as_ref().clone() };
+        let found = describe::table(connection, &target.name).await??;
+        let mut affinities = Vec::new();
+        for column in &target.columns {
+            affinities.push(found.affinity(&column.name).ok_or_else(|| {
+                Error::new(
+                    code::TARGET_DIFFERS,
+                    format!("table {} has no column {}", target.name, column.name),
+                )
+                .with("table", &target.name)
+                .with("column", &column.name)
+            })?);
+        }
+        let columns = join(target.columns.iter().map(|column| name(&column.name)));
+        let insert = format!("INSERT INTO {} ({columns}) VALUES ", name(&target.name.name));
+        // The rowid cannot change when it is the same; other keys may be the same and have other bytes.
+        let keeps = |at: usize| target.key.contains(&at) && found.key_is_rowid;
+        let set = join(
+            target
+                .columns
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| !keeps(*at))
+                .map(|(_, column)| format!("{0} = excluded.{0}", name(&column.name))),
+        );
+        let key = join(target.key_columns().map(|column| name(&column.name)));
+        let or_update = if set.is_empty() {
+            format!(" ON CONFLICT ({key}) DO NOTHING")
+        } else {
+            format!(" ON CONFLICT ({key}) DO UPDATE SET {set}")
+        };
+        Ok(Self {
+            route: route.clone(),
+            affinities,
+            key_equal: key_equal("t", &target),
+            key_equal_again: key_equal("o", &target),
+            insert,
+            or_update,
+            unique: found.unique,
+        })
+    }
+
+    /// Does what the batch says. Returns the keys of updates that met no row.
+    pub(crate) async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        batch: &TableBatch,
+    ) -> Result<Vec<Key>> {
+        if batch.truncate {
+            let text = format!("DELETE FROM {}", name(&self.route.target.name.name));
+            sqlx::query(sql(text)).execute(&mut *connection).await.during("empty a table")?;
+        }
+        self.delete(connection, &batch.deletes).await?;
+        self.upsert(connection, &batch.upserts, batch.fresh).await?;
+        self.update(connection, &batch.updates).await
+    }
+
+    async fn delete(&self, connection: &mut SqliteConnection, keys: &Rows) -> Result<()> {
+        for key in keys.iter() {
+            self.delete_one(connection, key).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_one(&self, connection: &mut SqliteConnection, key: Row<'_>) -> Result<()> {
+        let text =
+            format!("DELETE FROM {} AS t WHERE {}", name(&self.route.target.name.name), self.key_equal);
+        let mut arguments = SqliteArguments::default();
+        self.bind_key(&mut arguments, key)?;
+        sqlx::query_with(sql(text), arguments)
+            .execute(connection)
+            .await
+            .map_err(|e| self.blame(from_driver(e, "delete a row"), key))?;
+        Ok(())
+    }
+
+    async fn upsert(&self, connection: &mut SqliteConnection, rows: &Rows, fresh: bool) -> Result<()> {
+        let width = self.affinities.len().max(1);
+        let mut at = 0;
+        let mut may_be_new = fresh;
+        while at < rows.len() {
+            let left = rows.len() - at;
+            let step =
+                STEPS.into_iter().find(|step| *step <= left && step * width <= VALUES_LIMIT).unwrap_or(1);
+            let chunk = at..at + step;
+            let mut written = self.insert(connection, rows, chunk.clone(), !may_be_new).await;
+            if may_be_new && matches!(&written, Err(Failure::Driver(e)) if is_unique_violation(e)) {
+                // Some are there already: it is not worth trying again in this batch.
+                may_be_new = false;
+                written = self.insert(connection, rows, chunk.clone(), true).await;
+            }
+            match written {
+                Ok(()) => {}
+                Err(Failure::Driver(e)) if is_constraint(&e) => {
+                    for row in chunk {
+                        self.replace(connection, rows.row(row)).await?;
+                    }
+                }
+                Err(Failure::Driver(e)) => {
+                    return Err(from_driver(e, "write rows").with("table", &self.route.target.name));
+                }
+                Err(Failure::Unfit(e)) => return Err(e),
+            }
+            at += step;
+        }
+        Ok(())
+    }
+
+    async fn insert(
+        &self,
+        connection: &mut SqliteConnection,
+        rows: &Rows,
+        chunk: std::ops::Range<usize>,
+        or_update: bool,
+    ) -> Result<(), Failure> {
+        let one = format!("({})", holes(self.affinities.len()));
+        let mut text = self.insert.clone();
+        text.push_str(&join(chunk.clone().map(|_| one.clone())));
+        if or_update {
+            text.push_str(&self.or_update);
+        }
+        let mut arguments = SqliteArguments::default();
+        for row in chunk {
+            self.bind_row(&mut arguments, rows.row(row)).map_err(Failure::Unfit)?;
+        }
+        sqlx::query_with(sql(text), arguments).execute(connection).await.map_err(Failure::Driver)?;
+        Ok(())
+    }
+
+    /// Writes one row after removing its rivals: whoever has its key, or its values in a unique index.
+    async fn replace(&self, connection: &mut SqliteConnection, row: Row<'_>) -> Result<()> {
+        let key = self.route.shape.cut_key(row);
+        self.delete_one(connection, key.row()).await?;
+        self.delete_rivals(connection, row).await?;
+        let mut arguments = SqliteArguments::default();
+        self.bind_row(&mut arguments, row)?;
+        let text = format!("{}({})", self.insert, holes(self.affinities.len()));
+        sqlx::query_with(sql(text), arguments)
+            .execute(connection)
+            .await
+            .map_err(|e| self.blame(from_driver(e, "write a row"), key.row()))?;
+        Ok(())
+    }
+
+    /// Removes other rows that have the values of this one in a unique index. Values that were not sent are those
+    /// that the row has already.
+    async fn delete_rivals(&self, connection: &mut SqliteConnection, row: Row<'_>) -> Result<()> {
+        let target = &self.route.target;
+        let table = name(&target.name.name);
+        let key = self.route.shape.cut_key(row);
+        for columns in self.unique.iter().filter_map(|index| index.columns.as_ref()) {
+            let mut arguments = SqliteArguments::default();
+            let mut terms = Vec::new();
+            for (column, collation) in columns {
+                let term = format!("t.{} COLLATE {}", name(column), name(collation));
+                let cell = target.position(column).map(|at| (at, row.cell(at)));
+                match cell {
+                    Some((at, cell)) if cell != Cell::Unchanged => {
+                        self.bind_cell(&mut arguments, at, cell, key.row())?;
+                        terms.push(format!("{term} = ?"));
+                    }
+                    _ => {
+                        self.bind_key(&mut arguments, key.row())?;
+                        let own = &self.key_equal_again;
+                        let value = format!("(SELECT o.{} FROM {table} AS o WHERE {own})", name(column));
+                        terms.push(format!("{term} = {value}"));
+                    }
+                }
+            }
+            self.bind_key(&mut arguments, key.row())?;
+            let text = format!(
+                "DELETE FROM {table} AS t WHERE {} AND NOT ({})",
+                terms.join(" AND "),
+                self.key_equal
+            );
+            sqlx::query_with(sql(text), arguments)
+                .execute(&mut *connection)
+                .await
+                .map_err(|e| self.blame(from_driver(e, "remove a rival"), key.row()))?;
+        }
+        Ok(())
+    }
+
+    async fn update(&self, connection: &mut SqliteConnection, rows: &Rows) -> Result<Vec<Key>> {
+        let target = &self.route.target;
+        let key_places = &self.route.shape.table.key;
+        let mut holes = Vec::new();
+        for row in rows.iter() {
+            let key = self.route.shape.cut_key(row);
+            let sent: Vec<usize> = (0..self.affinities.len())
+                .filter(|at| !key_places.contains(at) && row.cell(*at) != Cell::Unchanged)
+                .collect();
+            let set = if sent.is_empty() {
+                // Whether the row is there has to be found out all the same.
+                key_places.iter().map(|at| format!("{0} = t.{0}", name(&target.columns[*at].name))).collect()
+            } else {
+                sent.iter().map(|at| format!("{} = ?", name(&target.columns[*at].name))).collect::<Vec<_>>()
+            };
+            let table = name(&target.name.name);
+            let text = format!("UPDATE {table} AS t SET {} WHERE {}", set.join(", "), self.key_equal);
+            let mut arguments = SqliteArguments::default();
+            for at in sent {
+                self.bind_cell(&mut arguments, at, row.cell(at), key.row())?;
+            }
+            self.bind_key(&mut arguments, key.row())?;
+            let mut done =
+                sqlx::query_with(sql(text.clone()), arguments.clone()).execute(&mut *connection).await;
+            if done.as_ref().is_err_and(is_unique_violation) {
+                self.delete_rivals(connection, row).await?;
+                done = sqlx::query_with(sql(text), arguments).execute(&mut *connection).await;
+            }
+            let done = done.map_err(|e| self.blame(from_driver(e, "update a row"), key.row()))?;
+            if done.rows_affected() == 0 {
+                holes.push(key);
+            }
+        }
+        Ok(holes)
+    }
+
+    fn bind_row(&self, arguments: &mut SqliteArguments, row: Row<'_>) -> Result<()> {
+        for (at, cell) in row.cells().enumerate() {
+            if let Err(reason) = self.try_bind(arguments, at, cell)? {
+                let key = self.route.shape.cut_key(row);
+                return Err(self.unfit(at, cell, reason, key.row()));
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_cell(
+        &self,
+        arguments: &mut SqliteArguments,
+        at: usize,
+        cell: Cell<'_>,
+        key: Row<'_>,
+    ) -> Result<()> {
+        self.try_bind(arguments, at, cell)?.map_err(|reason| self.unfit(at, cell, reason, key))
+    }
+
+    fn bind_key(&self, arguments: &mut SqliteArguments, key: Row<'_>) -> Result<()> {
+        for (&at, cell) in self.route.shape.table.key.iter().zip(key.cells()) {
+            self.bind_cell(arguments, at, cell, key)?;
+        }
+        Ok(())
+    }
+
+    fn try_bind(
+        &self,
+        arguments: &mut SqliteArguments,
+        at: usize,
+        cell: Cell<'_>,
+    ) -> Result<Result<(), &'static str>> {
+        let (Some(value), Some(affinity)) = (self.route.shape.value(at, cell)?, self.affinities.get(at))
+        else {
+            return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
+                .with("table", &self.route.target.name));
+        };
+        Ok(cells::bind(arguments, value, *affinity))
+    }
+
+    fn unfit(&self, at: usize, cell: Cell<'_>, reason: &'static str, key: Row<'_>) -> Error {
+        let column = self.route.target.columns.get(at).map_or("?", |column| column.name.as_str());
+        let kind = self.route.shape.value(at, cell).ok().flatten().map_or("value", |value| value.kind());
+        let message = format!("a {kind} does not fit {}.{column}: {reason}", self.route.target.name);
+        self.blame(Error::new(code::VALUE_UNFIT, message).with("column", column), key)
+    }
+
+    /// Names the table and the row.
+    fn blame(&self, error: Error, key: Row<'_>) -> Error {
+        error.with("table", &self.route.target.name).with("key", self.route.shape.show_key(key))
+    }
+}

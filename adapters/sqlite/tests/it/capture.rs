@@ -1,0 +1,357 @@
+//! What the triggers journal and the feed delivers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::Selection;
+use tidegate_core::{Changes, Position};
+
+use crate::file::{File, app, ask, exec, flow, name, open};
+
+const TWO: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE, v)";
+
+/// A case: the schema, what was there before, what happens, what the feed says.
+async fn check(schema: &str, before: &str, happens: &str, expected: &[&str]) {
+    let mut file = File::with(schema).await;
+    file.exec(before).await;
+    let mut feed = file.feed().await;
+    file.exec(happens).await;
+    assert_eq!(feed.all().await, expected, "{happens}");
+}
+
+#[tokio::test]
+async fn each_way_of_changing_a_row_is_seen() {
+    let rows = "INSERT INTO t VALUES (1, 'a', 10), (2, 'b', 20)";
+    for (happens, expected) in [
+        ("INSERT INTO t VALUES (3, 'c', 30)", &["t update 3,'c',30"][..]),
+        ("UPDATE t SET v = 11 WHERE id = 1", &["t update 1,'a',11"]),
+        ("DELETE FROM t WHERE id = 1", &["t delete 1"]),
+        ("DELETE FROM t", &["t delete 1", "t delete 2"]),
+        // A key that changes.
+        ("UPDATE t SET id = 9 WHERE id = 1", &["t delete 1", "t update 9,'a',10"]),
+        // UPSERT.
+        ("INSERT INTO t VALUES (1, 'a', 0) ON CONFLICT(id) DO UPDATE SET v = 12", &["t update 1,'a',12"]),
+        // REPLACE of the same key.
+        ("REPLACE INTO t VALUES (1, 'z', 13)", &["t update 1,'z',13"]),
+        // REPLACE that removes the holder of another unique key.
+        ("REPLACE INTO t VALUES (3, 'a', 13)", &["t delete 1", "t update 3,'a',13"]),
+        ("UPDATE OR REPLACE t SET u = 'b' WHERE id = 1", &["t delete 2", "t update 1,'b',10"]),
+        ("UPDATE OR REPLACE t SET id = 2 WHERE id = 1", &["t delete 1", "t update 2,'a',10"]),
+        // What is rolled back did not happen.
+        ("BEGIN; INSERT INTO t VALUES (4, 'd', 0); ROLLBACK", &[]),
+        (
+            "BEGIN; INSERT INTO t VALUES (4, 'd', 0); SAVEPOINT s; DELETE FROM t WHERE id = 1; ROLLBACK TO s; COMMIT",
+            &["t update 4,'d',0"],
+        ),
+        // Many changes of one key are one.
+        (
+            "BEGIN; UPDATE t SET v = 1 WHERE id = 1; UPDATE t SET v = 2 WHERE id = 1; COMMIT",
+            &["t update 1,'a',2"],
+        ),
+        ("BEGIN; INSERT INTO t VALUES (5, 'e', 0); DELETE FROM t WHERE id = 5; COMMIT", &["t delete 5"]),
+        ("INSERT OR IGNORE INTO t VALUES (1, 'x', 0)", &[]),
+    ] {
+        check(TWO, rows, happens, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn rivals_are_seen_in_tables_without_rowid_and_by_partial_indexes() {
+    let schema = "CREATE TABLE t(k TEXT PRIMARY KEY, u INT, p INT, UNIQUE(u)) WITHOUT ROWID;
+                  CREATE UNIQUE INDEX tp ON t(p) WHERE p > 0";
+    let rows = "INSERT INTO t VALUES ('a', 1, 5), ('b', 2, 6)";
+    check(schema, rows, "REPLACE INTO t VALUES ('c', 1, 7)", &["t delete 'a'", "t update 'c',1,7"]).await;
+    check(schema, rows, "REPLACE INTO t VALUES ('c', 3, 6)", &["t delete 'b'", "t update 'c',3,6"]).await;
+}
+
+#[tokio::test]
+async fn foreign_keys_that_cascade_are_seen() {
+    let schema = "CREATE TABLE p(id INTEGER PRIMARY KEY);
+                  CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE)";
+    let rows = "INSERT INTO p VALUES (1), (2); INSERT INTO c VALUES (10, 1), (20, 2)";
+    check(
+        schema,
+        rows,
+        "PRAGMA foreign_keys = ON; DELETE FROM p WHERE id = 1",
+        &["c delete 10", "p delete 1"],
+    )
+    .await;
+    check(
+        schema,
+        rows,
+        "PRAGMA foreign_keys = ON; UPDATE p SET id = 3 WHERE id = 2",
+        &["c update 20,3", "p delete 2", "p update 3"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_writer_that_attaches_the_file_is_seen() {
+    let file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    let mut other = app(&file.folder.path().join("other.db")).await;
+    exec(&mut other, &format!("ATTACH '{}' AS s; INSERT INTO s.t VALUES (1, 'a', 2)", file.path.display()))
+        .await;
+    assert_eq!(feed.all().await, ["t update 1,'a',2"]);
+}
+
+#[tokio::test]
+async fn keys_keep_their_classes_apart() {
+    check(
+        "CREATE TABLE t(k PRIMARY KEY, v)",
+        "INSERT INTO t VALUES (1, 'int'), ('1', 'text'), (x'31', 'blob'), (1.5, 'real')",
+        "UPDATE t SET v = v || '!'; DELETE FROM t WHERE k = '1'",
+        &["t update 1,'int!'", "t update x'31','blob!'", "t update 1.5,'real!'", "t delete '1'"],
+    )
+    .await;
+    // To the index these are one key; byte for byte they are not.
+    check(
+        "CREATE TABLE t(k TEXT COLLATE NOCASE PRIMARY KEY, v)",
+        "INSERT INTO t VALUES ('a', 1)",
+        "UPDATE t SET k = 'A'",
+        &["t update 'A',1 was 'a'", "t update 'A',1"],
+    )
+    .await;
+    check(
+        "CREATE TABLE t(k TEXT COLLATE NOCASE PRIMARY KEY, v)",
+        "INSERT INTO t VALUES ('a', 1)",
+        "REPLACE INTO t VALUES ('A', 2)",
+        &["t update 'A',2 was 'a'", "t update 'A',2"],
+    )
+    .await;
+    check(
+        "CREATE TABLE t(k PRIMARY KEY, v)",
+        "INSERT INTO t VALUES (1, 1)",
+        "REPLACE INTO t VALUES (1.0, 2)",
+        &["t update 1.0,2 was 1", "t update 1.0,2"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn values_come_as_they_are_stored() {
+    check(
+        "CREATE TABLE t(a BLOB, b TEXT, v, n INTEGER, g AS (n + 1), PRIMARY KEY (a, b)) WITHOUT ROWID",
+        "",
+        "INSERT INTO t(a, b, v, n) VALUES (x'610062', 'x' || char(0) || 'y', 1e999, 'words'), (x'', '', NULL, 9223372036854775807)",
+        &["t update x'610062','x\0y',inf,'words'", "t update x'','',null,9223372036854775807"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_null_is_refused_by_name() {
+    let mut file = File::with("CREATE TABLE t(k TEXT PRIMARY KEY, v)").await;
+    let mut feed = file.feed().await;
+    file.exec("INSERT INTO t VALUES (NULL, 1)").await;
+    let error = feed.failure().await;
+    assert_eq!(error.code(), code::KEY_UNFIT);
+    assert!(error.context().contains(&("table", "t".to_owned())));
+}
+
+#[tokio::test]
+async fn a_table_that_was_rebuilt_is_noticed_while_running_and_afterwards() {
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    file.exec(
+        "BEGIN; CREATE TABLE n(id INTEGER PRIMARY KEY, u TEXT UNIQUE, v); INSERT INTO n SELECT * FROM t;
+         DROP TABLE t; ALTER TABLE n RENAME TO t; COMMIT",
+    )
+    .await;
+    let error = feed.failure().await;
+    assert_eq!(error.code(), code::JOURNAL_LOST);
+    assert!(error.context().contains(&("table", "t".to_owned())));
+    let tables = file.tables().await;
+    // Neither may the next run make the triggers anew and go on as if nothing had happened.
+    let error = file.catalog().await.capture(&flow(), &tables).await.unwrap_err();
+    assert_eq!(error.code(), code::JOURNAL_LOST);
+    let error = file.feed_from(&Position::from_u64(0)).await.err().unwrap();
+    assert_eq!(error.code(), code::JOURNAL_LOST);
+    file.catalog().await.clean(&flow()).await.unwrap();
+    file.feed().await;
+}
+
+#[tokio::test]
+async fn a_changed_schema_is_named() {
+    for (ddl, found) in [
+        ("ALTER TABLE t ADD COLUMN w", code::SCHEMA_CHANGED),
+        ("ALTER TABLE t RENAME COLUMN v TO w", code::SCHEMA_CHANGED),
+        ("ALTER TABLE t DROP COLUMN v", code::SCHEMA_CHANGED),
+        ("ALTER TABLE t RENAME TO w", code::TABLE_MISSING),
+        ("DROP TABLE t", code::TABLE_MISSING),
+        ("CREATE UNIQUE INDEX tv ON t(v)", code::JOURNAL_LOST),
+        ("DROP TRIGGER \"tidegate_capture_delete.t\"", code::JOURNAL_LOST),
+        ("DROP TABLE tidegate_journal", code::JOURNAL_LOST),
+    ] {
+        let mut file = File::with(TWO).await;
+        let mut feed = file.feed().await;
+        file.exec(ddl).await;
+        assert_eq!(feed.failure().await.code(), found, "{ddl}");
+    }
+    // What does not matter is not an error.
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    file.exec("CREATE INDEX tv ON t(v); CREATE TABLE other(x); INSERT INTO t VALUES (1, 'a', 2)").await;
+    assert_eq!(feed.all().await, ["t update 1,'a',2"]);
+}
+
+#[tokio::test]
+async fn the_journal_is_trimmed_in_small_steps_and_its_numbers_go_on() {
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    file.exec(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
+         INSERT INTO t SELECT i, i, i FROM n",
+    )
+    .await;
+    assert_eq!(feed.all().await.len(), 2_500);
+    assert_eq!(feed.position, Position::from_u64(2_500));
+    feed.feed.acknowledge(&Position::from_u64(1_000)).await.unwrap();
+    assert_eq!(ask(&mut file.app, "SELECT min(seq) FROM tidegate_journal").await, 1_001);
+    feed.feed.acknowledge(&Position::from_u64(u64::MAX)).await.unwrap();
+    assert_eq!(ask(&mut file.app, "SELECT count(*) FROM tidegate_journal").await, 1, "the last one stays");
+    file.exec("DELETE FROM t WHERE id = 7").await;
+    assert_eq!(feed.all().await, ["t delete 7"]);
+    assert_eq!(feed.position, Position::from_u64(2_501));
+    feed.feed.close().await.unwrap();
+
+    // Where the journal has no entries any more, a feed cannot begin; ahead of it, the source is an older copy.
+    assert_eq!(file.feed_from(&Position::from_u64(1_500)).await.err().unwrap().code(), code::JOURNAL_LOST);
+    assert_eq!(file.feed_from(&Position::from_u64(2_502)).await.err().unwrap().code(), code::SOURCE_REPLACED);
+    let mut again = file.feed_from(&Position::from_u64(2_500)).await.unwrap();
+    assert_eq!(again.all().await, ["t delete 7"]);
+}
+
+/// The statement leaves the sequence behind its entries: a number must not be used twice all the same.
+#[tokio::test]
+async fn a_statement_that_fails_halfway_keeps_its_entries() {
+    let mut file = File::with(TWO).await;
+    file.exec("INSERT INTO t VALUES (5, 'five', 0)").await;
+    let mut feed = file.feed().await;
+    let failing = sqlx::raw_sql("INSERT OR FAIL INTO t VALUES (1, 'a', 0), (2, 'b', 0), (5, 'x', 0)");
+    assert!(failing.execute(&mut file.app).await.is_err());
+    assert_eq!(feed.all().await, ["t update 1,'a',0", "t update 2,'b',0"]);
+    feed.feed.acknowledge(&feed.position).await.unwrap();
+    file.exec("INSERT INTO t VALUES (6, 'c', 0)").await;
+    assert_eq!(feed.all().await, ["t update 6,'c',0"]);
+}
+
+#[tokio::test]
+async fn one_large_transaction_comes_in_pieces_and_ends_once() {
+    let mut file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY, v)").await;
+    let mut feed = file.feed().await;
+    file.exec(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
+         INSERT INTO t SELECT i, i FROM n",
+    )
+    .await;
+    let (mut rows, mut marks, mut ends) = (0, std::collections::BTreeSet::new(), Vec::new());
+    while ends.last() != Some(&true) {
+        let mut changes = Changes::new();
+        feed.feed.next(None, &mut changes).await.unwrap();
+        rows += changes.count();
+        for transaction in changes.transactions() {
+            marks.insert(transaction.mark);
+            ends.push(transaction.ends);
+            assert!(transaction.committed_at > 1_700_000_000_000_000);
+        }
+        // Others write meanwhile.
+        file.exec("UPDATE t SET v = v + 1 WHERE id = 1").await;
+    }
+    assert_eq!((rows, marks.into_iter().collect::<Vec<_>>()), (30_000, vec![30_000]));
+    assert!(ends.len() > 3 && ends.iter().filter(|ends| **ends).count() == 1);
+    assert_eq!(feed.all().await.len(), 1);
+}
+
+#[tokio::test]
+async fn capture_is_repeatable_and_clean_leaves_other_flows_alone() {
+    let file = File::with(TWO).await;
+    let (catalog, tables) = (file.catalog().await, file.tables().await);
+    let provisional = catalog.identity().await.unwrap();
+    let other = tidegate_core::FlowName::new("other").unwrap();
+    let first = catalog.capture(&flow(), &tables).await.unwrap();
+    assert_eq!(catalog.capture(&flow(), &tables).await.unwrap(), first);
+    assert_eq!(catalog.identity().await.unwrap(), provisional, "what was said before stays true");
+    assert_eq!(open(&file.path).catalog().await.unwrap().identity().await.unwrap(), provisional);
+    catalog.capture(&other, &tables).await.unwrap();
+    catalog.clean(&other).await.unwrap();
+    file.feed_from(&first).await.unwrap();
+    catalog.clean(&flow()).await.unwrap();
+    catalog.clean(&flow()).await.unwrap();
+    let mut app = app(&file.path).await;
+    let left = ask(&mut app, "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'tidegate%'").await;
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn what_another_flow_needs_is_not_trimmed() {
+    let mut file = File::with(TWO).await;
+    let (catalog, tables) = (file.catalog().await, file.tables().await);
+    catalog.capture(&tidegate_core::FlowName::new("slow").unwrap(), &tables).await.unwrap();
+    let mut feed = file.feed().await;
+    file.exec("INSERT INTO t VALUES (1, 'a', 0), (2, 'b', 0)").await;
+    feed.all().await;
+    feed.feed.acknowledge(&feed.position).await.unwrap();
+    assert_eq!(ask(&mut file.app, "SELECT count(*) FROM tidegate_journal").await, 2);
+}
+
+#[tokio::test]
+async fn a_source_without_wal_is_refused() {
+    let mut file = File::with(TWO).await;
+    file.exec("PRAGMA journal_mode = DELETE").await;
+    let (tables, obstacles) = file.catalog().await.describe(&Selection::All).await.unwrap();
+    assert_eq!(obstacles[0].error.code(), code::JOURNAL_MODE);
+    let tables: Vec<_> = tables.into_iter().map(Arc::new).collect();
+    let error = file.catalog().await.capture(&flow(), &tables).await.unwrap_err();
+    assert_eq!(error.code(), code::JOURNAL_MODE);
+    assert_eq!(file.store.crawler().await.err().unwrap().code(), code::JOURNAL_MODE);
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut file.app).await.unwrap();
+    assert_eq!(mode, "delete", "nobody switched it");
+}
+
+/// The open file stays what it was; the path leads to another one.
+#[tokio::test]
+async fn a_file_put_in_the_sources_place_is_noticed_while_running() {
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    file.exec("PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let copy = file.folder.path().join("copy.db");
+    std::fs::copy(&file.path, &copy).unwrap();
+    std::fs::rename(&copy, &file.path).unwrap();
+    assert_eq!(feed.failure().await.code(), code::SOURCE_REPLACED);
+}
+
+#[tokio::test]
+async fn names_are_quoted() {
+    check(
+        "CREATE TABLE \"a \"\"b'c\"(\"k \"\"1\" INTEGER PRIMARY KEY, \"select\" TEXT UNIQUE)",
+        "INSERT INTO \"a \"\"b'c\" VALUES (1, 'x')",
+        "REPLACE INTO \"a \"\"b'c\" VALUES (2, 'x')",
+        &["a \"b'c delete 1", "a \"b'c update 2,'x'"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn dropping_a_call_loses_nothing() {
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    for id in 0..50 {
+        file.exec(&format!("INSERT INTO t VALUES ({id}, 'u{id}', 0)")).await;
+    }
+    let mut seen = Vec::new();
+    for micros in 0..200 {
+        let mut changes = Changes::new();
+        let call = feed.feed.next(None, &mut changes);
+        if tokio::time::timeout(Duration::from_micros(micros * 20), call).await.is_ok() {
+            seen.extend(changes.transactions().iter().flat_map(|t| changes.of(t)).map(|_| ()));
+        }
+        if seen.len() == 50 {
+            break;
+        }
+    }
+    seen.extend(feed.all().await.iter().map(|_| ()));
+    assert_eq!(seen.len(), 50);
+    assert_eq!(file.table("t").await.name, name("t"));
+}

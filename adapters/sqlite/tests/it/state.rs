@@ -1,0 +1,56 @@
+//! Records and leases.
+
+use std::time::Duration;
+
+use tidegate_core::FlowName;
+use tidegate_core::error::code;
+use tidegate_core::port::Stored;
+
+use crate::file::{File, flow, open};
+
+#[tokio::test]
+async fn records_are_compared_before_they_are_set() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let path = file.folder.path().join("state.db");
+    let state = open(&path).state().await.unwrap();
+    assert_eq!(state.get(&flow(), "plan").await.unwrap(), None);
+    assert!(state.flows().await.unwrap().is_empty());
+    assert!(!path.exists(), "looking makes nothing");
+    assert_eq!(state.put(&flow(), "plan", "a", 0).await.unwrap(), Some(1));
+    assert_eq!(state.put(&flow(), "plan", "b", 0).await.unwrap(), None);
+    assert_eq!(open(&path).state().await.unwrap().put(&flow(), "plan", "c", 1).await.unwrap(), Some(2));
+    assert_eq!(state.get(&flow(), "plan").await.unwrap(), Some(Stored { version: 2, value: "c".to_owned() }));
+    state.put(&FlowName::new("b").unwrap(), "plan", "x", 0).await.unwrap();
+    assert_eq!(state.flows().await.unwrap().len(), 2);
+    state.forget(&flow()).await.unwrap();
+    assert_eq!(state.get(&flow(), "plan").await.unwrap(), None);
+    assert_eq!(state.flows().await.unwrap(), [FlowName::new("b").unwrap()]);
+}
+
+#[tokio::test]
+async fn one_of_many_wins() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let puts = (0..8).map(|_| {
+        let store = open(&file.path);
+        async move { store.state().await.unwrap().put(&flow(), "k", "v", 0).await.unwrap() }
+    });
+    let won = futures::future::join_all(puts).await.into_iter().flatten().count();
+    assert_eq!(won, 1);
+}
+
+#[tokio::test]
+async fn a_lease_is_one_holders_until_its_time_is_over() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let state = file.store.state().await.unwrap();
+    state.hold(&flow(), "a", Duration::from_secs(60)).await.unwrap();
+    state.hold(&flow(), "a", Duration::from_secs(60)).await.unwrap();
+    let error = state.hold(&flow(), "b", Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.code(), code::LEASE_HELD);
+    state.release(&flow(), "b").await.unwrap();
+    assert!(state.hold(&flow(), "b", Duration::from_secs(60)).await.is_err());
+    state.hold(&flow(), "a", Duration::from_millis(50)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    state.hold(&flow(), "b", Duration::from_secs(60)).await.unwrap();
+    state.release(&flow(), "b").await.unwrap();
+    state.hold(&flow(), "c", Duration::from_secs(60)).await.unwrap();
+}

@@ -1,0 +1,98 @@
+//! The plan of a flow: which table goes where, as what, and what stands in the way. It changes nothing.
+
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Conversions, Fit, Obstacle, Route, Selection};
+use tidegate_core::{Column, Error, Result, Shape, Table};
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Which tables of the source.
+    pub tables: Selection,
+    /// Conversions that the user named.
+    pub conversions: Conversions,
+    /// Whether rows may be in the target already.
+    pub allow_non_empty: bool,
+}
+
+/// One table of a plan.
+#[derive(Clone, Debug)]
+pub struct PlannedTable {
+    /// The way of its rows.
+    pub route: Route,
+    /// How the target holds each column.
+    pub fits: Vec<Fit>,
+}
+
+/// What would be done, and what stands in the way of it.
+#[derive(Debug)]
+pub struct Plan {
+    /// The tables that can be carried.
+    pub tables: Vec<PlannedTable>,
+    /// What stands in the way. With any, nothing is done.
+    pub obstacles: Vec<Obstacle>,
+}
+
+impl Plan {
+    /// The ways of all tables.
+    pub fn routes(&self) -> Vec<Route> {
+        self.tables.iter().map(|table| table.route.clone()).collect()
+    }
+}
+
+/// Works a plan out from what both sides say.
+///
+/// # Errors
+/// If a side cannot be read. What a side refuses is among the obstacles.
+pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -> Result<Plan> {
+    let (tables, mut obstacles) = source.describe(&wanted.tables).await?;
+    let codec = source.codec();
+    let mut planned = Vec::new();
+    for table in tables {
+        if table.key.is_empty() {
+            continue;
+        }
+        let mut fits = Vec::new();
+        for column in &table.columns {
+            match target.fit(column, codec.encoding(), &wanted.conversions) {
+                Ok(fit) => fits.push(fit),
+                Err(error) => obstacles.push(Obstacle {
+                    table: Some(table.name.clone()),
+                    column: Some(column.name.clone()),
+                    error,
+                }),
+            }
+        }
+        if fits.len() < table.columns.len() {
+            continue;
+        }
+        let columns = table.columns.iter().zip(&fits).map(|(column, fit)| Column {
+            name: column.name.clone(),
+            kind: fit.kind.clone(),
+            native: fit.native.clone(),
+            native_id: 0,
+            nullable: column.nullable,
+            generated: false,
+        });
+        let held = Table {
+            name: target.name_for(&table.name),
+            native_id: 0,
+            columns: columns.collect(),
+            key: table.key.clone(),
+            rows_estimated: table.rows_estimated,
+            bytes_estimated: table.bytes_estimated,
+        };
+        let shape = Shape { table: Arc::new(table), codec: Arc::clone(&codec) };
+        planned.push(PlannedTable { route: Route { shape, target: Arc::new(held) }, fits });
+    }
+    if planned.is_empty() && obstacles.is_empty() {
+        let error = Error::new(code::TABLE_MISSING, "there is no table to move")
+            .hint("the source has no tables that this user can see; check the database's name");
+        obstacles.push(Obstacle { table: None, column: None, error });
+    }
+    let targets: Vec<Arc<Table>> = planned.iter().map(|table| Arc::clone(&table.route.target)).collect();
+    obstacles.extend(target.inspect(&targets, wanted.allow_non_empty).await?);
+    Ok(Plan { tables: planned, obstacles })
+}

@@ -1,0 +1,263 @@
+//! Keeps a flow running: one runner at a time, run after run with back-off, its state on record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::StateStore;
+use tidegate_core::{Error, FlowName, Result};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Ended, Flow, Request, Until, run_once};
+use crate::status::{Gauge, Status};
+
+/// The record that a runner keeps of itself.
+pub const STATUS: &str = "status";
+/// The record of what people want of a runner.
+pub const WISHES: &str = "wishes";
+
+/// How long a lease lasts if it is not renewed.
+const LEASE: Duration = Duration::from_secs(5);
+/// How often the record is written, wishes are read and the lease is renewed.
+const BEAT: Duration = Duration::from_millis(500);
+/// Pauses between runs that broke: doubled from the first to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What people want, from any process. It is durable, so that it also holds for the next runner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Wishes {
+    /// Nothing is crawled; changes go on.
+    pub paused: bool,
+    /// Tables whose crawl is paused.
+    pub paused_tables: std::collections::BTreeSet<String>,
+    /// Rows a second that are crawled at most.
+    pub rows_per_second_max: Option<u64>,
+    /// Tables to be left out, and tables to be crawled anew: how often each was asked for.
+    pub skips: BTreeMap<String, u64>,
+    /// See `skips`.
+    pub recopies: BTreeMap<String, u64>,
+    /// How many of these were done, by the runner.
+    pub done: BTreeMap<String, u64>,
+}
+
+/// Reads a record; its default if there is none.
+///
+/// # Errors
+/// As the store's; `internal` if it is not of this form.
+pub async fn read<T: serde::de::DeserializeOwned + Default>(
+    state: &dyn StateStore,
+    flow: &FlowName,
+    key: &str,
+) -> Result<(T, u64)> {
+    match state.get(flow, key).await? {
+        None => Ok((T::default(), 0)),
+        Some(stored) => {
+            let value = serde_json::from_str(&stored.value).map_err(|e| {
+                Error::new(code::STATE_NEWER, format!("the record {key} cannot be read")).because(e)
+            })?;
+            Ok((value, stored.version))
+        }
+    }
+}
+
+/// Changes a record, again if somebody else did so at the same time.
+///
+/// # Errors
+/// As the store's.
+pub async fn change<T: serde::Serialize + serde::de::DeserializeOwned + Default>(
+    state: &dyn StateStore,
+    flow: &FlowName,
+    key: &str,
+    change: impl Fn(&mut T),
+) -> Result<T> {
+    for _ in 0..100 {
+        let (mut value, version) = read::<T>(state, flow, key).await?;
+        change(&mut value);
+        let text = serde_json::to_string(&value)
+            .map_err(|e| Error::new(code::INTERNAL, "a record cannot be written").because(e))?;
+        if state.put(flow, key, &text, version).await?.is_some() {
+            return Ok(value);
+        }
+    }
+    Err(Error::new(code::LIMIT_REACHED, format!("the record {key} is changed by others all the time")))
+}
+
+/// Runs a flow, again and again where that can help, until it ends, is told to stop, or cannot go on.
+///
+/// # Errors
+/// `lease-held` if another runner has the flow; the error that ended the last run, if trying again cannot help or
+/// has not for `patience`.
+pub async fn run(
+    flow: &Flow,
+    until: Until,
+    gauge: &Gauge,
+    state: &Arc<dyn StateStore>,
+    holder: &str,
+    patience: Duration,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    take_lease(flow, state.as_ref(), holder).await?;
+    let (earlier, _) = read::<Status>(state.as_ref(), &flow.name, STATUS).await?;
+    gauge.restore(&earlier);
+    let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
+    let record = write_status(flow, gauge, state.as_ref(), &ended).await;
+    state.release(&flow.name, holder).await?;
+    let ended = ended?;
+    record?;
+    Ok(ended)
+}
+
+/// Takes the lease. A runner that was killed leaves one behind, which ends by itself; one that is alive renews it.
+async fn take_lease(flow: &Flow, state: &dyn StateStore, holder: &str) -> Result<()> {
+    let until = flow.clock.elapsed() + LEASE + 2 * BEAT;
+    loop {
+        match state.hold(&flow.name, holder, LEASE).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code() == code::LEASE_HELD && flow.clock.elapsed() < until => {
+                tracing::info!(%error, "waiting for the lease, which ends by itself if its holder was killed");
+                flow.clock.sleep(BEAT).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn write_status(
+    flow: &Flow,
+    gauge: &Gauge,
+    state: &dyn StateStore,
+    ended: &Result<Ended>,
+) -> Result<()> {
+    let mut status = gauge.read(flow.clock.as_ref());
+    status.running = false;
+    status.error = ended.as_ref().err().map(ToString::to_string);
+    change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
+    Ok(())
+}
+
+async fn runs(
+    flow: &Flow,
+    until: Until,
+    gauge: &Gauge,
+    state: &Arc<dyn StateStore>,
+    holder: &str,
+    patience: Duration,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let mut pause = PAUSES.0;
+    let mut broken_since = None;
+    loop {
+        let (ask, mut requests) = mpsc::unbounded_channel();
+        let began = flow.clock.elapsed();
+        let outcome = tokio::select! {
+            biased;
+            outcome = run_once(flow, until, gauge, &mut requests, stop) => outcome,
+            broken = beat(flow, gauge, state.as_ref(), holder, &ask) => match broken {
+                Err(error) => Err(error),
+                Ok(never) => match never {},
+            },
+        };
+        let error = match outcome {
+            Ok(ended) => return Ok(ended),
+            Err(error) if error.verdict() == Verdict::Never => return Err(error),
+            Err(error) => error,
+        };
+        // A run that lived for a while was a good one: what broke it is new.
+        if flow.clock.elapsed().saturating_sub(began) > PAUSES.1 {
+            broken_since = None;
+            pause = PAUSES.0;
+        }
+        let since = *broken_since.get_or_insert(flow.clock.elapsed());
+        if flow.clock.elapsed().saturating_sub(since) > patience {
+            return Err(error);
+        }
+        tracing::warn!(%error, pause_ms = pause.as_millis(), "the run broke; the next one goes on from the checkpoint");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(Ended::Stopped),
+            () = flow.clock.sleep(pause) => {}
+        }
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Renews the lease, writes the record, and passes wishes on.
+async fn beat(
+    flow: &Flow,
+    gauge: &Gauge,
+    state: &dyn StateStore,
+    holder: &str,
+    ask: &mpsc::UnboundedSender<Request>,
+) -> Result<std::convert::Infallible> {
+    let mut granted = Wishes::default();
+    let mut asked = BTreeMap::new();
+    loop {
+        state.hold(&flow.name, holder, LEASE).await?;
+        let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
+        let restarts: Vec<u64> = gauge.read(flow.clock.as_ref()).tables.iter().map(|t| t.restarts).collect();
+        for request in differences(flow, &granted, &wishes, &restarts, &mut asked) {
+            let _ = ask.send(request);
+        }
+        granted = wishes;
+        let mut status = gauge.read(flow.clock.as_ref());
+        status.running = true;
+        change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
+        let done: BTreeMap<String, u64> = asked
+            .iter()
+            .filter(|(wish, (table, before, _))| {
+                let now = &status.tables[*table];
+                if wish.starts_with("skip ") {
+                    now.state == crate::TableState::Skipped
+                } else {
+                    now.restarts > *before
+                }
+            })
+            .map(|(wish, (_, _, times))| (wish.clone(), *times))
+            .collect();
+        if !done.is_empty() {
+            change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(done.clone())).await?;
+            asked.retain(|wish, _| !done.contains_key(wish));
+        }
+        flow.clock.sleep(BEAT).await;
+    }
+}
+
+/// The requests that lead from what was granted to what is wanted.
+fn differences(
+    flow: &Flow,
+    granted: &Wishes,
+    wishes: &Wishes,
+    restarts: &[u64],
+    asked: &mut BTreeMap<String, (usize, u64, u64)>,
+) -> Vec<Request> {
+    let mut requests = Vec::new();
+    let place =
+        |name: &String| flow.routes.iter().position(|route| route.shape.table.name.to_string() == *name);
+    if wishes.paused != granted.paused {
+        requests.push(if wishes.paused { Request::Pause(None) } else { Request::Resume(None) });
+    }
+    for table in wishes.paused_tables.difference(&granted.paused_tables).filter_map(place) {
+        requests.push(Request::Pause(Some(table)));
+    }
+    for table in granted.paused_tables.difference(&wishes.paused_tables).filter_map(place) {
+        requests.push(Request::Resume(Some(table)));
+    }
+    if wishes.rows_per_second_max != granted.rows_per_second_max {
+        requests.push(Request::MaxRate(wishes.rows_per_second_max));
+    }
+    let skips = wishes.skips.iter().map(|(name, times)| ("skip", name, times));
+    let recopies = wishes.recopies.iter().map(|(name, times)| ("recopy", name, times));
+    for (verb, name, times) in skips.chain(recopies) {
+        let wish = format!("{verb} {name}");
+        let Some(table) = place(name) else { continue };
+        if wishes.done.get(&wish).is_some_and(|done| done >= times) || asked.contains_key(&wish) {
+            continue;
+        }
+        asked.insert(wish, (table, restarts[table], *times));
+        requests.push(if verb == "skip" { Request::Skip(table) } else { Request::Recopy(table) });
+    }
+    requests
+}

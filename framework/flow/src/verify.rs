@@ -1,0 +1,348 @@
+//! Proves both sides equal while writes go on, in bounded memory.
+//!
+//! Rows are compared as sets: each side is read once, in whatever order it has, and every row is added to the bucket
+//! of its key as a hash. Buckets that differ are read again and their rows compared by key. A difference is believed
+//! only if it stays the same, row for row, over [`ROUNDS`] rounds, each with the target brought to a position behind
+//! the source's reading. A row that changes in every round is called unsettled, never different.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Crawler, KeyRange, Route, Selection, StateStore, Store};
+use tidegate_core::{Clock, Error, FlowName, Position, Result, Row, Rows, Shape, Table, Value};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use crate::run::{STATUS, read};
+use crate::status::{Status, hex};
+
+/// Rounds that a difference has to survive.
+pub const ROUNDS: usize = 3;
+/// Rounds until rows that still change are left unsettled.
+const ROUNDS_MAX: usize = 8;
+/// Buckets of a table.
+const BUCKETS: usize = 1 << 16;
+/// About how many rows are compared by key at most.
+const NAMED_ROWS_MAX: usize = 100_000;
+/// Rows that one read takes.
+const READ_ROWS: usize = 20_000;
+/// How long to wait before looking again how far the target is.
+const POSITION_WAIT: Duration = Duration::from_millis(100);
+
+/// How a row differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// In the source alone.
+    Missing,
+    /// In the target alone.
+    Extra,
+    /// In both, not the same.
+    Different,
+    /// It changed in every round.
+    Unsettled,
+}
+
+/// A row that differs.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RowDifference {
+    /// The table in the source.
+    pub table: String,
+    /// The key: a value for each of its columns.
+    pub key: BTreeMap<String, String>,
+    /// How it differs.
+    pub kind: Kind,
+    /// Which columns differ.
+    pub columns: Vec<String>,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Report {
+    /// Whether no row differs. A row that is unsettled is not equal either.
+    pub equal: bool,
+    /// Whether all rows that may differ were looked at one by one; if not, there are more than the report names.
+    pub complete: bool,
+    /// Rows of the source that were compared.
+    pub compared: u64,
+    /// Rows that are not in the target.
+    pub missing: u64,
+    /// Rows that are in the target alone.
+    pub extra: u64,
+    /// Rows that are not the same.
+    pub different: u64,
+    /// Rows that changed in every round.
+    pub unsettled: u64,
+    /// The rows, as far as they are named.
+    pub rows: Vec<RowDifference>,
+    /// When it ended, in microseconds since 1970.
+    pub at: i64,
+}
+
+/// Two stores to be compared.
+#[derive(Debug)]
+pub struct Verification<'a> {
+    /// The flow, whose record says how far the target is.
+    pub name: &'a FlowName,
+    /// The source.
+    pub source: &'a dyn Store,
+    /// The target.
+    pub target: &'a dyn Store,
+    /// The tables.
+    pub routes: &'a [Route],
+    /// How long to wait for the target to reach a position.
+    pub patience: Duration,
+    /// The clock.
+    pub clock: &'a dyn Clock,
+}
+
+/// One side of one table.
+struct Side {
+    crawler: Box<dyn Crawler>,
+    shape: Shape,
+    /// The place of each of the route's columns in this side's rows.
+    places: Vec<usize>,
+}
+
+/// A row by the identity of its key.
+#[derive(Clone, PartialEq, Eq)]
+struct Seen {
+    hash: u128,
+    cells: Vec<u64>,
+    key: BTreeMap<String, String>,
+}
+
+type Digests = Vec<(u64, u128)>;
+
+/// Compares all tables.
+///
+/// # Errors
+/// If a side cannot be read, or the target does not reach the source's position in time.
+pub async fn verify(verification: &Verification<'_>, state: &Arc<dyn StateStore>) -> Result<Report> {
+    let mut report = Report { complete: true, ..Report::default() };
+    let catalog = verification.target.catalog().await?;
+    for route in verification.routes {
+        verify_table(verification, state.as_ref(), catalog.as_ref(), route, &mut report).await?;
+    }
+    report.equal = report.missing + report.extra + report.different + report.unsettled == 0;
+    report.at = verification.clock.now();
+    Ok(report)
+}
+
+async fn verify_table(
+    verification: &Verification<'_>,
+    state: &dyn StateStore,
+    target: &dyn Catalog,
+    route: &Route,
+    report: &mut Report,
+) -> Result<()> {
+    let columns = route.target.columns.len();
+    let mut source = Side {
+        crawler: verification.source.crawler().await?,
+        shape: route.shape.clone(),
+        places: (0..columns).collect(),
+    };
+    let mut held = target_side(verification.target, target, &route.target).await?;
+
+    let (expected, rows) = source.digest(route, target).await?;
+    report.compared += rows;
+    reach(verification, state, source.crawler.as_of().await?.barrier).await?;
+    let (found, _) = held.digest(route, target).await?;
+    // What cannot be named within bounded memory is left out and said to be.
+    let mut room = NAMED_ROWS_MAX as u64;
+    let mut suspects = BTreeSet::new();
+    for at in (0..BUCKETS).filter(|at| expected[*at] != found[*at]) {
+        let rows = expected[at].0.max(found[at].0);
+        if rows > room && !suspects.is_empty() {
+            report.complete = false;
+            break;
+        }
+        room = room.saturating_sub(rows);
+        suspects.insert(at);
+    }
+
+    // Each round keeps only what differs in the same way as before.
+    let mut last: BTreeMap<Vec<u8>, (Option<Seen>, Option<Seen>)> = BTreeMap::new();
+    let mut stable = 0;
+    for round in 1..=ROUNDS_MAX {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let expected = source.collect(route, target, &suspects).await?;
+        reach(verification, state, source.crawler.as_of().await?.barrier).await?;
+        let found = held.collect(route, target, &suspects).await?;
+        let keys: BTreeSet<&Vec<u8>> = expected.keys().chain(found.keys()).collect();
+        let differing: BTreeMap<Vec<u8>, (Option<Seen>, Option<Seen>)> = keys
+            .into_iter()
+            .filter(|key| expected.get(*key).map(|s| s.hash) != found.get(*key).map(|s| s.hash))
+            .map(|key| (key.clone(), (expected.get(key).cloned(), found.get(key).cloned())))
+            .collect();
+        suspects = differing.keys().map(|key| bucket(key)).collect();
+        stable = if round > 1 && differing == last { stable + 1 } else { 1 };
+        last = differing;
+        if stable == ROUNDS {
+            break;
+        }
+        verification.clock.sleep(POSITION_WAIT).await;
+    }
+    for (expected, found) in last.into_values() {
+        let kind = match (&expected, &found) {
+            _ if stable < ROUNDS => Kind::Unsettled,
+            (Some(_), None) => Kind::Missing,
+            (None, Some(_)) => Kind::Extra,
+            _ => Kind::Different,
+        };
+        *match kind {
+            Kind::Missing => &mut report.missing,
+            Kind::Extra => &mut report.extra,
+            Kind::Different => &mut report.different,
+            Kind::Unsettled => &mut report.unsettled,
+        } += 1;
+        let columns = match (&expected, &found) {
+            (Some(expected), Some(found)) => {
+                let differ = |at: &usize| expected.cells.get(*at) != found.cells.get(*at);
+                (0..columns).filter(differ).map(|at| route.target.columns[at].name.clone()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let key = expected.or(found).map(|seen| seen.key).unwrap_or_default();
+        report.rows.push(RowDifference { table: route.shape.table.name.to_string(), key, kind, columns });
+    }
+    Ok(())
+}
+
+async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Table>) -> Result<Side> {
+    let (mut tables, obstacles) = catalog.describe(&Selection::These(vec![wanted.name.clone()])).await?;
+    let Some(table) = tables.pop() else {
+        let missing = Error::new(code::TABLE_MISSING, format!("the target has no table {}", wanted.name));
+        return Err(obstacles.into_iter().next().map_or(missing, |obstacle| obstacle.error));
+    };
+    let place = |name: &str| {
+        table.position(name).ok_or_else(|| {
+            Error::new(
+                code::TARGET_DIFFERS,
+                format!("the target's table {} has no column {name}", wanted.name),
+            )
+        })
+    };
+    let places = wanted.columns.iter().map(|column| place(&column.name)).collect::<Result<Vec<_>>>()?;
+    let shape = Shape { table: Arc::new(table), codec: catalog.codec() };
+    Ok(Side { crawler: store.crawler().await?, shape, places })
+}
+
+/// Waits until the target has everything up to a position, if a runner is at work.
+async fn reach(verification: &Verification<'_>, state: &dyn StateStore, position: Position) -> Result<()> {
+    let wanted = hex(position.bytes());
+    let until = verification.clock.elapsed() + verification.patience;
+    loop {
+        let (status, _) = read::<Status>(state, verification.name, STATUS).await?;
+        if !status.running || status.position >= wanted {
+            return Ok(());
+        }
+        if verification.clock.elapsed() > until {
+            return Err(Error::new(
+                code::TIMED_OUT,
+                "the target does not reach the source's position in time",
+            )
+            .hint("let the migration catch up first, or give it more time with --timeout"));
+        }
+        verification.clock.sleep(POSITION_WAIT).await;
+    }
+}
+
+fn bucket(key: &[u8]) -> usize {
+    usize::try_from(xxh3_64(key) % BUCKETS as u64).unwrap_or(0)
+}
+
+impl Side {
+    /// Reads the whole table and gives each row, with the identity of its key in the target's own terms.
+    async fn each(
+        &mut self,
+        route: &Route,
+        target: &dyn Catalog,
+        mut take: impl FnMut(&Self, Row<'_>, &[u8], &[Vec<u8>]) -> Result<()>,
+    ) -> Result<u64> {
+        let table = Arc::clone(&self.shape.table);
+        let mut rows = Rows::new();
+        let (mut count, mut identity) = (0, Vec::new());
+        let mut cells = vec![Vec::new(); route.target.columns.len()];
+        for range in self.crawler.split(&table, 1).await? {
+            let mut rest = KeyRange { after: range.after, upto: None };
+            loop {
+                rows.clear();
+                let chunk = self.crawler.read(&table, &rest, READ_ROWS, &mut rows).await?;
+                for row in rows.iter() {
+                    count += 1;
+                    let all: Vec<_> = row.cells().collect();
+                    for (at, out) in cells.iter_mut().enumerate() {
+                        out.clear();
+                        let place = self.places[at];
+                        let value = self.shape.value(place, all[place])?.unwrap_or(Value::Null);
+                        target.stored(&route.target.columns[at], value)?.encode(out);
+                    }
+                    identity.clear();
+                    for at in &route.target.key {
+                        identity.extend(u32::try_from(cells[*at].len()).unwrap_or(u32::MAX).to_be_bytes());
+                        identity.extend_from_slice(&cells[*at]);
+                    }
+                    take(self, row, &identity, &cells)?;
+                }
+                match chunk.next {
+                    Some(next) => rest.after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    async fn digest(&mut self, route: &Route, target: &dyn Catalog) -> Result<(Digests, u64)> {
+        let mut digests: Digests = vec![(0, 0); BUCKETS];
+        let rows = self
+            .each(route, target, |_, _, key, cells| {
+                let (count, sum) = &mut digests[bucket(key)];
+                *count += 1;
+                *sum = sum.wrapping_add(row_hash(cells));
+                Ok(())
+            })
+            .await?;
+        Ok((digests, rows))
+    }
+
+    async fn collect(
+        &mut self,
+        route: &Route,
+        target: &dyn Catalog,
+        suspects: &BTreeSet<usize>,
+    ) -> Result<HashMap<Vec<u8>, Seen>> {
+        let mut seen = HashMap::new();
+        self.each(route, target, |side, row, key, cells| {
+            if suspects.contains(&bucket(key)) {
+                let columns = route.target.key.iter().map(|at| {
+                    let place = side.places[*at];
+                    let value =
+                        side.shape.value(place, row.cell(place)).ok().flatten().unwrap_or(Value::Null);
+                    (route.target.columns[*at].name.clone(), value.to_string())
+                });
+                let hashes = cells.iter().map(|cell| xxh3_64(cell)).collect();
+                seen.insert(
+                    key.to_vec(),
+                    Seen { hash: row_hash(cells), cells: hashes, key: columns.collect() },
+                );
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(seen)
+    }
+}
+
+fn row_hash(cells: &[Vec<u8>]) -> u128 {
+    let mut all = Vec::with_capacity(cells.iter().map(|cell| cell.len() + 4).sum());
+    for cell in cells {
+        all.extend(u32::try_from(cell.len()).unwrap_or(u32::MAX).to_be_bytes());
+        all.extend_from_slice(cell);
+    }
+    xxh3_128(&all)
+}

@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Data that moves: migrate live databases without stopping the service that uses them.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Common {
+    /// Configuration file (TOML); flags override it
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of the migration; several may run side by side [default: from the databases' names]
+    #[arg(long, global = true)]
+    pub(crate) name: Option<String>,
+    /// Where the state is kept [default: in the target]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) state: Option<String>,
+    /// How long to wait for a server that does not answer
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    pub(crate) timeout: Duration,
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Log errors alone
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// Which databases, and which tables.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Ends {
+    /// The database to read from
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: Option<String>,
+    /// The database to write to
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: Option<String>,
+    /// A table to move; repeat for more [default: all]
+    #[arg(long = "table", value_name = "TABLE")]
+    pub(crate) tables: Vec<String>,
+    /// How to carry a type that has no exact equal: TYPE=FORM, for example interval=string
+    #[arg(long = "convert", value_name = "TYPE=FORM")]
+    pub(crate) conversions: Vec<String>,
+    /// Allow rows in the target's tables; rows with equal keys are overwritten
+    #[arg(long)]
+    pub(crate) allow_non_empty: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// See a live migration in half a minute, with nothing to install
+    Demo {
+        /// How long the demo's order service writes
+        #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..=600))]
+        seconds: u64,
+        /// Where the two databases are made [default: a folder that is removed at the end]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Show what would be moved, as what, and what stands in the way; changes nothing
+    Plan {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Move tables to another database while their application goes on writing
+    #[command(subcommand)]
+    Migrate(Migrate),
+    /// Check a configuration, or print its JSON Schema
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Print the page of an error: what happened, is data safe, what to do
+    Explain {
+        /// TG0040, 40 or slot-lost
+        code: String,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Migrate {
+    /// Crawl and capture until stopped; a second start goes on where the first ended
+    Run {
+        #[command(flatten)]
+        ends: Ends,
+        /// End by itself, with exit status 0
+        #[arg(long, value_enum)]
+        until: Option<UntilWord>,
+    },
+    /// Show the state, rows, lag and what can be done next
+    Status {
+        #[command(flatten)]
+        ends: Ends,
+        /// Show it again each second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Pause the crawl, of one table or of all; changes go on
+    Pause {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Go on crawling
+    Resume {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Leave a table out
+    Skip {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Crawl a table anew, from the beginning
+    Recopy {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Change a running migration: max_rate=ROWS (rows a second, 0 for no limit)
+    Set {
+        #[command(flatten)]
+        ends: Ends,
+        /// KEY=VALUE
+        knob: String,
+    },
+    /// Compare both sides while writes go on; exit status 4 if they differ
+    Verify {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Remove what was made on the source, and the state; the target's rows stay
+    Abort {
+        #[command(flatten)]
+        ends: Ends,
+        /// Answer the question with yes
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UntilWord {
+    /// Every table is crawled, and what the source had then is in the target
+    CaughtUp,
+    /// The same, and both sides were compared and are equal
+    Verified,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Check the file of --config
+    Check,
+    /// Print the JSON Schema of the file
+    Schema,
+}
+
+/// `30s`, `5m`, `500ms` or a number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 =
+        digits.parse().map_err(|_| format!("{text:?} is not a duration; write 30s, 5m or 500ms"))?;
+    let factor = match &text[digits.len()..] {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        unit => return Err(format!("{unit:?} is not a unit of time; use ms, s, m or h")),
+    };
+    Duration::try_from_secs_f64(number * factor).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("2 days").unwrap_err(), "\"2 days\" is not a duration; write 30s, 5m or 500ms");
+        assert!(duration("-1s").is_err());
+    }
+}

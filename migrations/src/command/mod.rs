@@ -1,0 +1,44 @@
+//! One file a verb.
+
+mod abort;
+mod completions;
+mod config;
+mod demo;
+mod explain;
+mod knobs;
+mod plan;
+mod run;
+mod status;
+mod verify;
+
+use std::process::ExitCode;
+
+use tidegate_core::Result;
+
+use crate::arguments::{Arguments, Migrate, Verb};
+use crate::registry::Registry;
+use crate::settings::Settings;
+
+/// Does what the command line says.
+pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Result<ExitCode> {
+    let Arguments { common, verb } = arguments;
+    let settings = |ends| Settings::new(&common, ends, registry);
+    match &verb {
+        Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref()).await,
+        Verb::Plan { ends } => plan::show(&settings(ends)?, common.json).await,
+        Verb::Migrate(verb) => match verb {
+            Migrate::Run { ends, until } => run::run(&settings(ends)?, *until, &common).await,
+            Migrate::Status { ends, watch } => status::status(&settings(ends)?, *watch, common.json).await,
+            Migrate::Pause { ends } => knobs::pause(&settings(ends)?, &ends.tables, true).await,
+            Migrate::Resume { ends } => knobs::pause(&settings(ends)?, &ends.tables, false).await,
+            Migrate::Skip { ends } => knobs::skip(&settings(ends)?, &ends.tables).await,
+            Migrate::Recopy { ends } => knobs::recopy(&settings(ends)?, &ends.tables).await,
+            Migrate::Set { ends, knob } => knobs::set(&settings(ends)?, knob).await,
+            Migrate::Verify { ends } => verify::show(&settings(ends)?, common.json).await,
+            Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
+        },
+        Verb::Config(verb) => config::config(verb, &common),
+        Verb::Explain { code } => explain::explain(code),
+        Verb::Completions { shell } => completions::completions(*shell),
+    }
+}

@@ -1,0 +1,124 @@
+//! `tidegate plan`, and the guard before a run.
+
+use std::process::ExitCode;
+
+use tidegate_core::error::code;
+use tidegate_core::{Error, Result};
+use tidegate_flow::{Plan, Wanted, plan};
+
+use crate::render::{count, table};
+use crate::settings::Settings;
+
+async fn make(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
+    let source = settings.source.catalog().await?;
+    let target = settings.target.catalog().await?;
+    plan(source.as_ref(), target.as_ref(), wanted).await
+}
+
+/// The plan, or the error of its first obstacle with all of them named.
+pub(super) async fn make_clear(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
+    let mut plan = make(settings, wanted).await?;
+    if plan.obstacles.is_empty() {
+        return Ok(plan);
+    }
+    let obstacles = std::mem::take(&mut plan.obstacles);
+    let more = obstacles.len() - 1;
+    let texts: Vec<String> = obstacles.iter().skip(1).map(ToString::to_string).collect();
+    let first = obstacles.into_iter().next().map(|obstacle| match (obstacle.table, obstacle.column) {
+        (Some(table), Some(column)) => obstacle.error.with("table", table).with("column", column),
+        (Some(table), None) => obstacle.error.with("table", table),
+        _ => obstacle.error,
+    });
+    let first = first.unwrap_or_else(|| Error::new(code::INTERNAL, "an obstacle without an error"));
+    Err(if more == 0 { first } else { first.with("and", texts.join("\n       ")) })
+}
+
+#[allow(clippy::print_stdout, reason = "the plan is the answer")]
+pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
+    let plan = make(settings, &settings.wanted).await?;
+    let refused = !plan.obstacles.is_empty();
+    if json {
+        println!("{}", document(settings, &plan));
+    } else {
+        println!("{} -> {}", settings.source.location(), settings.target.location());
+        for planned in &plan.tables {
+            let (from, to) = (&planned.route.shape.table, &planned.route.target);
+            let key: Vec<_> = from.key_columns().map(|column| column.name.as_str()).collect();
+            println!();
+            println!(
+                "{} -> {}   ~{} rows (est.), ~{} MB, key {}",
+                from.name,
+                to.name,
+                count(from.rows_estimated),
+                from.bytes_estimated / 1_000_000,
+                key.join(", ")
+            );
+            let rows = from.columns.iter().zip(&planned.fits).map(|(column, fit)| {
+                let native = if column.native.is_empty() {
+                    format!("{:?}", column.kind)
+                } else {
+                    column.native.clone()
+                };
+                vec![
+                    format!("  {}", column.name),
+                    native,
+                    format!("-> {}", fit.native),
+                    fit.note.clone().unwrap_or_default(),
+                ]
+            });
+            println!("{}", table(&["  column", "source", "target", ""], rows.collect()));
+        }
+        println!();
+        if refused {
+            for obstacle in &plan.obstacles {
+                println!("refused: {obstacle}");
+                if let Some(hint) = obstacle.error.hint_text() {
+                    println!("         {hint}");
+                }
+            }
+            println!("{} refused; nothing was changed", plan.obstacles.len());
+        } else {
+            println!("nothing stands in the way; nothing was changed");
+            println!("next: tidegate migrate run");
+        }
+    }
+    Ok(ExitCode::from(if refused { 3 } else { 0 }))
+}
+
+fn document(settings: &Settings, plan: &Plan) -> serde_json::Value {
+    let tables: Vec<_> = plan
+        .tables
+        .iter()
+        .map(|planned| {
+            let (from, to) = (&planned.route.shape.table, &planned.route.target);
+            let columns: Vec<_> = from
+                .columns
+                .iter()
+                .zip(&planned.fits)
+                .map(|(column, fit)| {
+                    serde_json::json!({"name": column.name, "source": column.native, "target": fit.native, "note": fit.note})
+                })
+                .collect();
+            let key: Vec<_> = from.key_columns().map(|column| column.name.clone()).collect();
+            serde_json::json!({
+                "source": from.name.to_string(), "target": to.name.to_string(), "key": key, "columns": columns,
+                "rows_estimated": from.rows_estimated, "bytes_estimated": from.bytes_estimated,
+            })
+        })
+        .collect();
+    let refusals: Vec<_> = plan
+        .obstacles
+        .iter()
+        .map(|obstacle| {
+            serde_json::json!({
+                "table": obstacle.table.as_ref().map(ToString::to_string), "column": obstacle.column,
+                "code": format!("TG{:04}", obstacle.error.code().number()), "name": obstacle.error.code().name(),
+                "message": obstacle.error.message(), "hint": obstacle.error.hint_text(),
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "name": settings.name.as_str(), "from": settings.source.location(), "to": settings.target.location(),
+        "tables": tables, "refusals": refusals,
+    })
+}

@@ -1,0 +1,123 @@
+//! `tidegate migrate run`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
+use tidegate_flow::run::run as run_flow;
+use tidegate_flow::{Ended, Flow, Gauge, TableState, Until};
+use tokio_util::sync::CancellationToken;
+
+use super::{plan, verify};
+use crate::arguments::{Common, UntilWord};
+use crate::progress::Progress;
+use crate::settings::Settings;
+
+/// How often the progress is drawn.
+const DRAW: Duration = Duration::from_millis(250);
+
+pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &Common) -> Result<ExitCode> {
+    let state = patiently(settings, || settings.state()).await?;
+    let flow = prepare(settings).await?;
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let stop = CancellationToken::new();
+    let mut scope = Scope::new();
+    scope.spawn(stop_on_signal(stop.clone()));
+    let holder = format!("{}:{}", std::process::id(), SystemIds.next().simple());
+
+    let wanted = if until.is_some() { Until::CaughtUp } else { Until::Stopped };
+    let mut progress = Progress::new(common.quiet);
+    let running = run_flow(
+        &flow,
+        wanted,
+        &gauge,
+        &state,
+        &holder,
+        settings.timeout.max(Duration::from_secs(60)),
+        &stop,
+    );
+    tokio::pin!(running);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = &mut running => break ended,
+            () = flow.clock.sleep(DRAW) => progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed()),
+        }
+    };
+    let status = gauge.read(flow.clock.as_ref());
+    progress.show(&status, flow.clock.elapsed());
+    progress.finish();
+    match ended? {
+        Ended::Stopped => {
+            return Err(Error::new(
+                code::STOPPED,
+                "stopped on request; everything in flight is in the target",
+            )
+            .hint("the same command goes on from here"));
+        }
+        Ended::CaughtUp => {}
+    }
+    if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
+        let why = table.error.clone().unwrap_or_default();
+        return Err(Error::new(code::STORE_FAILED, format!("table {} stopped: {why}", table.source))
+            .hint(format!("tidegate migrate recopy --table {}", table.source)));
+    }
+    if until == Some(UntilWord::Verified) {
+        return verify::show(settings, common.json).await;
+    }
+    eprintln!("caught up; next: tidegate migrate verify");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Plans, and creates what is missing in the target. A flow that is known there already skips the guards for new ones.
+pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
+    let known = {
+        let state = settings.state().await?;
+        state.get(&settings.name, tidegate_flow::run::STATUS).await?.is_some()
+    };
+    let mut wanted = settings.wanted.clone();
+    wanted.allow_non_empty |= known;
+    let plan = patiently(settings, || plan::make_clear(settings, &wanted)).await?;
+    let targets: Vec<_> = plan.tables.iter().map(|table| Arc::clone(&table.route.target)).collect();
+    settings.target.catalog().await?.create(&targets).await?;
+    Ok(settings.flow(&plan))
+}
+
+/// Asks again until the server answers or the time is over. What cannot help is not tried again.
+async fn patiently<T, F: Future<Output = Result<T>>>(settings: &Settings, ask: impl Fn() -> F) -> Result<T> {
+    let clock = tidegate_core::SystemClock::shared();
+    let mut said = false;
+    loop {
+        match ask().await {
+            Err(error) if error.verdict() != Verdict::Never && clock.elapsed() < settings.timeout => {
+                if !said {
+                    eprintln!("waiting up to {} s: {error}", settings.timeout.as_secs());
+                    said = true;
+                }
+                clock.sleep(Duration::from_millis(500)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The first signal drains; the second one ends the process at once, with nothing lost.
+async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let broken = |e: std::io::Error| Error::new(code::INTERNAL, "signals cannot be received").because(e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(broken)?;
+    for first in [true, false] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if first {
+            eprintln!("stopping: what is in flight is finished first; once more to end at once");
+            stop.cancel();
+        }
+    }
+    std::process::abort()
+}

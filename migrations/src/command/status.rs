@@ -1,0 +1,159 @@
+//! `tidegate migrate status`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::{Error, Result};
+use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
+use tidegate_flow::{Status, TableState, verify};
+
+use crate::progress::{Rates, eta, state_word};
+use crate::render::{count, table};
+use crate::settings::Settings;
+
+/// The record of the last verification.
+pub(super) const VERIFIED: &str = "verified";
+/// A verification older than this is called stale.
+const STALE: i64 = 24 * 3600 * 1_000_000;
+
+#[allow(clippy::print_stdout, reason = "the status is the answer")]
+pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Result<ExitCode> {
+    let state = settings.state().await?;
+    let mut rates = Rates::default();
+    loop {
+        let (status, version) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
+        if version == 0 {
+            return Err(Error::new(code::STATE_MISSING, format!("there is no migration {}", settings.name))
+                .hint("check --name, --to and --state; `tidegate migrate run` starts one"));
+        }
+        let (wishes, _) = read::<Wishes>(state.as_ref(), &settings.name, WISHES).await?;
+        let (verified, _) = read::<Option<verify::Report>>(state.as_ref(), &settings.name, VERIFIED).await?;
+        let (rate, _) = rates.take(&status);
+        if json {
+            println!("{}", document(settings, &status, &wishes, verified.as_ref(), rate));
+        } else {
+            print(settings, &status, &wishes, verified.as_ref(), rate);
+        }
+        if !watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn word(status: &Status, wishes: &Wishes) -> &'static str {
+    match state_word(status) {
+        "crawling" if wishes.paused => "paused",
+        word => word,
+    }
+}
+
+/// What can be done next.
+fn next(status: &Status, verified: Option<&verify::Report>) -> Vec<String> {
+    let mut next = Vec::new();
+    for table in status.tables.iter().filter(|table| table.state == TableState::Failed) {
+        next.push(format!("tidegate migrate recopy --table {}", table.source));
+    }
+    if !status.running {
+        next.push("tidegate migrate run".to_owned());
+    } else if status.is_crawled() && verified.is_none_or(|report| !report.equal) {
+        next.push("tidegate migrate verify".to_owned());
+    }
+    next
+}
+
+fn throttle(status: &Status, wishes: &Wishes) -> Option<String> {
+    if !status.running {
+        return Some("no runner has it".to_owned());
+    }
+    if wishes.paused {
+        return Some("paused on request".to_owned());
+    }
+    wishes.rows_per_second_max.map(|rate| format!("max_rate={rate}"))
+}
+
+fn document(
+    settings: &Settings,
+    status: &Status,
+    wishes: &Wishes,
+    verified: Option<&verify::Report>,
+    rate: f64,
+) -> serde_json::Value {
+    let tables: Vec<_> = status
+        .tables
+        .iter()
+        .map(|table| {
+            serde_json::json!({
+                "source": table.source, "target": table.target, "state": table.state, "error": table.error,
+                "rows_estimated": table.rows_estimated, "rows_crawled": table.rows_crawled,
+                "chunks_done": table.chunks_done, "chunks_total": table.chunks_estimated.max(table.chunks_done),
+                "changes_applied": table.changes,
+            })
+        })
+        .collect();
+    let eta = eta(status, rate).map(|(low, high)| serde_json::json!({"low": low, "high": high}));
+    let verify = verified.map(|report| {
+        serde_json::json!({
+            "at": report.at, "compared": report.compared, "missing": report.missing, "extra": report.extra,
+            "different": report.different, "stale": status.at - report.at > STALE,
+        })
+    });
+    serde_json::json!({
+        "name": settings.name.as_str(), "state": word(status, wishes), "epoch": 1, "running": status.running,
+        "error": status.error, "throttle": throttle(status, wishes),
+        "lag": {"bytes": status.behind, "seconds": status.lag_seconds()},
+        "eta_seconds": eta, "tables": tables, "verify": verify, "next": next(status, verified),
+    })
+}
+
+#[allow(clippy::print_stdout, reason = "the status is the answer")]
+fn print(
+    settings: &Settings,
+    status: &Status,
+    wishes: &Wishes,
+    verified: Option<&verify::Report>,
+    rate: f64,
+) {
+    println!("{}: {}", settings.name, word(status, wishes));
+    if let Some(error) = &status.error {
+        println!("ended by: {error}");
+    }
+    println!(
+        "lag {:.1} s, {} bytes; {} changes applied; throttle: {}",
+        status.lag_seconds(),
+        count(status.behind),
+        count(status.changes_applied),
+        throttle(status, wishes).unwrap_or_else(|| "none".to_owned())
+    );
+    if let Some((low, high)) = eta(status, rate).filter(|eta| *eta != (0, 0)) {
+        println!("eta {low}-{high} s (est.)");
+    }
+    let rows = status.tables.iter().map(|t| {
+        vec![
+            t.source.clone(),
+            t.target.clone(),
+            serde_json::to_value(t.state)
+                .ok()
+                .and_then(|v| v.as_str().map(str::to_owned))
+                .unwrap_or_default(),
+            format!("{} of ~{}", count(t.rows_crawled), count(t.rows_estimated.max(t.rows_crawled))),
+            count(t.changes),
+            t.error.clone().unwrap_or_default(),
+        ]
+    });
+    println!("{}", table(&["table", "target", "state", "rows", "changes", ""], rows.collect()));
+    match verified {
+        Some(report) if report.equal => println!("verified: {} rows equal", count(report.compared)),
+        Some(report) => println!(
+            "verified: {} missing, {} extra, {} different",
+            count(report.missing),
+            count(report.extra),
+            count(report.different)
+        ),
+        None => println!("verified: not yet"),
+    }
+    for next in next(status, verified) {
+        println!("next: {next}");
+    }
+}

@@ -1,0 +1,83 @@
+//! What people read: errors, tables, numbers.
+
+use std::process::ExitCode;
+
+use tidegate_core::Error;
+use tidegate_core::error::Kind;
+
+/// The exit status of a kind of error, as the book's table of exit statuses has it.
+pub(crate) fn exit_status(kind: Kind) -> u8 {
+    match kind {
+        Kind::Usage => 2,
+        Kind::Refused => 3,
+        Kind::Difference => 4,
+        Kind::Unreachable => 5,
+        Kind::Held => 6,
+        Kind::Stopped => 7,
+        _ => 1,
+    }
+}
+
+/// Prints an error: what happened, its facts and causes, what to do.
+#[allow(clippy::print_stdout, reason = "a JSON document on stdout is the answer that was asked for")]
+pub(crate) fn failure(error: &Error, json: bool) -> ExitCode {
+    let status = exit_status(error.kind());
+    if json {
+        let facts: serde_json::Map<_, _> =
+            error.context().iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+        let document = serde_json::json!({"error": {
+            "code": format!("TG{:04}", error.code().number()), "name": error.code().name(),
+            "message": error.message(), "facts": facts, "hint": error.hint_text(), "exit": status,
+        }});
+        println!("{document}");
+    }
+    eprintln!("error: {error}");
+    for (name, value) in error.context() {
+        eprintln!("  {name}: {value}");
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        eprintln!("  caused by: {inner}");
+        cause = inner.source();
+    }
+    if let Some(hint) = error.hint_text() {
+        eprintln!("hint: {hint}");
+    }
+    eprintln!("more: tidegate explain {}", error.code().name());
+    ExitCode::from(status)
+}
+
+/// `1,234,567`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A table without lines, for a terminal or a pipe.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")] {
+            assert_eq!(count(number), text);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The configuration file, and what it and the flags come to.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tidegate_core::error::code;
+use tidegate_core::port::{Conversions, Selection, StateStore, Store};
+use tidegate_core::{Endpoint, Error, FlowName, Result, SystemClock, TableName};
+use tidegate_flow::{Flow, Options, Wanted};
+
+use crate::arguments::{Common, Ends};
+use crate::registry::Registry;
+
+/// The configuration file of a migration.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct File {
+    /// The migration itself.
+    pub(crate) run: Run,
+    /// Where rows come from.
+    pub(crate) source: End,
+    /// Where rows go.
+    pub(crate) target: End,
+    /// The crawl and the writing.
+    pub(crate) copy: Copy,
+    /// Conversions of types that have no exact equal: type of the source = form in the target.
+    pub(crate) convert: BTreeMap<String, String>,
+}
+
+/// The migration itself.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Run {
+    /// Its name.
+    pub(crate) name: Option<String>,
+    /// URL of the store that keeps its state; the target if absent.
+    pub(crate) state: Option<String>,
+}
+
+/// One of the two databases.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct End {
+    /// Its URL. `${NAME}` stands for an environment variable.
+    pub(crate) url: Option<String>,
+    /// The tables (source alone); all if absent.
+    pub(crate) tables: Vec<String>,
+}
+
+/// The crawl and the writing.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Copy {
+    /// Rows a chunk has at most.
+    pub(crate) chunk_rows: Option<usize>,
+    /// Reads at the same time.
+    pub(crate) workers: Option<usize>,
+    /// Changes applied in one transaction at most.
+    pub(crate) batch_changes: Option<usize>,
+    /// Allow rows in the target's tables.
+    pub(crate) allow_non_empty: bool,
+}
+
+impl File {
+    /// Reads a file.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::new(code::CONFIG_INVALID, format!("cannot read {}: {e}", path.display())))?;
+        // The library's message has line, column, the words that are known, and a picture of the place.
+        toml::from_str(&text).map_err(|e| {
+            Error::new(code::CONFIG_INVALID, format!("{}: {}", path.display(), e.to_string().trim_end()))
+        })
+    }
+}
+
+/// What a verb works with.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) name: FlowName,
+    pub(crate) source: Arc<dyn Store>,
+    pub(crate) target: Arc<dyn Store>,
+    state: Option<Arc<dyn Store>>,
+    pub(crate) wanted: Wanted,
+    pub(crate) options: Options,
+    pub(crate) timeout: Duration,
+}
+
+impl Settings {
+    pub(crate) fn new(common: &Common, ends: &Ends, registry: &Registry) -> Result<Self> {
+        let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let from = end(ends.from.as_deref().or(file.source.url.as_deref()), "--from", "[source] url")?;
+        let to = end(ends.to.as_deref().or(file.target.url.as_deref()), "--to", "[target] url")?;
+        let name = match common.name.as_deref().or(file.run.name.as_deref()) {
+            Some(name) => FlowName::new(name)?,
+            None => default_name(&from, &to)?,
+        };
+        let state = common.state.as_deref().or(file.run.state.as_deref());
+        let state = state.map(|url| registry.open(&Endpoint::parse(url)?)).transpose()?;
+        let tables = if ends.tables.is_empty() { &file.source.tables } else { &ends.tables };
+        let mut conversions: Conversions = file.convert;
+        for word in &ends.conversions {
+            let (kind, form) = word.split_once('=').ok_or_else(|| {
+                Error::new(code::CONFIG_INVALID, format!("--convert {word} is not TYPE=FORM"))
+                    .hint("for example --convert interval=string")
+            })?;
+            conversions.insert(kind.to_owned(), form.to_owned());
+        }
+        let mut options = Options::default();
+        options.chunk_rows = file.copy.chunk_rows.unwrap_or(options.chunk_rows);
+        options.workers = file.copy.workers.unwrap_or(options.workers);
+        options.batch_changes = file.copy.batch_changes.unwrap_or(options.batch_changes);
+        Ok(Self {
+            name,
+            source: registry.open(&from)?,
+            target: registry.open(&to)?,
+            state,
+            wanted: Wanted {
+                tables: selection(tables),
+                conversions,
+                allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
+            },
+            options,
+            timeout: common.timeout,
+        })
+    }
+
+    pub(crate) async fn state(&self) -> Result<Arc<dyn StateStore>> {
+        self.state.as_ref().unwrap_or(&self.target).state().await
+    }
+
+    /// The flow of a plan.
+    pub(crate) fn flow(&self, plan: &tidegate_flow::Plan) -> Flow {
+        Flow {
+            name: self.name.clone(),
+            source: Arc::clone(&self.source),
+            target: Arc::clone(&self.target),
+            routes: plan.routes(),
+            options: self.options.clone(),
+            clock: SystemClock::shared(),
+        }
+    }
+}
+
+fn end(url: Option<&str>, flag: &str, key: &str) -> Result<Endpoint> {
+    let url = url.ok_or_else(|| {
+        Error::new(code::CONFIG_INVALID, format!("{flag} is missing"))
+            .hint(format!("give {flag} URL, or {key} in the file of --config"))
+    })?;
+    Endpoint::parse(url)
+}
+
+/// `shop_to_orders`, of what the databases are called.
+fn default_name(from: &Endpoint, to: &Endpoint) -> Result<FlowName> {
+    let plain = |endpoint: &Endpoint| {
+        let name = endpoint.database().to_lowercase().replace('-', "_");
+        name.chars().take(18).collect::<String>()
+    };
+    FlowName::new(format!("{}_to_{}", plain(from), plain(to))).map_err(|_| {
+        Error::new(code::CONFIG_INVALID, "no name can be made of the databases' names").hint("give --name")
+    })
+}
+
+fn selection(tables: &[String]) -> Selection {
+    if tables.is_empty() {
+        return Selection::All;
+    }
+    let name = |text: &String| match text.split_once('.') {
+        Some((schema, name)) => TableName::new(schema, name),
+        None => TableName::new("", text),
+    };
+    Selection::These(tables.iter().map(name).collect())
+}

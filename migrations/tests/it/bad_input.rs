@@ -1,0 +1,124 @@
+//! What users get wrong: each has its text, its exit status, and changes nothing.
+
+use rstest::rstest;
+
+use crate::{shop, sqlite, tidegate};
+
+const ORDERS: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT); INSERT INTO orders VALUES (1, 'a')";
+
+#[rstest]
+#[case::no_source(&["plan", "--to", "sqlite:x.db"], 2, "TG0001 config-invalid: --from is missing", "hint: give --from URL")]
+#[case::no_scheme(&["plan", "--from", "shop.db", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: a URL needs a scheme", "")]
+#[case::unknown_scheme(&["plan", "--from", "oracle://h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: no store has the scheme oracle:", "known: postgres: postgresql: sqlite:")]
+#[case::unset_variable(&["plan", "--from", "postgres://u:${TIDEGATE_NO_SUCH}@h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: the environment variable TIDEGATE_NO_SUCH is not set", "")]
+#[case::bad_name(&["--name", "Shop 1", "plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db"], 2, "TG0001 config-invalid: the name \"Shop 1\" cannot be used", "hint: a name is")]
+#[case::bad_conversion(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--convert", "interval"], 2, "TG0001 config-invalid: --convert interval is not TYPE=FORM", "")]
+#[case::unknown_error(&["explain", "TG9999"], 2, "TG0001 config-invalid: there is no error \"TG9999\"", "slot-lost")]
+fn words_that_cannot_be_followed(#[case] words: &[&str], #[case] status: i32, #[case] error: &str, #[case] more: &str) {
+    tidegate(words).failed(status, error, &[more]);
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_named_with_its_neighbour() {
+    let answer = tidegate(&["plan", "--form", "sqlite:a.db"]).ended(2);
+    assert!(answer.err.contains("unexpected argument '--form'"), "{}", answer.err);
+    assert!(answer.err.contains("--from"), "{}", answer.err);
+}
+
+#[rstest]
+#[case::unknown_key("[source]\nurll = \"sqlite:a.db\"", &["line 2", "urll", "url"])]
+#[case::wrong_type("[copy]\nworkers = \"two\"", &["line 2", "workers"])]
+#[case::not_toml("[source\nurl = 1", &["line 1"])]
+fn a_configuration_that_is_wrong_shows_the_place(#[case] text: &str, #[case] words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, text).unwrap();
+    tidegate(&["-c", file.to_str().unwrap(), "config", "check"]).failed(2, "TG0001 config-invalid", words);
+}
+
+#[test]
+fn a_configuration_that_is_right_says_so_and_has_a_schema() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, "[source]\nurl = \"sqlite:a.db\"\ntables = [\"orders\"]\n[copy]\nworkers = 2\n").unwrap();
+    let answer = tidegate(&["-c", file.to_str().unwrap(), "config", "check"]).ended(0);
+    assert!(answer.out.ends_with("is valid\n"));
+    let schema = tidegate(&["config", "schema"]).ended(0).json();
+    assert!(schema["properties"]["source"].is_object());
+}
+
+#[test]
+fn a_missing_file_or_table_is_named() {
+    let (_folder, from, to) = shop(ORDERS);
+    let missing = from.replace("shop.db", "nowhere.db");
+    let answer = tidegate(&["--timeout", "1s", "plan", "--from", &missing, "--to", &to]);
+    assert!(answer.status == 2 || answer.status == 3, "{answer:?}");
+    assert!(answer.err.contains("nowhere.db"), "{answer:?}");
+    let answer = tidegate(&["plan", "--from", &from, "--to", &to, "--table", "order"]).ended(3);
+    assert!(answer.out.contains("TG0020 table-missing"), "{}", answer.out);
+}
+
+#[test]
+fn a_table_without_a_key_is_refused_and_nothing_is_changed() {
+    let (_folder, from, to) = shop("CREATE TABLE log (line TEXT); INSERT INTO log VALUES ('x')");
+    let answer = tidegate(&["plan", "--from", &from, "--to", &to]).ended(3);
+    assert!(answer.out.contains("refused: log: TG0021 key-missing"), "{}", answer.out);
+    tidegate(&["migrate", "run", "--from", &from, "--to", &to, "--until", "caught-up"]).failed(
+        3,
+        "TG0021 key-missing",
+        &["table: log"],
+    );
+}
+
+#[test]
+fn a_source_without_wal_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.db");
+    sqlite(&file, "PRAGMA journal_mode = DELETE");
+    sqlite(&file, ORDERS);
+    let url = |name: &str| format!("sqlite:{}", folder.path().join(name).display());
+    let answer = tidegate(&["plan", "--from", &url("shop.db"), "--to", &url("new.db")]);
+    assert_eq!(answer.status, 3, "{answer:?}");
+    assert!((answer.out + &answer.err).contains("TG0028 journal-mode"));
+}
+
+#[test]
+fn a_target_with_rows_or_other_columns_is_refused() {
+    let (folder, from, to) = shop(ORDERS);
+    let new = folder.path().join("new.db");
+    sqlite(&new, "PRAGMA journal_mode = WAL");
+    sqlite(&new, ORDERS);
+    let words = ["migrate", "run", "--from", &from, "--to", &to, "--until", "caught-up"];
+    tidegate(&words).failed(3, "TG0024 target-not-empty", &["orders"]);
+    tidegate(&[&words[..], &["--allow-non-empty"]].concat()).ended(0);
+
+    sqlite(&new, "DROP TABLE orders; CREATE TABLE orders (id INTEGER PRIMARY KEY, remark TEXT)");
+    let other = tidegate(&[&["--name", "other"], &words[..], &["--allow-non-empty"]].concat());
+    other.failed(3, "TG0023 target-differs", &["orders"]);
+}
+
+#[test]
+fn verbs_for_a_migration_that_does_not_exist_say_so() {
+    let (_folder, from, to) = shop(ORDERS);
+    for verb in ["status", "pause", "resume"] {
+        let answer = tidegate(&["migrate", verb, "--from", &from, "--to", &to]);
+        answer.failed(3, "TG0031 state-missing: there is no migration shop_to_new", &["hint: "]);
+    }
+    let answer = tidegate(&["migrate", "abort", "--from", &from, "--to", &to]);
+    answer.failed(7, "TG0071 stopped: nothing was changed", &["--yes"]);
+}
+
+#[test]
+fn an_error_is_also_a_json_document() {
+    let answer = tidegate(&["--json", "plan", "--from", "oracle://h/d", "--to", "sqlite:x.db"]).ended(2);
+    let document = answer.json();
+    assert_eq!(document["error"]["code"], "TG0002");
+    assert_eq!(document["error"]["exit"], 2);
+}
+
+#[test]
+fn every_error_has_its_page() {
+    let answer = tidegate(&["explain", "slot-lost"]).ended(0);
+    assert!(answer.out.starts_with("# TG0040 slot-lost\n"), "{}", answer.out);
+    assert_eq!(tidegate(&["explain", "tg0040"]).ended(0).out, answer.out);
+}

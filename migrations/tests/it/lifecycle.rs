@@ -1,0 +1,136 @@
+//! A migration from its start to its end, by the program alone.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Outcome, shop, sqlite, tidegate};
+
+const MANY: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+    INSERT INTO orders SELECT i, 'order ' || i FROM n";
+
+/// A runner in the background, killed at the end.
+struct Runner(Child);
+
+impl Runner {
+    fn start(from: &str, to: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(["migrate", "run", "--from", from, "--to", to]);
+        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap();
+        assert!(told.success());
+    }
+
+    fn end(mut self) -> Outcome {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the runner does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let status = self.0.wait().unwrap();
+        let mut err = String::new();
+        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut err).unwrap();
+        Outcome { status: status.code().unwrap_or(-1), out: String::new(), err }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until the status is so.
+#[track_caller]
+fn wait(from: &str, to: &str, enough: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let answer = tidegate(&["--json", "migrate", "status", "--from", from, "--to", to]);
+        let known = answer.status == 0;
+        if known && enough(&answer.json()) {
+            return answer.json();
+        }
+        assert!(Instant::now() < deadline, "the status does not become so: {answer:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn it_runs_stops_goes_on_is_compared_and_ends() {
+    let (folder, from, to) = shop(MANY);
+    let ends = ["--from", from.as_str(), "--to", to.as_str()];
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &ends].concat());
+
+    let runner = Runner::start(&from, &to);
+    let status = wait(&from, &to, |status| status["state"] == "live");
+    assert_eq!(status["tables"][0]["rows_crawled"], 20_000);
+
+    // A change while it runs arrives.
+    sqlite(&folder.path().join("shop.db"), "UPDATE orders SET note = 'new' WHERE id = 7; DELETE FROM orders WHERE id = 8");
+    wait(&from, &to, |status| status["tables"][0]["changes_applied"].as_u64() >= Some(2) && status["state"] == "live");
+    let report = tidegate(&[&["--json", "migrate", "verify"], &ends[..]].concat()).ended(0).json();
+    assert_eq!((&report["equal"], &report["compared"]), (&true.into(), &19_999.into()));
+
+    // A second runner is refused, after it has waited for the first one's lease to end.
+    tidegate(&[&["migrate", "run", "--until", "caught-up"], &ends[..]].concat()).failed(6, "TG0033 lease-held", &[]);
+
+    // Told to stop, it ends with 7 and goes on later.
+    runner.signal("-TERM");
+    runner.end().failed(7, "TG0071 stopped", &["hint: the same command goes on from here"]);
+    sqlite(&folder.path().join("shop.db"), "INSERT INTO orders VALUES (30000, 'while nobody ran')");
+    verb(&["run", "--until", "verified"]).ended(0);
+
+    // A planted difference is found, by key and column, and healed by copying again.
+    sqlite(&folder.path().join("new.db"), "UPDATE orders SET note = 'drift' WHERE id = 9; DELETE FROM orders WHERE id = 10; INSERT INTO orders VALUES (-1, 'x')");
+    let report = tidegate(&[&["--json", "migrate", "verify"], &ends[..]].concat()).ended(4).json();
+    let rows: Vec<_> = report["rows"].as_array().unwrap().iter().map(|row| (row["key"]["id"].as_str().unwrap(), row["kind"].as_str().unwrap())).collect();
+    let mut sorted = rows.clone();
+    sorted.sort();
+    assert_eq!(sorted, [("-1", "extra"), ("10", "missing"), ("9", "different")]);
+    verb(&["recopy", "--table", "orders"]).ended(0);
+    verb(&["run", "--until", "verified"]).ended(0);
+
+    // Aborted, nothing of it is left on the source.
+    verb(&["abort", "--yes"]).ended(0);
+    verb(&["status"]).failed(3, "TG0031 state-missing", &[]);
+    verb(&["run", "--until", "caught-up"]).failed(3, "TG0024 target-not-empty", &[]);
+}
+
+#[test]
+fn knobs_hold_across_runs_and_a_skipped_table_is_left_out() {
+    let (_folder, from, to) = shop(&format!("{MANY}; CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (1)"));
+    let ends = ["--from", from.as_str(), "--to", to.as_str()];
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &ends].concat());
+    verb(&["run", "--until", "caught-up"]).ended(0);
+    verb(&["skip", "--table", "more"]).ended(0);
+    verb(&["set", "max_rate=1000"]).ended(0);
+    verb(&["set", "max_rate=fast"]).failed(2, "TG0001 config-invalid: \"max_rate=fast\" cannot be set", &["max_rate=ROWS"]);
+    verb(&["pause", "--table", "nothing"]).failed(3, "TG0020 table-missing: the migration has no table nothing", &["orders more"]);
+    verb(&["pause"]).ended(0);
+    let runner = Runner::start(&from, &to);
+    let status = wait(&from, &to, |status| status["tables"][1]["state"] == "skipped");
+    assert_eq!(status["throttle"], "paused on request");
+    drop(runner);
+}
+
+#[test]
+fn a_source_that_was_restored_is_not_followed() {
+    let (folder, from, to) = shop(MANY);
+    let words = ["migrate", "run", "--from", &from, "--to", &to, "--until", "caught-up"];
+    let file = folder.path().join("shop.db");
+    tidegate(&words).ended(0);
+    sqlite(&file, "PRAGMA wal_checkpoint(TRUNCATE)");
+    let backup = folder.path().join("backup.db");
+    std::fs::copy(&file, &backup).unwrap();
+    sqlite(&file, "UPDATE orders SET note = 'later'");
+    tidegate(&words).ended(0);
+    for rest in ["shop.db-wal", "shop.db-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(rest));
+    }
+    std::fs::copy(&backup, &file).unwrap();
+    tidegate(&words).failed(1, "TG0042 source-replaced", &[]);
+}

@@ -1,0 +1,79 @@
+//! The program as its users meet it: words in, words and exit status out.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bad_input;
+mod lifecycle;
+mod pairs;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the program.
+fn tidegate(words: &[&str]) -> Outcome {
+    Outcome::of(Command::new(env!("CARGO_BIN_EXE_tidegate")).args(words).output().unwrap())
+}
+
+/// What the program answered.
+#[derive(Debug)]
+struct Outcome {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl Outcome {
+    fn of(output: Output) -> Self {
+        Self {
+            status: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    #[track_caller]
+    fn ended(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "\nstdout: {}\nstderr: {}", self.out, self.err);
+        self
+    }
+
+    /// The error's first line, and the words that have to be in the rest.
+    #[track_caller]
+    fn failed(self, status: i32, error: &str, words: &[&str]) -> Self {
+        let this = self.ended(status);
+        assert!(this.err.contains(&format!("error: {error}")), "not {error:?} but: {}", this.err);
+        for word in words {
+            assert!(this.err.contains(word), "{word:?} is not in: {}", this.err);
+        }
+        this
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
+    }
+}
+
+/// Runs SQL on a SQLite file.
+fn sqlite(file: &Path, sql: &str) {
+    use sqlx::Connection;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .busy_timeout(std::time::Duration::from_secs(20));
+        let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    });
+}
+
+/// A folder with a WAL database `shop.db` made by this SQL, and the URLs of it and of a new one.
+fn shop(sql: &str) -> (tempfile::TempDir, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.db");
+    sqlite(&file, "PRAGMA journal_mode = WAL");
+    sqlite(&file, sql);
+    let url = |name: &str| format!("sqlite:{}", folder.path().join(name).display());
+    let (from, to) = (url("shop.db"), url("new.db"));
+    (folder, from, to)
+}

@@ -1,0 +1,101 @@
+//! Every pair of stores on real data: moved while a writer is at work, and proved equal.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{shop, sqlite, tidegate};
+
+/// Values that every store has an exact form for, and hostile ones among them.
+const SQLITE: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, size REAL, body BLOB);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+    INSERT INTO orders SELECT i, 'ordér ''' || i || '\"', i / 3.0, randomblob(i % 40) FROM n;
+    INSERT INTO orders VALUES (-9223372036854775808, '', 0.5, x''), (9223372036854775807, NULL, NULL, NULL);
+    CREATE TABLE lines (o TEXT NOT NULL, n INTEGER NOT NULL, x TEXT, PRIMARY KEY (o, n)) WITHOUT ROWID;
+    INSERT INTO lines SELECT 'o' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
+
+const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, size double precision, body bytea,
+        total numeric(12,2), paid boolean, ref uuid, day date, at timestamptz, extra jsonb, tags text[]);
+    INSERT INTO orders SELECT i, 'ordér ''' || i || '\"', i / 3.0, decode(md5(i::text), 'hex'), i / 7.0, i % 2 = 0,
+        md5(i::text)::uuid, date '2020-01-01' + i % 1000, timestamptz '2020-01-01 00:00:00.123456+02' + i * interval '1 minute',
+        jsonb_build_object('n', i, 't', 'x'), ARRAY['a', i::text, NULL] FROM generate_series(1, 3000) i;
+    INSERT INTO orders (id) VALUES (-9223372036854775808), (9223372036854775807);
+    CREATE TABLE lines (o text, n integer, x text, PRIMARY KEY (o, n));
+    INSERT INTO lines SELECT 'O' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
+
+fn run(from: &str, to: &str) {
+    tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", "pair", "--until", "verified"]).ended(0);
+}
+
+/// Moves the rows, changes them, and moves the changes.
+fn move_and_change(from: &str, to: &str, change: impl Fn(&str)) {
+    run(from, to);
+    change(
+        "UPDATE orders SET note = 'changed' WHERE id = 5; UPDATE orders SET id = 100000 WHERE id = 6;
+         DELETE FROM orders WHERE id = 7; INSERT INTO orders (id, note) VALUES (100001, 'new');
+         UPDATE lines SET o = 'moved' WHERE n = 9",
+    );
+    run(from, to);
+}
+
+#[test]
+fn sqlite_to_sqlite_while_a_writer_is_at_work() {
+    let (folder, from, to) = shop(SQLITE);
+    let file = folder.path().join("shop.db");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                n += 1;
+                sqlite(&file, &format!("UPDATE orders SET note = 'n{n}' WHERE id % 100 = {}; INSERT INTO orders (id) VALUES ({})", n % 100, 10_000 + n));
+            }
+        });
+        run(&from, &to);
+        stop.store(true, Ordering::Relaxed);
+    });
+    move_and_change(&from, &to, |sql| sqlite(&file, sql));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_to_postgres() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let (from, to) = (server.create_database("pair").await.unwrap(), server.create_database("pair").await.unwrap());
+    psql(&from, POSTGRES);
+    tokio::task::block_in_place(|| move_and_change(&from, &to, |sql| psql(&from, sql)));
+    abort(&from, &to);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_to_postgres() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let to = server.create_database("pair").await.unwrap();
+    tokio::task::block_in_place(|| {
+        let (folder, from, _) = shop(SQLITE);
+        move_and_change(&from, &to, |sql| sqlite(&folder.path().join("shop.db"), sql));
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_to_sqlite() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let from = server.create_database("pair").await.unwrap();
+    psql(&from, POSTGRES);
+    tokio::task::block_in_place(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let to = format!("sqlite:{}", folder.path().join("new.db").display());
+        move_and_change(&from, &to, |sql| psql(&from, sql));
+        abort(&from, &to);
+    });
+}
+
+/// Gives the slot back, so that the shared server keeps no log for it.
+fn abort(from: &str, to: &str) {
+    tidegate(&["migrate", "abort", "--yes", "--from", from, "--to", to, "--name", "pair"]).ended(0);
+}
+
+fn psql(url: &str, sql: &str) {
+    let output = std::process::Command::new("psql")
+        .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", url, "--command", sql])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

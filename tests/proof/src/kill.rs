@@ -1,0 +1,286 @@
+//! Real servers and the real program, killed at random moments while an application writes.
+//!
+//! At the end both databases are compared row by row with plain SQL: nothing here shares code with the program's own
+//! verification.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::{StreamExt, TryStreamExt};
+use tidegate_services::postgres::{Options, Server};
+use tokio::process::{Child, Command};
+use tokio_postgres::{Client, NoTls};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Keys of the workload; a tenth of them are hot.
+const KEYS: i64 = 20_000;
+/// Rows that are there before, beyond the workload's keys: the crawl has something to do.
+const ROWS: i64 = 200_000;
+/// Connections that write.
+const WRITERS: u64 = 4;
+/// How long the program may take to catch up after the last kill.
+const CATCH_UP: Duration = Duration::from_secs(180);
+
+/// What came out.
+#[derive(Debug, Default, serde::Serialize)]
+pub(crate) struct Report {
+    pub(crate) pair: String,
+    pub(crate) seed: u64,
+    pub(crate) n: u64,
+    pub(crate) killed: std::collections::BTreeMap<&'static str, u64>,
+    pub(crate) transactions: u64,
+    pub(crate) compared: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) diverged: u64,
+}
+
+impl Report {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.lost + self.duplicated + self.diverged == 0 && self.compared > 0
+    }
+
+    /// The outcome in one line.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "kill: {}, {} kills, {} transactions, {} rows compared: {} lost, {} duplicated, {} diverged",
+            self.pair, self.n, self.transactions, self.compared, self.lost, self.duplicated, self.diverged
+        )
+    }
+}
+
+/// Kills `n` times.
+pub(crate) async fn run(program: &Path, seed: u64, n: u64) -> Result<Report> {
+    let mut rng = Rng::with_seed(seed);
+    let (source, target) = (server().await?, server().await?);
+    let (from, to) = (source.create_database("shop").await?, target.create_database("shop").await?);
+    prepare(&from).await?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let transactions = Arc::new(AtomicU64::new(0));
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (from, stop, transactions) = (from.clone(), Arc::clone(&stop), Arc::clone(&transactions));
+        writers.spawn(async move { write(&from, seed * 100 + writer, &stop, &transactions).await });
+    }
+
+    let mut report = Report { pair: "postgres-postgres".to_owned(), seed, n, ..Report::default() };
+    let mut runner = Runner::start(program, &from, &to)?;
+    for _ in 0..n {
+        runner.live(Duration::from_millis(rng.u64(300..3_000)), program, &from, &to).await?;
+        let victim = ["program", "source", "target"][rng.usize(0..3)];
+        *report.killed.entry(victim).or_default() += 1;
+        match victim {
+            "program" => runner.kill().await?,
+            victim => {
+                let server = if victim == "source" { &source } else { &target };
+                server.kill().await;
+                tokio::time::sleep(Duration::from_millis(rng.u64(0..500))).await;
+                server.restart().await?;
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    while writers.join_next().await.is_some() {}
+    report.transactions = transactions.load(Ordering::Relaxed);
+    runner.kill().await?;
+
+    let ended =
+        tokio::time::timeout(CATCH_UP, command(program, &from, &to).args(["--until", "caught-up"]).output())
+            .await??;
+    if !ended.status.success() {
+        let log = String::from_utf8_lossy(&ended.stderr).into_owned();
+        return Err(format!("the last run ended with {}: {log}", ended.status).into());
+    }
+    compare(&from, &to, &mut report).await?;
+    Ok(report)
+}
+
+async fn server() -> Result<Server> {
+    // Two servers of one template would have one identity.
+    Ok(Server::start(Options::default().with_fresh_identity()).await?)
+}
+
+fn command(program: &Path, from: &str, to: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--timeout", "60s", "migrate", "run", "--from", from, "--to", to, "--name", "kill"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// The program, started again whenever it is gone.
+struct Runner {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Runner {
+    fn start(program: &Path, from: &str, to: &str) -> Result<Self> {
+        let log = std::env::temp_dir().join(format!("tidegate-kill-{}.log", std::process::id()));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = command(program, from, to).stderr(file).spawn()?;
+        Ok(Self { child, log })
+    }
+
+    /// Lets it run for a while. If it ends by itself that is an error, unless a server was away for long.
+    async fn live(&mut self, time: Duration, program: &Path, from: &str, to: &str) -> Result<()> {
+        match tokio::time::timeout(time, self.child.wait()).await {
+            Err(_) => Ok(()),
+            Ok(ended) => {
+                let ended = ended?;
+                // 6: the lease of a killed one has not ended yet. 5: a server was away. 9: killed by us.
+                if ended.code().is_none_or(|code| code == 5 || code == 6) {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    *self = Self::start(program, from, to)?;
+                    Ok(())
+                } else {
+                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                    let tail: Vec<_> = log.lines().rev().take(20).collect();
+                    let tail: Vec<_> = tail.into_iter().rev().collect();
+                    Err(format!("the program ended by itself with {ended}:\n{}", tail.join("\n")).into())
+                }
+            }
+        }
+    }
+
+    async fn kill(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_none() {
+            self.child.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn connect(url: &str) -> Result<Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    // It ends with its client.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a connection ends with its client; there is no scope to hold it"
+    )]
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn prepare(from: &str) -> Result<()> {
+    let client = connect(from).await?;
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE account (id bigint PRIMARY KEY, version bigint NOT NULL, note text, large text);
+             ALTER TABLE account ALTER large SET STORAGE EXTERNAL;
+             INSERT INTO account SELECT i, 0, 'note ' || i, CASE WHEN i % 20 = 0 THEN repeat(md5(i::text), 100) END
+                 FROM generate_series(1, {KEYS}) i;
+             CREATE TABLE history (a int, b uuid, payload jsonb, amount numeric, at timestamptz, PRIMARY KEY (a, b));
+             INSERT INTO history SELECT i % 100, md5(i::text)::uuid, jsonb_build_object('n', i), i / 7.0, now()
+                 FROM generate_series(1, {ROWS}) i;"
+        ))
+        .await?;
+    Ok(())
+}
+
+/// Writes until told to stop; connects again whenever the server was killed.
+async fn write(from: &str, seed: u64, stop: &AtomicBool, transactions: &AtomicU64) -> Result<()> {
+    let mut rng = Rng::with_seed(seed);
+    let mut version = seed << 32;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut client) = connect(from).await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        while !stop.load(Ordering::Relaxed) {
+            version += 1;
+            if transaction(&mut client, &mut rng, i64::try_from(version)?).await.is_err()
+                && client.is_closed()
+            {
+                break;
+            }
+            transactions.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+        }
+    }
+    Ok(())
+}
+
+async fn transaction(client: &mut Client, rng: &mut Rng, version: i64) -> Result<()> {
+    let key = |rng: &mut Rng| if rng.bool() { rng.i64(1..=KEYS / 10) } else { rng.i64(1..=KEYS) };
+    let transaction = client.transaction().await?;
+    // A deadlock would only make noise: nobody waits long for another writer.
+    transaction.batch_execute("SET LOCAL lock_timeout = '200ms'").await?;
+    for _ in 0..rng.usize(1..6) {
+        let id = key(rng);
+        match rng.u8(0..20) {
+            0..=2 => transaction.execute("DELETE FROM account WHERE id = $1", &[&id]).await?,
+            3..=6 => {
+                let large = (rng.u8(0..4) == 0).then(|| format!("{version:032}").repeat(100));
+                transaction
+                    .execute(
+                        "INSERT INTO account VALUES ($1, $2, 'again', $3) ON CONFLICT (id) DO UPDATE SET version = $2, large = $3",
+                        &[&id, &version, &large],
+                    )
+                    .await?
+            }
+            // The key moves and the large column is not sent.
+            7..=8 => {
+                transaction
+                    .execute(
+                        "UPDATE account SET id = $2, version = $3 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM account WHERE id = $2)",
+                        &[&id, &key(rng), &version],
+                    )
+                    .await?
+            }
+            9 => {
+                transaction.batch_execute("SAVEPOINT s; DELETE FROM account WHERE id % 1000 = 7; ROLLBACK TO s").await?;
+                0
+            }
+            10 => transaction.execute("UPDATE history SET amount = amount + 1 WHERE a = $1", &[&i32::try_from(id % 100)?]).await?,
+            11 => transaction.execute("DELETE FROM history WHERE ctid IN (SELECT ctid FROM history WHERE a = $1 LIMIT 3)", &[&i32::try_from(id % 100)?]).await?,
+            _ => transaction.execute("UPDATE account SET version = $2 WHERE id = $1", &[&id, &version]).await?,
+        };
+    }
+    if rng.u8(0..200) == 0 {
+        tokio::time::sleep(Duration::from_millis(rng.u64(100..1_500))).await;
+    }
+    if rng.u8(0..10) == 0 {
+        transaction.rollback().await?;
+    } else {
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+/// Compares every row, in the order of the key, as text.
+async fn compare(from: &str, to: &str, report: &mut Report) -> Result<()> {
+    for query in [
+        "SELECT id::text, t::text FROM account t ORDER BY id",
+        "SELECT a || ' ' || b, t::text FROM history t ORDER BY a, b",
+    ] {
+        let (source, target) = (connect(from).await?, connect(to).await?);
+        let none: [&str; 0] = [];
+        let mut expected = source.query_raw(query, none).await?.map_ok(pair).boxed();
+        let mut found = target.query_raw(query, none).await?.map_ok(pair).boxed();
+        let mut rows: std::collections::HashMap<String, String> = std::collections::HashMap::new();
+        // Two hundred thousand short rows fit; the order of both sides need not be the same.
+        while let Some((key, row)) = expected.try_next().await? {
+            rows.insert(key, row);
+        }
+        report.compared += rows.len() as u64;
+        while let Some((key, row)) = found.try_next().await? {
+            match rows.remove(&key) {
+                None => report.duplicated += 1,
+                Some(expected) if expected != row => report.diverged += 1,
+                Some(_) => {}
+            }
+        }
+        report.lost += rows.len() as u64;
+    }
+    Ok(())
+}
+
+fn pair(row: tokio_postgres::Row) -> (String, String) {
+    (row.get(0), row.get(1))
+}

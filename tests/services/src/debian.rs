@@ -1,0 +1,119 @@
+//! What Debian's packages give, where this process may install them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::account::is_root;
+use crate::{Error, Result, cache};
+
+/// Runs a command to its end and gives its output; a failure names the command and its last lines.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let name = format!("`{}`", command.get_program().display());
+    let output = command.output().map_err(Error::io(&name))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(Error::failed(format!(
+        "{name} ended with {}: {}",
+        output.status,
+        last_lines(&String::from_utf8_lossy(&text))
+    )))
+}
+
+/// The end of a log, for an error.
+pub(crate) fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+/// Whether packages can be installed here.
+pub(crate) fn can_install() -> bool {
+    is_root() && Path::new("/usr/bin/apt-get").exists()
+}
+
+/// Installs packages, one process at a time; fetches the lists only if the first try finds no candidate.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let _lock = cache::lock("apt")?;
+    announce(&format!("installing {}", packages.join(" ")));
+    if apt_get(&[], "install", packages).is_ok() {
+        return Ok(());
+    }
+    apt_get(&[], "update", &[])?;
+    apt_get(&[], "install", packages)
+}
+
+/// Installs the server without the cluster that the package would create and start on the default port.
+pub(crate) fn install_postgresql(package: &str) -> Result<()> {
+    install(&["postgresql-common"])?;
+    let configuration = Path::new("/etc/postgresql-common/createcluster.conf");
+    let before = fs::read_to_string(configuration).unwrap_or_default();
+    let write = |text: &str| fs::write(configuration, text).map_err(Error::io(configuration.display()));
+    write(&format!("{before}\ncreate_main_cluster = false\n"))?;
+    let installed = install(&[package]);
+    write(&before)?;
+    installed
+}
+
+/// Unpacks one package of another suite into `target`; the system's own lists and packages stay as they are.
+pub(crate) fn unpack_from_suite(suite: &str, package: &str, target: &Path) -> Result<()> {
+    let _lock = cache::lock("apt")?;
+    announce(&format!("fetching {package}"));
+    let folder = tempfile::tempdir().map_err(Error::io("no temporary folder"))?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(path(name)).map_err(Error::io("no temporary folder"))?;
+    }
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let source = format!("deb [signed-by={keyring}] {} {suite} main\n", mirror()?);
+    fs::write(path("suite.list"), source).map_err(Error::io("no sources file"))?;
+    let options = [
+        format!("Dir::Etc::sourcelist={}", path("suite.list")),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", path("lists")),
+        format!("Dir::Cache={}", path("cache")),
+        "APT::Sandbox::User=root".to_owned(),
+    ];
+    let options: Vec<&str> = options.iter().flat_map(|option| ["-o", option]).collect();
+    apt_get(&options, "update", &[])?;
+    run(Command::new("apt-get")
+        .args(&options)
+        .args(["-qq", "download", package])
+        .current_dir(folder.path()))?;
+    for file in fs::read_dir(folder.path()).map_err(Error::io("no temporary folder"))?.flatten() {
+        if file.path().extension().is_some_and(|end| end == "deb") {
+            run(Command::new("dpkg").arg("-x").arg(file.path()).arg(target))?;
+        }
+    }
+    Ok(())
+}
+
+/// The mirror that this system already uses; the first one of Debian's own main component.
+fn mirror() -> Result<String> {
+    let filters = ["Created-By: Packages", "Origin: Debian", "Component: main"];
+    let list =
+        || run(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).args(filters));
+    let mut uris = list()?;
+    if uris.trim().is_empty() && can_install() {
+        apt_get(&[], "update", &[])?;
+        uris = list()?;
+    }
+    let uri = uris.lines().find(|uri| !uri.contains("security"));
+    uri.map(str::to_owned).ok_or_else(|| Error::failed("apt knows no Debian mirror (`apt-get update` first)"))
+}
+
+fn apt_get(options: &[&str], verb: &str, packages: &[&str]) -> Result<()> {
+    let quiet = ["-qq", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold"];
+    let mut command = Command::new("apt-get");
+    command.args(options).args(quiet).arg(verb).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    run(&mut command).map(drop)
+}
+
+/// A line for whoever waits: fetching may take a minute.
+pub(crate) fn announce(what: &str) {
+    #[allow(clippy::print_stderr, reason = "there is no log here, and the wait needs a reason")]
+    {
+        eprintln!("tidegate-services: {what}");
+    }
+}

@@ -1,0 +1,42 @@
+//! The gates that need no server.
+
+use crate::outcome::Tally;
+use crate::test::{Run, Step};
+use crate::{licences, stream, tidy, workspace};
+
+/// In the order in which they run.
+pub(crate) const GATES: &[Step] = &[
+    Step { name: "format", about: "cargo fmt --check", needs_services: false, run: format },
+    Step { name: "lints", about: "cargo clippy, warnings denied", needs_services: false, run: lints },
+    Step { name: "docs", about: "cargo doc, warnings denied", needs_services: false, run: docs },
+    Step { name: "tidy", about: "the rules of the tree", needs_services: false, run: |_| tidy::gate() },
+    Step {
+        name: "licences",
+        about: "licences of what we build on",
+        needs_services: false,
+        run: |_| licences::gate(),
+    },
+];
+
+fn format(_: &Run) -> Tally {
+    cargo("format", &["fmt", "--all", "--check"], &[])
+}
+
+fn lints(_: &Run) -> Tally {
+    cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+}
+
+fn docs(_: &Run) -> Tally {
+    cargo("docs", &["doc", "--no-deps", "--workspace"], &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+/// A gate that is one cargo command.
+fn cargo(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Tally {
+    let mut command = workspace::cargo(arguments);
+    command.envs(environment.iter().copied());
+    match stream::run(&mut command, None, |_| ()) {
+        Ok(ended) if ended.status.success() => Tally::passed(),
+        Ok(ended) => Tally::gate(name, &[format!("`cargo {}`: {}", arguments.join(" "), ended.status)]),
+        Err(cause) => Tally::gate(name, &[format!("cargo could not be run: {cause}")]),
+    }
+}

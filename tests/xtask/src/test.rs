@@ -1,0 +1,214 @@
+//! `cargo xtask test`: everything that has to hold, with real servers, and the count of it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use tidegate_services::{Running, Service, given_url};
+
+use crate::gates::GATES;
+use crate::libtest::Reader;
+use crate::outcome::Tally;
+use crate::{examples, proof, stream, workspace};
+
+/// One step of the test command.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// For `--only` and the list of failures.
+    pub(crate) name: &'static str,
+    /// For whoever waits.
+    pub(crate) about: &'static str,
+    /// Whether the servers are started before it.
+    pub(crate) needs_services: bool,
+    /// A failure inside does not keep the next step from running.
+    pub(crate) run: fn(&Run) -> Tally,
+}
+
+/// After the gates, in the order in which they run. A new step is a line here.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "tests", about: "cargo test, doctests included", needs_services: true, run: tests },
+    Step {
+        name: "proof",
+        about: "simulated histories with faults, and planted bugs",
+        needs_services: false,
+        run: proof::short,
+    },
+    Step {
+        name: "examples",
+        about: "every example, with its output",
+        needs_services: true,
+        run: examples::run,
+    },
+];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// One step (`format`, `lints`, `tests`, …) or the tests of one package.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Services to go without; their tests are counted as skipped.
+    #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
+    skip: Vec<Service>,
+}
+
+/// What the steps are given.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// For every process of a step: where the servers are, and which are skipped.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// The tests of this package only.
+    pub(crate) package: Option<String>,
+}
+
+impl Run {
+    pub(crate) fn steps<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> Tally {
+        let mut tally = Tally::default();
+        for step in steps {
+            println!("\n== {}: {}", step.name, step.about);
+            tally.add((step.run)(self));
+        }
+        tally
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    let (steps, package) = select(arguments.only.as_deref())?;
+    let mut run = Run { environment: Vec::new(), package };
+    let skip = skip_list(arguments)?;
+    let skipped_file =
+        tempfile::NamedTempFile::new().map_err(|cause| format!("no temporary file: {cause}"))?;
+    let mut tally = Tally::default();
+    let mut missing = BTreeSet::new();
+    let mut servers = Vec::new();
+    if steps.iter().any(|step| step.needs_services) {
+        println!("== services");
+        missing.extend(skip.iter().copied());
+        for service in Service::ALL.iter().copied().filter(|service| !skip.contains(service)) {
+            if let Some(url) = given_url(service) {
+                println!("{service}: given, {}", without_password(&url));
+                continue;
+            }
+            match Running::start(service) {
+                Ok(server) => servers.push(server),
+                Err(cause) => {
+                    println!("{service}: {cause}");
+                    tally.add(Tally::failed(format!("service {service}: {cause}")));
+                    missing.insert(service);
+                }
+            }
+        }
+    }
+    for server in &servers {
+        println!("{}: {}", server.service(), server.url());
+        run.environment.push((server.service().url_variable().into(), server.url().into()));
+    }
+    let names: Vec<_> = skip.iter().map(|service| service.name()).collect();
+    run.environment.push(("TIDEGATE_SKIP".into(), names.join(",").into()));
+    run.environment.push(("TIDEGATE_SKIPPED_FILE".into(), skipped_file.path().into()));
+    run.environment.push(("TIDEGATE_PROVISION".into(), "off".into()));
+
+    tally.add(run.steps(steps.into_iter()));
+    drop(servers);
+    tally.turn_into_skips(skipped_tests(skipped_file.path()));
+    let names: Vec<_> = missing.iter().map(|service| service.name().to_owned()).collect();
+    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let unmet = missing.iter().any(|service| service.is_required() && (in_ci || !skip.contains(service)));
+    if unmet {
+        println!("\na required service did not run");
+    }
+    report(&tally, &names);
+    Ok(if unmet || !tally.failures.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The end of the output: what failed, what did not run, and the counts as the last line.
+pub(crate) fn report(tally: &Tally, not_run: &[String]) {
+    println!();
+    for name in &tally.failures {
+        println!("failed: {name}");
+    }
+    for name in not_run {
+        println!("not run: {name}");
+    }
+    println!("{tally}");
+}
+
+fn select(only: Option<&str>) -> Result<(Vec<&'static Step>, Option<String>), String> {
+    let all = || GATES.iter().chain(STEPS);
+    let Some(name) = only else { return Ok((all().collect(), None)) };
+    if let Some(step) = all().find(|step| step.name == name) {
+        return Ok((vec![step], None));
+    }
+    let metadata = workspace::metadata()?;
+    let packages = metadata.workspace_packages();
+    let mut packages = packages.iter().map(|package| package.name.as_str());
+    let package =
+        packages.find(|package| *package == name || package.strip_prefix("tidegate-") == Some(name));
+    let known: Vec<_> = all().map(|step| step.name).collect();
+    let package = package.ok_or_else(|| {
+        format!("`{name}` is neither a package of the workspace nor a step (steps: {})", known.join(", "))
+    })?;
+    Ok((STEPS.iter().filter(|step| step.name == "tests").collect(), Some(package.to_owned())))
+}
+
+/// From the command line and from `TIDEGATE_SKIP`.
+fn skip_list(arguments: &Arguments) -> Result<BTreeSet<Service>, String> {
+    let variable = std::env::var("TIDEGATE_SKIP").unwrap_or_default();
+    let named = variable.split(',').filter(|name| !name.trim().is_empty()).map(str::parse);
+    named.chain(arguments.skip.iter().copied().map(Ok)).collect()
+}
+
+/// A test that asks for two skipped services is one test.
+fn skipped_tests(file: &Path) -> usize {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let names = text.lines().filter_map(|line| line.split_once('\t'));
+    names.map(|(_, test)| test).collect::<BTreeSet<_>>().len()
+}
+
+fn tests(run: &Run) -> Tally {
+    let mut arguments = vec!["test", "--no-fail-fast"];
+    match &run.package {
+        Some(package) => arguments.extend(["--package", package]),
+        None => arguments.push("--workspace"),
+    }
+    let mut command = workspace::cargo(&arguments);
+    command.envs(run.environment.iter().cloned());
+    let mut reader = Reader::default();
+    match stream::run(&mut command, None, |line| reader.line(line)) {
+        Ok(ended) => reader.finish("tests", ended.status.success()),
+        Err(cause) => Tally::failed(format!("tests: cargo could not be run: {cause}")),
+    }
+}
+
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    match rest.split_once('@') {
+        Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or_default()),
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_skipped_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "mongodb\tit::a\npostgresql\tit::a\nmongodb\tit::b\n").unwrap();
+        assert_eq!(skipped_tests(file.path()), 2);
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        assert_eq!(without_password("postgres://u:p@h:1/d"), "postgres://u@h:1/d");
+        assert_eq!(without_password("mongodb://h:1/?replicaSet=r"), "mongodb://h:1/?replicaSet=r");
+    }
+
+    #[test]
+    fn one_step_or_one_package_can_be_chosen() {
+        assert_eq!(select(Some("lints")).unwrap().0[0].name, "lints");
+        assert_eq!(select(Some("xtask")).unwrap().1.as_deref(), Some("tidegate-xtask"));
+        assert!(select(Some("nothing")).unwrap_err().contains("steps: format, lints"));
+    }
+}

@@ -1,0 +1,89 @@
+//! Pages that nobody shows, and paths in pages that lead nowhere.
+
+use std::path::Path;
+
+use crate::workspace::TextFile;
+
+const CODES: &str = "framework/core/src/code.rs";
+const LICENCES: &[&str] = &["LICENSE-MIT", "LICENSE-APACHE"];
+
+pub(super) fn findings(files: &[TextFile], root: &Path) -> Vec<String> {
+    let codes = files.iter().find(|file| file.path == CODES).map_or("", |file| file.text.as_str());
+    let mut findings = Vec::new();
+    for file in files {
+        findings.extend(unused_page(&file.path, codes));
+        if is_prose(&file.path) {
+            let absent = quoted_paths(&file.text).into_iter().filter(|path| !root.join(path).exists());
+            findings.extend(absent.map(|path| format!("{}: there is no `{path}`", file.path)));
+        }
+    }
+    let absent = LICENCES.iter().filter(|name| !files.iter().any(|file| file.path == **name));
+    findings.extend(absent.map(|name| format!("{name} is missing")));
+    findings
+}
+
+/// A page of an error whose code is gone.
+fn unused_page(path: &str, codes: &str) -> Option<String> {
+    let name = path.strip_prefix("docs/errors/")?.strip_suffix(".md")?;
+    (name != "README" && !codes.contains(&format!("\"{name}\"")))
+        .then(|| format!("{path}: no code has this page"))
+}
+
+/// The changelog speaks of what was, so it is not looked at.
+fn is_prose(path: &str) -> bool {
+    path.ends_with(".md") && (path.starts_with("docs/") || !path.contains('/')) && path != "CHANGELOG.md"
+}
+
+/// What stands in back quotes and looks like a path of this tree.
+fn quoted_paths(text: &str) -> Vec<&str> {
+    const AREAS: &[&str] =
+        &["framework/", "adapters/", "migrations/", "examples/", "tests/", "docs/", ".ci/", ".cargo/"];
+    let mut fenced = false;
+    let mut paths = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        }
+        if fenced {
+            continue;
+        }
+        let quoted = line.split('`').skip(1).step_by(2);
+        let plain = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+        paths.extend(quoted.filter(plain).filter(|path| AREAS.iter().any(|area| path.starts_with(area))));
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str, text: &str) -> TextFile {
+        TextFile { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    #[test]
+    fn each_rule_finds_a_planted_page() {
+        let files = [
+            file(CODES, "SLOT_LOST = 40, \"slot-lost\", …"),
+            file("docs/errors/slot-lost.md", ""),
+            file("docs/errors/slot-found.md", ""),
+            file(
+                "docs/start.md",
+                "see `docs/here.md`, `docs/gone.md` and `docs/<name>.md`\n```\n`docs/fenced.md`\n```",
+            ),
+            file("LICENSE-MIT", ""),
+        ];
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("docs")).unwrap();
+        std::fs::write(root.path().join("docs/here.md"), "").unwrap();
+        assert_eq!(
+            findings(&files, root.path()),
+            [
+                "docs/errors/slot-found.md: no code has this page",
+                "docs/start.md: there is no `docs/gone.md`",
+                "LICENSE-APACHE is missing",
+            ]
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! The workspace as cargo and git see it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cargo_metadata::{Metadata, MetadataCommand};
+
+use crate::stream;
+
+/// The folder of the workspace's manifest.
+pub(crate) fn root() -> PathBuf {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_folder.ancestors().nth(2).unwrap_or(crate_folder).to_owned()
+}
+
+pub(crate) fn metadata() -> Result<Metadata, String> {
+    let mut command = MetadataCommand::new();
+    command.manifest_path(root().join("Cargo.toml"));
+    command.exec().map_err(|cause| format!("cargo metadata: {cause}"))
+}
+
+/// A text file of the tree.
+#[derive(Debug)]
+pub(crate) struct TextFile {
+    /// From the root, with `/`.
+    pub(crate) path: String,
+    pub(crate) text: String,
+}
+
+/// Every text file that git knows or would take; without git, every one outside of what is built.
+pub(crate) fn text_files() -> Vec<TextFile> {
+    let root = root();
+    let mut command = Command::new("git");
+    command.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&root);
+    let paths = match command.output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).split_terminator('\0').map(str::to_owned).collect()
+        }
+        _ => walk(&root, &root),
+    };
+    let read = |path: String| Some(TextFile { text: fs::read_to_string(root.join(&path)).ok()?, path });
+    paths.into_iter().filter_map(read).collect()
+}
+
+fn walk(root: &Path, folder: &Path) -> Vec<String> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if !["target", ".git", "node_modules"].iter().any(|name| entry.file_name() == *name) {
+                paths.extend(walk(root, &path));
+            }
+        } else if let Ok(path) = path.strip_prefix(root) {
+            paths.push(path.display().to_string());
+        }
+    }
+    paths.sort();
+    paths
+}
+
+/// `cargo` in the root, as it would be without us.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = stream::cargo();
+    command.args(arguments).current_dir(root());
+    command
+}
