@@ -75,8 +75,9 @@ pub(crate) async fn write(
     let flow = flow.as_str();
     let position = commit.position.as_ref().map(Position::bytes);
     let replay = commit.replay.as_ref().map(Position::bytes);
-    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position), replay = coalesce($4, replay)
-        WHERE flow = $1 AND fence = $2";
+    // What was seen once stays seen: the source may have forgotten what lies before the highest place so far.
+    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position),
+        replay = greatest(replay, coalesce($4, replay)) WHERE flow = $1 AND fence = $2";
     if session.execute(sql, &[&flow, &fence, &position, &replay]).await.map_err(failed)? == 0 {
         return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
     }
