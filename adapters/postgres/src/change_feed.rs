@@ -51,6 +51,8 @@ pub(crate) struct PostgresFeed {
     told: Lsn,
     /// What was wanted last, and since when.
     wanted: Option<(Lsn, Instant)>,
+    /// When the server was last asked how far it is.
+    asked: Option<Instant>,
     /// The end of the log when it was last looked at.
     log_end: Lsn,
     looked: Option<Instant>,
@@ -112,7 +114,14 @@ impl PostgresFeed {
             .with_position(Lsn(from.0.saturating_sub(1)))
             .with_streaming(true)
             .with_binary(true);
-        let stream = Replication::connect(store.settings()).await?.start(&start).await?;
+        let mut replication = Replication::connect(store.settings()).await?;
+        // This may be another server than the one asked before, where an address leads to several.
+        let own = replication.identify().await?;
+        if !source.0.starts_with(&format!("postgres:{}/{}/", own.system, own.timeline)) {
+            return Err(Error::new(code::SOURCE_REPLACED, "the address leads to more than one server")
+                .with("began_with", &source.0));
+        }
+        let stream = replication.start(&start).await?;
         let (orders, orders_out) = mpsc::unbounded_channel();
         let (frames_in, frames) = mpsc::channel(BATCHES_AHEAD);
         let mut scope = Scope::new();
@@ -126,6 +135,7 @@ impl PostgresFeed {
             scope,
             told: from,
             wanted: None,
+            asked: None,
             log_end,
             looked: None,
         })
@@ -168,7 +178,11 @@ impl PostgresFeed {
                 now
             }
         };
-        // While changes come in, the position rises by itself.
+        // While changes come in, the position rises by itself: a question for each would only add to them.
+        let is_busy = self.reader.quiet() < ASK_EVERY && since.elapsed() >= ASK_EVERY;
+        if is_busy || self.asked.is_some_and(|at| at.elapsed() < ASK_EVERY) {
+            return Ok(());
+        }
         if since.elapsed().min(self.reader.quiet()) >= PATIENCE {
             // A record of our own, flushed: an open transaction's would keep the end of the log from the server's
             // sender for as long as it is open.
@@ -176,6 +190,8 @@ impl PostgresFeed {
             self.side().await?.batch_execute(sql).await.map_err(|e| from_driver(e, "emit"))?;
             self.wanted = None;
         }
+        self.asked = Some(Instant::now());
+        // If nobody listens, the stream has ended: its error is found where its frames are waited for.
         let _ = self.orders.send(Order::Ask);
         Ok(())
     }

@@ -21,43 +21,34 @@ const PARAMETERS: &str = "sslmode, sslrootcert, sslcert, sslkey, host, port, use
                           application_name, connect_timeout, options";
 
 /// How to reach one database of one server.
-///
-/// ```
-/// use tidegate_postgres::config::{Settings, Tls};
-/// let settings = Settings::parse("postgres://app:s3cret@db.example/shop")?;
-/// assert_eq!(settings.tls, Tls::VerifyFull);
-/// assert_eq!(settings.to_string(), "postgres://app@db.example:5432/shop");
-/// assert!(!format!("{settings:?}").contains("s3cret"));
-/// # Ok::<(), tidegate_core::Error>(())
-/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The server.
-    pub host: Host,
+    pub(crate) host: Host,
     /// The role.
-    pub user: String,
+    pub(crate) user: String,
     /// How the role proves itself.
-    pub password: Password,
+    pub(crate) password: Password,
     /// The database; a stream of changes belongs to one.
-    pub database: String,
+    pub(crate) database: String,
     /// How far the connection is protected.
-    pub tls: Tls,
+    pub(crate) tls: Tls,
     /// Certificates of those who may vouch for the server, in PEM; the system's own when absent.
-    pub root_certificate: Option<PathBuf>,
+    pub(crate) root_certificate: Option<PathBuf>,
     /// A certificate and its key that identify us, in PEM.
-    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     /// What the server shows in `pg_stat_activity`.
-    pub application_name: String,
+    pub(crate) application_name: String,
     /// How long reaching the server and proving the role may take together.
-    pub connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// Command-line options for the server process, such as `-c search_path=app`.
-    pub options: Option<String>,
+    pub(crate) options: Option<String>,
 }
 
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Host {
+pub(crate) enum Host {
     /// A name or an address, and a port.
     Tcp(String, u16),
     /// The folder of a local socket, and the port in its file name.
@@ -66,7 +57,7 @@ pub enum Host {
 
 /// How far a connection is protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tls {
+pub(crate) enum Tls {
     /// Plain text.
     Disable,
     /// Encrypted, the server not identified: whoever can stand between can read.
@@ -79,7 +70,7 @@ pub enum Tls {
 
 /// How a role proves itself.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Password {
+pub(crate) enum Password {
     /// It does not: a trusted address, the owner of a socket or a client certificate.
     Absent,
     /// With these words.
@@ -94,7 +85,7 @@ impl Settings {
     /// # Errors
     /// `url-invalid` when the URL does not say where to go or asks for what is unknown; `config-invalid` when
     /// its password file cannot be read. No message repeats the URL, since it may hold a password.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         Self::parse_with(text, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
@@ -102,7 +93,7 @@ impl Settings {
     ///
     /// # Errors
     /// As [`Settings::parse`].
-    pub fn parse_with(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn parse_with(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let url = Url::parse(text).map_err(|error| invalid("this is not a URL").because(error))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(invalid(format!("the scheme {} is not postgres", url.scheme())));
@@ -164,7 +155,7 @@ impl fmt::Display for Settings {
 
 impl Host {
     /// Whether the connection cannot leave this machine.
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Socket(..) => true,
             Self::Tcp(name, _) => {

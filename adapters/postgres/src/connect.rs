@@ -6,7 +6,7 @@ use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 use tokio::task::JoinSet;
 use tokio_postgres::config::{SslMode, SslNegotiation};
-use tokio_postgres::{CancelToken, Client, Config};
+use tokio_postgres::{Client, Config};
 
 use crate::config::Settings;
 use crate::error;
@@ -14,9 +14,8 @@ use crate::link::{Link, Opened};
 
 /// A session of `tokio-postgres` whose background task lives and dies with it.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     client: Client,
-    settings: Settings,
     /// Held so that dropping the session ends the task; a set of one, since a bare task would outlive us.
     driver: JoinSet<()>,
 }
@@ -27,7 +26,7 @@ impl Session {
     /// # Errors
     /// `unreachable` when the server does not answer in time, `access-denied` when it refuses the role,
     /// `tls-failed` when it cannot be trusted.
-    pub async fn connect(settings: &Settings) -> Result<Self> {
+    pub(crate) async fn connect(settings: &Settings) -> Result<Self> {
         within(settings, async {
             let mut config = Config::new();
             config
@@ -56,21 +55,16 @@ impl Session {
                     tracing::debug!(error = %error, "a session ended");
                 }
             });
-            Ok(Self { client, settings: settings.clone(), driver })
+            Ok(Self { client, driver })
         })
         .await
     }
 
     /// Says goodbye and waits until the server has been told.
-    pub async fn close(self) {
-        let Self { client, settings: _, mut driver } = self;
+    pub(crate) async fn close(self) {
+        let Self { client, mut driver } = self;
         drop(client);
         while driver.join_next().await.is_some() {}
-    }
-
-    /// A handle that can end the statement that is running.
-    pub fn canceller(&self) -> Canceller {
-        Canceller { token: self.client.cancel_token(), settings: self.settings.clone() }
     }
 }
 
@@ -85,36 +79,6 @@ impl Deref for Session {
 impl DerefMut for Session {
     fn deref_mut(&mut self) -> &mut Client {
         &mut self.client
-    }
-}
-
-/// Ends the statement a session is running, over a connection of its own.
-#[derive(Clone)]
-pub struct Canceller {
-    token: CancelToken,
-    settings: Settings,
-}
-
-impl Canceller {
-    /// Asks the server to give up. It may already be done: nothing here says which.
-    ///
-    /// # Errors
-    /// As [`Session::connect`].
-    pub async fn cancel(&self) -> Result<()> {
-        within(&self.settings, async {
-            let link = Link::open(&self.settings, None).await?;
-            self.token
-                .cancel_query_raw(link, Opened)
-                .await
-                .map_err(|error| error::from_driver(error, "cancel"))
-        })
-        .await
-    }
-}
-
-impl std::fmt::Debug for Canceller {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Canceller").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 

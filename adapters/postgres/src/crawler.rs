@@ -51,14 +51,18 @@ impl PostgresCrawler {
         Ok(Self { session, unclean: false, only: HashMap::new() })
     }
 
-    async fn clean(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.unclean, true) {
+    /// Ends the transaction of a call that was given up or failed.
+    async fn settle(&mut self) -> Result<()> {
+        if self.unclean {
             self.session.batch_execute("ROLLBACK").await.map_err(|e| from_driver(e, "read"))?;
+            self.unclean = false;
         }
         Ok(())
     }
 
+    /// The table as a query reads it.
     async fn from(&mut self, table: &Table) -> Result<String> {
+        self.settle().await?;
         let only = match self.only.get(&table.native_id) {
             Some(only) => *only,
             None => {
@@ -76,7 +80,17 @@ impl PostgresCrawler {
 
     /// Runs one binary copy in a transaction of its own and appends its rows.
     async fn copy(&mut self, table: &Table, query: &str, out: &mut Rows) -> Result<AsOf> {
-        self.clean().await?;
+        self.settle().await?;
+        self.unclean = true;
+        let copied = self.copy_within(table, query, out).await;
+        if copied.is_err() {
+            // At once: an open transaction keeps the source from tidying up. If it is lost, its transaction is too.
+            let _ = self.settle().await;
+        }
+        copied
+    }
+
+    async fn copy_within(&mut self, table: &Table, query: &str, out: &mut Rows) -> Result<AsOf> {
         let failed = |e| from_driver(e, "read").with("table", &table.name);
         let begin = format!(
             "BEGIN; SELECT {INSTANT}, to_regclass({})::oid::text",
@@ -212,8 +226,6 @@ fn condition(table: &Table, range: &KeyRange) -> Result<String> {
 #[async_trait]
 impl Crawler for PostgresCrawler {
     async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
-        self.clean().await?;
-        self.unclean = false;
         let from = self.from(table).await?;
         let key = sql::key_list(table);
         let keys = Table {
@@ -300,7 +312,8 @@ impl Crawler for PostgresCrawler {
     }
 
     async fn as_of(&mut self) -> Result<AsOf> {
-        self.clean().await?;
+        self.settle().await?;
+        self.unclean = true;
         let sql = format!("BEGIN; SELECT {INSTANT}; COMMIT");
         let messages = self.session.simple_query(&sql).await.map_err(|e| from_driver(e, "read"))?;
         self.unclean = false;

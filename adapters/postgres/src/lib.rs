@@ -1,45 +1,50 @@
 //! PostgreSQL as a source and a target.
 //!
-//! Two clients share one configuration: `tokio-postgres` for bulk reads and staged writes ([`connect`]), and a
-//! thin one of our own for the replication protocol ([`wire`]), which `tokio-postgres` does not speak. The thin
-//! one never acknowledges anything by itself: what may be forgotten by the server is the caller's decision.
+//! [`open`] gives a store by its URL; everything else stands behind the ports of `tidegate_core`. As a source it is
+//! read by key in binary copies, each at one instant, and by its log through a publication and a slot; rows pass
+//! through in the server's own binary form. As a target it keeps the checkpoint in the schema `tidegate`, in the
+//! transaction of the rows.
 //!
-//! - [`config`]: what a `postgres://` URL says
-//! - [`connect`]: an ordinary session
-//! - [`wire`]: a replication session and the stream of the write-ahead log
-//! - [`pgoutput`]: what that stream says
-//! - [`binary`]: values in the server's binary form
-//! - [`lsn`]: positions in the write-ahead log
+//! Two clients share one configuration: `tokio-postgres` for everything in SQL, and a thin one of our own for the
+//! replication protocol, which `tokio-postgres` does not speak. The thin one never acknowledges anything by itself:
+//! what the server may forget is the caller's decision.
+//!
+//! ```
+//! use tidegate_core::Endpoint;
+//!
+//! let store = tidegate_postgres::open(&Endpoint::parse("postgres://app:s3cret@db.example/shop")?)?;
+//! assert_eq!(store.location(), "postgres://app@db.example:5432/shop");
+//! # Ok::<(), tidegate_core::Error>(())
+//! ```
 
-pub mod binary;
+mod binary;
 mod catalog;
 mod change_feed;
 mod codec;
-pub mod config;
-pub mod connect;
+mod config;
+mod connect;
 mod crawler;
 mod cursor;
 mod encode;
 mod error;
 mod form;
 mod link;
-pub mod lsn;
-pub mod pgoutput;
+mod lsn;
+mod pgoutput;
 mod schema;
 mod sink;
 mod sql;
 mod state;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tls;
-pub mod wire;
+mod wire;
 
 use std::sync::Arc;
 
 use tidegate_core::port::Store;
 use tidegate_core::{Endpoint, Result};
-
-pub use config::Settings;
-pub use lsn::Lsn;
 
 /// The schemes of the URLs that [`open`] takes.
 pub const SCHEMES: &[&str] = &["postgres", "postgresql"];

@@ -7,23 +7,15 @@ use tidegate_core::Error;
 use tidegate_core::error::code;
 
 /// A byte position in the write-ahead log of one server, written `16/B374D848`.
-///
-/// ```
-/// use tidegate_postgres::Lsn;
-/// let lsn: Lsn = "16/B374D848".parse()?;
-/// assert_eq!(lsn, Lsn(0x16_B374_D848));
-/// assert_eq!(lsn.to_string(), "16/B374D848");
-/// # Ok::<(), tidegate_core::Error>(())
-/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Lsn(pub u64);
+pub(crate) struct Lsn(pub(crate) u64);
 
 impl Lsn {
     /// No position: the server means "wherever the slot stands", we mean "nothing seen".
-    pub const ZERO: Self = Self(0);
+    pub(crate) const ZERO: Self = Self(0);
 
     /// How many bytes of log lie between an earlier position and this one; none when it is not earlier.
-    pub fn bytes_since(self, earlier: Self) -> u64 {
+    pub(crate) fn bytes_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }

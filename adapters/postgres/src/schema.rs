@@ -9,7 +9,7 @@ use crate::error::from_driver;
 /// The version of these tables. A newer program reads older ones; an older one refuses.
 const VERSION: i32 = 1;
 
-/// `flows` is the checkpoint, `ranges` the ledger of the crawl, `excluded` the tables left out; tables are named and
+/// `flows` is the checkpoint, `ranges` the ledger of the crawl, `left_out` the tables that take no part; tables are named and
 /// not numbered, since their places in a plan change.
 const TABLES: &str = "
     CREATE SCHEMA IF NOT EXISTS tidegate;
@@ -18,7 +18,7 @@ const TABLES: &str = "
         replay bytea NOT NULL, fence int8 NOT NULL);
     CREATE TABLE IF NOT EXISTS tidegate.ranges (flow text, name text, range int8, after_key bytea, upto_key bytea,
         rows int8 NOT NULL, done bool NOT NULL, PRIMARY KEY (flow, name, range));
-    CREATE TABLE IF NOT EXISTS tidegate.excluded (flow text, name text, reason text NOT NULL,
+    CREATE TABLE IF NOT EXISTS tidegate.left_out (flow text, name text, reason text NOT NULL,
         PRIMARY KEY (flow, name));
     CREATE TABLE IF NOT EXISTS tidegate.records (flow text, key text, version int8 NOT NULL, value text NOT NULL,
         PRIMARY KEY (flow, key));

@@ -12,16 +12,16 @@ const ELEMENTS_MAX: usize = (1 << 27) - 1;
 
 /// One dimension.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dimension {
+pub(crate) struct Dimension {
     /// How many places it has.
-    pub length: i32,
+    pub(crate) length: i32,
     /// The number of the first; 1 unless somebody chose otherwise.
-    pub lower: i32,
+    pub(crate) lower: i32,
 }
 
 /// An array whose elements are still in binary form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Array<'a> {
+pub(crate) struct Array<'a> {
     element_oid: u32,
     dimensions: [Dimension; DIMENSIONS_MAX],
     count: usize,
@@ -35,7 +35,7 @@ impl<'a> Array<'a> {
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &'a [u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self> {
         let mut cursor = Cursor::new(bytes);
         let count = usize::try_from(cursor.i32("dimensions")?)
             .ok()
@@ -58,32 +58,22 @@ impl<'a> Array<'a> {
     }
 
     /// The number of the elements' type.
-    pub fn element_oid(&self) -> u32 {
+    pub(crate) fn element_oid(&self) -> u32 {
         self.element_oid
     }
 
     /// The dimensions; none for an empty array.
-    pub fn dimensions(&self) -> &[Dimension] {
+    pub(crate) fn dimensions(&self) -> &[Dimension] {
         &self.dimensions[..self.count]
     }
 
     /// How many elements there are in all dimensions.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Whether it is a plain list: one dimension that begins at 1, or nothing.
-    pub fn is_list(&self) -> bool {
-        matches!(self.dimensions(), [] | [Dimension { lower: 1, .. }])
-    }
-
     /// The elements, the last dimension running fastest; nothing for null.
-    pub fn elements(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
+    pub(crate) fn elements(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
         let mut cursor = Cursor::new(self.elements);
         (0..self.len).map_while(move |_| element(&mut cursor).ok())
     }
@@ -94,7 +84,7 @@ impl<'a> Array<'a> {
 /// # Errors
 /// What `put` refuses; `value-unfit` when there are not as many elements as the dimensions say, or more than the
 /// server takes. What was written by then stays in the buffer: write it inside of [`put_field`], which takes it back.
-pub fn put_array<T>(
+pub(crate) fn put_array<T>(
     out: &mut BytesMut,
     element_oid: u32,
     dimensions: &[Dimension],
@@ -120,21 +110,6 @@ pub fn put_array<T>(
         }
     }
     Ok(())
-}
-
-/// Writes an array of one dimension that begins at 1.
-///
-/// # Errors
-/// As [`put_array`].
-pub fn put_list<T>(
-    out: &mut BytesMut,
-    element_oid: u32,
-    elements: &[Option<T>],
-    put: impl FnMut(&mut BytesMut, &T) -> Result<()>,
-) -> Result<()> {
-    let length = i32::try_from(elements.len())
-        .map_err(|_| unfit("an array has more elements than PostgreSQL takes"))?;
-    put_array(out, element_oid, &[Dimension { length, lower: 1 }], elements, put)
 }
 
 /// How many elements fill these dimensions; nothing when no array can have them.
@@ -188,7 +163,6 @@ mod tests {
             let array = Array::read(&out).unwrap();
             prop_assert_eq!(array.element_oid(), INT4);
             prop_assert_eq!(array.dimensions(), if rows == 0 { &[] } else { &dimensions[..] });
-            prop_assert_eq!(array.is_list(), rows == 0);
             let read: Vec<_> = array.elements().map(|element| element.map(|bytes| int4(bytes).unwrap())).collect();
             prop_assert_eq!(read, values);
             for cut in 0..out.len() {
@@ -214,6 +188,5 @@ mod tests {
         assert!(put_array(&mut out, INT4, &[dimensions[0]; 7], &[Some(1)], put).is_err());
         let huge = [Dimension { length: i32::MAX, lower: 1 }; 6];
         assert!(put_array(&mut out, INT4, &huge, &[Some(1)], put).is_err());
-        assert!(put_list(&mut out, INT4, &[Some(1), None], put).is_ok());
     }
 }

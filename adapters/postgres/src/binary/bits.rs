@@ -9,7 +9,7 @@ use crate::cursor::Cursor;
 ///
 /// # Errors
 /// `stream-malformed`.
-pub fn bits(bytes: &[u8]) -> Result<String> {
+pub(crate) fn bits(bytes: &[u8]) -> Result<String> {
     let mut cursor = Cursor::new(bytes);
     let count = usize::try_from(cursor.i32("count")?).map_err(|_| malformed("bit", bytes))?;
     let packed = cursor.bytes(count.div_ceil(8), "bits")?;

@@ -5,11 +5,11 @@
 //! [`put_field`] and [`put_null`] add the length that stands before every value in `COPY`, in arrays and in
 //! parameters.
 
-pub mod array;
-pub mod bits;
-pub mod network;
-pub mod numeric;
-pub mod time;
+pub(crate) mod array;
+pub(crate) mod bits;
+pub(crate) mod network;
+pub(crate) mod numeric;
+pub(crate) mod time;
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ const JSONB_VERSION: u8 = 1;
 ///
 /// # Errors
 /// `stream-malformed`, as all readers here.
-pub fn bool(bytes: &[u8]) -> Result<bool> {
+pub(crate) fn bool(bytes: &[u8]) -> Result<bool> {
     match bytes {
         [0] => Ok(false),
         [1] => Ok(true),
@@ -36,16 +36,18 @@ pub fn bool(bytes: &[u8]) -> Result<bool> {
 macro_rules! numbers {
     ($($read:ident $write:ident $type:ty, $name:literal;)*) => {
         $(
+            #[allow(dead_code, reason = "one pair for each type; not every half is needed")]
             #[doc = concat!("Reads a `", $name, "`.")]
             ///
             /// # Errors
             /// `stream-malformed` when the length is another.
-            pub fn $read(bytes: &[u8]) -> Result<$type> {
+            pub(crate) fn $read(bytes: &[u8]) -> Result<$type> {
                 bytes.try_into().map(<$type>::from_be_bytes).map_err(|_| malformed($name, bytes))
             }
 
+            #[allow(dead_code, reason = "one pair for each type; not every half is needed")]
             #[doc = concat!("Writes a `", $name, "`.")]
-            pub fn $write(out: &mut BytesMut, value: $type) {
+            pub(crate) fn $write(out: &mut BytesMut, value: $type) {
                 out.put_slice(&value.to_be_bytes());
             }
         )*
@@ -64,7 +66,7 @@ numbers! {
 }
 
 /// Writes a `boolean`.
-pub fn put_bool(out: &mut BytesMut, value: bool) {
+pub(crate) fn put_bool(out: &mut BytesMut, value: bool) {
     out.put_u8(u8::from(value));
 }
 
@@ -72,7 +74,7 @@ pub fn put_bool(out: &mut BytesMut, value: bool) {
 ///
 /// # Errors
 /// `stream-malformed` when it is not UTF-8, as in a database without an encoding.
-pub fn text(bytes: &[u8]) -> Result<&str> {
+pub(crate) fn text(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|error| malformed("text", bytes).because(error))
 }
 
@@ -80,7 +82,7 @@ pub fn text(bytes: &[u8]) -> Result<&str> {
 ///
 /// # Errors
 /// `value-unfit` for a zero byte, which no text of the server can hold.
-pub fn put_text(out: &mut BytesMut, value: &str) -> Result<()> {
+pub(crate) fn put_text(out: &mut BytesMut, value: &str) -> Result<()> {
     if value.as_bytes().contains(&0) {
         return Err(unfit("a text of PostgreSQL cannot hold a zero byte"));
     }
@@ -92,7 +94,7 @@ pub fn put_text(out: &mut BytesMut, value: &str) -> Result<()> {
 ///
 /// # Errors
 /// `stream-malformed` for an unknown version or what is not UTF-8.
-pub fn jsonb(bytes: &[u8]) -> Result<&str> {
+pub(crate) fn jsonb(bytes: &[u8]) -> Result<&str> {
     match bytes.split_first() {
         Some((&JSONB_VERSION, json)) => text(json),
         _ => Err(malformed("jsonb", bytes)),
@@ -103,7 +105,7 @@ pub fn jsonb(bytes: &[u8]) -> Result<&str> {
 ///
 /// # Errors
 /// `value-unfit` for a zero byte.
-pub fn put_jsonb(out: &mut BytesMut, json: &str) -> Result<()> {
+pub(crate) fn put_jsonb(out: &mut BytesMut, json: &str) -> Result<()> {
     out.put_u8(JSONB_VERSION);
     put_text(out, json)
 }
@@ -112,17 +114,17 @@ pub fn put_jsonb(out: &mut BytesMut, json: &str) -> Result<()> {
 ///
 /// # Errors
 /// `stream-malformed` when the length is another.
-pub fn uuid(bytes: &[u8]) -> Result<[u8; 16]> {
+pub(crate) fn uuid(bytes: &[u8]) -> Result<[u8; 16]> {
     bytes.try_into().map_err(|_| malformed("uuid", bytes))
 }
 
 /// Writes a `uuid`.
-pub fn put_uuid(out: &mut BytesMut, value: [u8; 16]) {
+pub(crate) fn put_uuid(out: &mut BytesMut, value: [u8; 16]) {
     out.put_slice(&value);
 }
 
 /// Writes a `bytea`. Reading one is reading its bytes.
-pub fn put_bytea(out: &mut BytesMut, value: &[u8]) {
+pub(crate) fn put_bytea(out: &mut BytesMut, value: &[u8]) {
     out.put_slice(value);
 }
 
@@ -130,7 +132,7 @@ pub fn put_bytea(out: &mut BytesMut, value: &[u8]) {
 ///
 /// # Errors
 /// What `put` refuses, and `body-too-large` beyond the 2 GB a length can say. The buffer is then as before.
-pub fn put_field(out: &mut BytesMut, put: impl FnOnce(&mut BytesMut) -> Result<()>) -> Result<()> {
+pub(crate) fn put_field(out: &mut BytesMut, put: impl FnOnce(&mut BytesMut) -> Result<()>) -> Result<()> {
     let start = out.len();
     out.put_i32(0);
     let written = put(out).and_then(|()| {
@@ -150,7 +152,7 @@ pub fn put_field(out: &mut BytesMut, put: impl FnOnce(&mut BytesMut) -> Result<(
 }
 
 /// Writes the length that means null.
-pub fn put_null(out: &mut BytesMut) {
+pub(crate) fn put_null(out: &mut BytesMut) {
     out.put_i32(-1);
 }
 

@@ -11,13 +11,13 @@ const FAMILY_V6: u8 = 3;
 
 /// An `inet` or a `cidr`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Inet {
+pub(crate) struct Inet {
     /// The address.
-    pub address: std::net::IpAddr,
+    pub(crate) address: std::net::IpAddr,
     /// How many bits name the network.
-    pub prefix: u8,
+    pub(crate) prefix: u8,
     /// Whether it is a network (`cidr`), whose prefix is always shown.
-    pub is_cidr: bool,
+    pub(crate) is_cidr: bool,
 }
 
 impl Inet {
@@ -25,7 +25,7 @@ impl Inet {
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         let (address, &[_, prefix, is_cidr, _]) = match bytes {
             [head @ .., a, b, c, d] if head.len() == 4 => {
                 ([*a, *b, *c, *d].into(), head.first_chunk::<4>().ok_or_else(|| malformed("inet", bytes))?)
@@ -104,7 +104,7 @@ fn longest_zeros(words: [u16; 8]) -> (usize, usize) {
 ///
 /// # Errors
 /// `stream-malformed`.
-pub fn mac(bytes: &[u8]) -> Result<String> {
+pub(crate) fn mac(bytes: &[u8]) -> Result<String> {
     if !matches!(bytes.len(), 6 | 8) {
         return Err(malformed("macaddr", bytes));
     }

@@ -26,7 +26,7 @@ const FRACTION_DIGITS_MAX: i64 = 16_383;
 ///
 /// # Errors
 /// `stream-malformed`.
-pub fn numeric(bytes: &[u8]) -> Result<String> {
+pub(crate) fn numeric(bytes: &[u8]) -> Result<String> {
     let mut cursor = Cursor::new(bytes);
     let groups = cursor.u16("groups")?;
     let weight = cursor.i16("weight")?;
@@ -85,7 +85,7 @@ pub fn numeric(bytes: &[u8]) -> Result<String> {
 ///
 /// # Errors
 /// `value-unfit` for what is no such text or beyond the server's limits. Nothing is written then.
-pub fn put_numeric(out: &mut BytesMut, text: &str) -> Result<()> {
+pub(crate) fn put_numeric(out: &mut BytesMut, text: &str) -> Result<()> {
     let special = match text.to_ascii_lowercase().as_str() {
         "nan" => Some(NAN),
         "infinity" | "+infinity" | "inf" | "+inf" => Some(PLUS_INFINITY),

@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use bytes::{BufMut as _, BytesMut};
+#[cfg(test)]
+use bytes::BufMut as _;
+use bytes::BytesMut;
 use tidegate_core::Result;
 
 use super::{int4, int8, malformed, put_int4, put_int8, unfit};
@@ -25,52 +27,52 @@ const TIMESTAMP_LAST: i64 = 9_223_371_331_199_999_999;
 
 /// A `date`: days since 2000-01-01.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Date(pub i32);
+pub(crate) struct Date(pub(crate) i32);
 
 /// A `timestamp` or a `timestamptz`: microseconds since 2000-01-01 (UTC).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub i64);
+pub(crate) struct Timestamp(pub(crate) i64);
 
 /// A `time`: microseconds since midnight, up to 24:00:00.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time(pub i64);
+pub(crate) struct Time(pub(crate) i64);
 
 /// A `timetz`: a time and its distance from UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TimeTz {
+pub(crate) struct TimeTz {
     /// The time on the clock.
-    pub time: Time,
+    pub(crate) time: Time,
     /// How far the clock is ahead of UTC, in seconds.
-    pub ahead_seconds: i32,
+    pub(crate) ahead_seconds: i32,
 }
 
 /// An `interval`: three numbers that do not convert into each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// Months, years included.
-    pub months: i32,
+    pub(crate) months: i32,
     /// Days.
-    pub days: i32,
+    pub(crate) days: i32,
     /// Microseconds.
-    pub micros: i64,
+    pub(crate) micros: i64,
 }
 
 impl Date {
     /// After all dates.
-    pub const INFINITY: Self = Self(i32::MAX);
+    pub(crate) const INFINITY: Self = Self(i32::MAX);
     /// Before all dates.
-    pub const MINUS_INFINITY: Self = Self(i32::MIN);
+    pub(crate) const MINUS_INFINITY: Self = Self(i32::MIN);
 
     /// Reads a `date`.
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         int4(bytes).map(Self)
     }
 
     /// Writes a `date`.
-    pub fn put(self, out: &mut BytesMut) {
+    pub(crate) fn put(self, out: &mut BytesMut) {
         put_int4(out, self.0);
     }
 
@@ -78,7 +80,7 @@ impl Date {
     ///
     /// # Errors
     /// `value-unfit` outside of the server's calendar.
-    pub fn from_unix_days(days: i64) -> Result<Self> {
+    pub(crate) fn from_unix_days(days: i64) -> Result<Self> {
         i32::try_from(days - i64::from(EPOCH_DAYS))
             .ok()
             .filter(|days| (DATE_FIRST..=DATE_LAST).contains(days))
@@ -87,32 +89,32 @@ impl Date {
     }
 
     /// The distance from 1970-01-01; nothing for the infinities.
-    pub fn unix_days(self) -> Option<i64> {
+    pub(crate) fn unix_days(self) -> Option<i64> {
         self.is_finite().then(|| i64::from(self.0) + i64::from(EPOCH_DAYS))
     }
 
     /// Whether it is a day of the calendar.
-    pub fn is_finite(self) -> bool {
+    pub(crate) fn is_finite(self) -> bool {
         self != Self::INFINITY && self != Self::MINUS_INFINITY
     }
 }
 
 impl Timestamp {
     /// After all instants.
-    pub const INFINITY: Self = Self(i64::MAX);
+    pub(crate) const INFINITY: Self = Self(i64::MAX);
     /// Before all instants.
-    pub const MINUS_INFINITY: Self = Self(i64::MIN);
+    pub(crate) const MINUS_INFINITY: Self = Self(i64::MIN);
 
     /// Reads a `timestamp` or a `timestamptz`.
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         int8(bytes).map(Self)
     }
 
     /// Writes a `timestamp` or a `timestamptz`.
-    pub fn put(self, out: &mut BytesMut) {
+    pub(crate) fn put(self, out: &mut BytesMut) {
         put_int8(out, self.0);
     }
 
@@ -120,7 +122,7 @@ impl Timestamp {
     ///
     /// # Errors
     /// `value-unfit` outside of the server's calendar.
-    pub fn from_unix_micros(micros: i64) -> Result<Self> {
+    pub(crate) fn from_unix_micros(micros: i64) -> Result<Self> {
         micros
             .checked_sub(EPOCH_MICROS)
             .filter(|micros| (TIMESTAMP_FIRST..=TIMESTAMP_LAST).contains(micros))
@@ -130,17 +132,17 @@ impl Timestamp {
 
     /// The distance from 1970-01-01 in microseconds; nothing for the infinities and for the last 30 years before
     /// the end of the calendar, which is beyond an `i64`.
-    pub fn unix_micros(self) -> Option<i64> {
+    pub(crate) fn unix_micros(self) -> Option<i64> {
         self.is_finite().then(|| self.0.checked_add(EPOCH_MICROS)).flatten()
     }
 
     /// Whether it is an instant of the calendar.
-    pub fn is_finite(self) -> bool {
+    pub(crate) fn is_finite(self) -> bool {
         self != Self::INFINITY && self != Self::MINUS_INFINITY
     }
 
     /// The text of a `timestamptz`, in UTC; `Display` writes that of a `timestamp`.
-    pub fn to_text_utc(self) -> String {
+    pub(crate) fn to_text_utc(self) -> String {
         if !self.is_finite() {
             return self.to_string();
         }
@@ -156,7 +158,7 @@ impl Time {
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         int8(bytes)
             .ok()
             .filter(|micros| (0..=DAY).contains(micros))
@@ -165,7 +167,7 @@ impl Time {
     }
 
     /// Writes a `time`.
-    pub fn put(self, out: &mut BytesMut) {
+    pub(crate) fn put(self, out: &mut BytesMut) {
         put_int8(out, self.0);
     }
 }
@@ -175,7 +177,7 @@ impl TimeTz {
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         let (time, zone) = bytes.split_at_checked(8).ok_or_else(|| malformed("timetz", bytes))?;
         // The server counts westward.
         let ahead = int4(zone)?.checked_neg().ok_or_else(|| malformed("timetz", bytes))?;
@@ -183,7 +185,8 @@ impl TimeTz {
     }
 
     /// Writes a `timetz`.
-    pub fn put(self, out: &mut BytesMut) {
+    #[cfg(test)]
+    pub(crate) fn put(self, out: &mut BytesMut) {
         self.time.put(out);
         put_int4(out, self.ahead_seconds.wrapping_neg());
     }
@@ -191,15 +194,15 @@ impl TimeTz {
 
 impl Interval {
     /// Longer than all intervals, from version 17 on.
-    pub const INFINITY: Self = Self { months: i32::MAX, days: i32::MAX, micros: i64::MAX };
+    pub(crate) const INFINITY: Self = Self { months: i32::MAX, days: i32::MAX, micros: i64::MAX };
     /// Its negative.
-    pub const MINUS_INFINITY: Self = Self { months: i32::MIN, days: i32::MIN, micros: i64::MIN };
+    pub(crate) const MINUS_INFINITY: Self = Self { months: i32::MIN, days: i32::MIN, micros: i64::MIN };
 
     /// Reads an `interval`.
     ///
     /// # Errors
     /// `stream-malformed`.
-    pub fn read(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
         let mut cursor = Cursor::new(bytes);
         let micros = cursor.i64("microseconds")?;
         let days = cursor.i32("days")?;
@@ -209,7 +212,8 @@ impl Interval {
     }
 
     /// Writes an `interval`.
-    pub fn put(self, out: &mut BytesMut) {
+    #[cfg(test)]
+    pub(crate) fn put(self, out: &mut BytesMut) {
         out.put_i64(self.micros);
         out.put_i32(self.days);
         out.put_i32(self.months);

@@ -333,7 +333,7 @@ impl Reader {
     /// Keeps what open transactions have in memory within its limit.
     fn bound(&mut self) -> Result<()> {
         if self.open.values().map(|(spill, _)| spill.bytes()).sum::<usize>() > OPEN_BYTES_MAX {
-            self.open.values_mut().try_for_each(|(spill, _)| spill.to_file())?;
+            self.open.values_mut().try_for_each(|(spill, _)| spill.flush())?;
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ impl Spill {
     }
 
     /// Moves what is in memory to a file.
-    pub(crate) fn to_file(&mut self) -> Result<()> {
+    pub(crate) fn flush(&mut self) -> Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => self.file.insert(tempfile::tempfile().map_err(unwritten)?),
@@ -170,7 +170,7 @@ mod tests {
         let mut spill = Spill::default();
         record(&mut spill, 7, b"a");
         record(&mut spill, 8, b"b");
-        spill.to_file().unwrap();
+        spill.flush().unwrap();
         record(&mut spill, 7, b"c");
         spill.void(8);
         let mut reader = spill.read().unwrap();

@@ -13,14 +13,14 @@ mod tuple;
 
 use tidegate_core::Result;
 
-pub use tuple::{Cell, Cells, Column, Columns, Tuple};
+pub(crate) use tuple::{Cell, Columns, Tuple};
 
 use crate::cursor::Cursor;
 use crate::lsn::Lsn;
 
 /// Reads messages in order; it has to see every one, since streaming changes how the others are written.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Parser {
+pub(crate) struct Parser {
     /// Between stream start and stream stop each change carries the transaction it belongs to.
     in_stream: bool,
 }
@@ -28,7 +28,7 @@ pub struct Parser {
 /// One message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Message<'a> {
+pub(crate) enum Message<'a> {
     /// A transaction begins; its changes follow up to its commit.
     Begin {
         /// Where its commit record begins.
@@ -151,24 +151,24 @@ pub enum Message<'a> {
 
 /// How a table looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relation<'a> {
+pub(crate) struct Relation<'a> {
     /// The transaction, when streamed.
-    pub xid: Option<u32>,
+    pub(crate) xid: Option<u32>,
     /// The number its rows carry.
-    pub oid: u32,
+    pub(crate) oid: u32,
     /// Its schema; `pg_catalog` is sent as an empty text and given back by its name here.
-    pub schema: &'a str,
+    pub(crate) schema: &'a str,
     /// Its name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// What the old rows of its changes carry.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// Its columns, in the order of the cells of its rows.
-    pub columns: Columns<'a>,
+    pub(crate) columns: Columns<'a>,
 }
 
 /// What the old rows of a table's changes carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub(crate) enum Identity {
     /// The primary key.
     Default,
     /// Nothing: updates and deletes are refused by the server.
@@ -181,7 +181,7 @@ pub enum Identity {
 
 /// A row as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Old<'a> {
+pub(crate) enum Old<'a> {
     /// Its identity; all other cells are null and mean nothing.
     Key(Tuple<'a>),
     /// All of it.
@@ -190,7 +190,7 @@ pub enum Old<'a> {
 
 impl<'a> Old<'a> {
     /// The cells, whatever they mean.
-    pub fn tuple(self) -> Tuple<'a> {
+    pub(crate) fn tuple(self) -> Tuple<'a> {
         match self {
             Self::Key(tuple) | Self::Full(tuple) => tuple,
         }
@@ -199,18 +199,18 @@ impl<'a> Old<'a> {
 
 /// The numbers of several tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Relations<'a>(&'a [[u8; 4]]);
+pub(crate) struct Relations<'a>(&'a [[u8; 4]]);
 
 impl<'a> Relations<'a> {
     /// The numbers.
-    pub fn iter(self) -> impl ExactSizeIterator<Item = u32> + 'a {
+    pub(crate) fn iter(self) -> impl ExactSizeIterator<Item = u32> + 'a {
         self.0.iter().map(|bytes| u32::from_be_bytes(*bytes))
     }
 }
 
 impl Parser {
     /// A parser for the start of a stream.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
@@ -218,7 +218,7 @@ impl Parser {
     ///
     /// # Errors
     /// `stream-malformed`, with the offset in the message. Never panics, whatever the bytes are.
-    pub fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Message<'a>> {
+    pub(crate) fn parse<'a>(&mut self, bytes: &'a [u8]) -> Result<Message<'a>> {
         let mut cursor = Cursor::new(bytes);
         let message = self.message(&mut cursor)?;
         cursor.end()?;

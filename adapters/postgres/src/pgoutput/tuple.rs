@@ -8,7 +8,7 @@ use crate::cursor::Cursor;
 
 /// A row: its cells in the order of the table's columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuple<'a> {
+pub(crate) struct Tuple<'a> {
     /// Checked by [`Tuple::read`] to hold exactly `count` cells.
     bytes: &'a [u8],
     count: u16,
@@ -16,7 +16,7 @@ pub struct Tuple<'a> {
 
 /// One value of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cell<'a> {
+pub(crate) enum Cell<'a> {
     /// Null.
     Null,
     /// Large and as it was before; its value is not in the log.
@@ -29,24 +29,20 @@ pub enum Cell<'a> {
 
 /// The cells of a row.
 #[derive(Clone, Debug)]
-pub struct Cells<'a> {
+pub(crate) struct Cells<'a> {
     cursor: Cursor<'a>,
     left: u16,
 }
 
 impl<'a> Tuple<'a> {
     /// How many cells there are.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.count)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// The cells in order.
-    pub fn cells(&self) -> Cells<'a> {
+    pub(crate) fn cells(&self) -> Cells<'a> {
         Cells { cursor: Cursor::new(self.bytes), left: self.count }
     }
 
@@ -94,7 +90,7 @@ impl FusedIterator for Cells<'_> {}
 
 /// The columns of a relation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Columns<'a> {
+pub(crate) struct Columns<'a> {
     /// Checked by [`Columns::read`] to hold exactly `count` columns.
     bytes: &'a [u8],
     count: u16,
@@ -102,30 +98,26 @@ pub struct Columns<'a> {
 
 /// One column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Column<'a> {
+pub(crate) struct Column<'a> {
     /// Whether it belongs to the replica identity; with a full one every column does.
-    pub key: bool,
+    pub(crate) key: bool,
     /// Its name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// The number of its type.
-    pub type_oid: u32,
+    pub(crate) type_oid: u32,
     /// The modifier of its type, such as a length; -1 for none.
-    pub modifier: i32,
+    pub(crate) modifier: i32,
 }
 
 impl<'a> Columns<'a> {
     /// How many columns there are.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         usize::from(self.count)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// The columns in order.
-    pub fn iter(&self) -> impl Iterator<Item = Column<'a>> + use<'a> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Column<'a>> + use<'a> {
         let mut cursor = Cursor::new(self.bytes);
         (0..self.count).map_while(move |_| Column::read(&mut cursor).ok())
     }

@@ -54,7 +54,7 @@ pub(crate) async fn open(
             done: row.get(5),
         });
     }
-    let sql = "SELECT name, reason FROM tidegate.excluded WHERE flow = $1 ORDER BY name";
+    let sql = "SELECT name, reason FROM tidegate.left_out WHERE flow = $1 ORDER BY name";
     for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
         if let Some(table) = place(row.get(0)) {
             checkpoint.excluded.push((table, row.get(1)));
@@ -75,21 +75,22 @@ pub(crate) async fn write(
     let flow = flow.as_str();
     let position = commit.position.as_ref().map(Position::bytes);
     let replay = commit.replay.as_ref().map(Position::bytes);
-    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position), replay = coalesce($4, replay)
-        WHERE flow = $1 AND fence = $2";
+    // What was seen once stays seen: the source may have forgotten what lies before the highest place so far.
+    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position),
+        replay = greatest(replay, coalesce($4, replay)) WHERE flow = $1 AND fence = $2";
     if session.execute(sql, &[&flow, &fence, &position, &replay]).await.map_err(failed)? == 0 {
         return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
     }
     for table in &commit.forget {
         for sql in [
             "DELETE FROM tidegate.ranges WHERE flow = $1 AND name = $2",
-            "DELETE FROM tidegate.excluded WHERE flow = $1 AND name = $2",
+            "DELETE FROM tidegate.left_out WHERE flow = $1 AND name = $2",
         ] {
             session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
         }
     }
     for (table, reason) in &commit.exclude {
-        let sql = "INSERT INTO tidegate.excluded (flow, name, reason) VALUES ($1, $2, $3)
+        let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)
             ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
         session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
     }

@@ -1,7 +1,7 @@
 //! A thin client for the replication protocol.
 //!
 //! ```text
-//!   Replication::connect ── query / identify / create_slot ──┐
+//!   Replication::connect ── query / identify ────────────────┐
 //!                                                            │ start (consumes the session)
 //!   caller ── report(write, flush, apply) ──►  WalStream  ◄──┘
 //!          ◄── Data / Keepalive ───────────        │
@@ -17,5 +17,5 @@ mod session;
 mod startup;
 mod stream;
 
-pub use session::{Identity, Replication, Row, Slot, Snapshot, Start};
-pub use stream::{Progress, WalFrame, WalStream};
+pub(crate) use session::{Replication, Start};
+pub(crate) use stream::{Progress, WalFrame, WalStream};

@@ -24,65 +24,41 @@ const PAUSE: Duration = Duration::from_millis(15);
 
 /// A session of the replication protocol that has not started its stream.
 #[derive(Debug)]
-pub struct Replication {
+pub(crate) struct Replication {
     frames: Frames,
-    server: Vec<(String, String)>,
     /// A query whose answer nobody has read to its end.
     abandoned: bool,
 }
 
 /// Who a server is, as far as its log is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The cluster; copies of its files share it.
-    pub system: u64,
+    pub(crate) system: u64,
     /// Rises when a standby is promoted or a backup is restored to a point in time.
-    pub timeline: u32,
+    pub(crate) timeline: u32,
     /// How far the log is written to disk.
-    pub flushed: Lsn,
-}
-
-/// What becomes of the snapshot that a new slot begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Snapshot {
-    /// Importable by other sessions until the next command of this one.
-    Export,
-    /// That of the running transaction, which has to be repeatable read and at its first command.
-    Use,
-    /// Not wanted.
-    Nothing,
-}
-
-/// A new replication slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Its name.
-    pub name: String,
-    /// Transactions that commit after this position are in the stream, all others are in the snapshot.
-    pub consistent: Lsn,
-    /// The name to import the snapshot by, when exported.
-    pub snapshot: Option<String>,
+    pub(crate) flushed: Lsn,
 }
 
 /// What a stream shall carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Start {
+pub(crate) struct Start {
     slot: String,
     publications: Vec<String>,
     position: Lsn,
     streaming: bool,
     binary: bool,
-    messages: bool,
 }
 
 /// One row of a simple query, in text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row(Vec<Option<Bytes>>);
+pub(crate) struct Row(Vec<Option<Bytes>>);
 
 impl Row {
     /// The text of a column; nothing for null, for a column that is not there and for what is not UTF-8.
-    pub fn get(&self, column: usize) -> Option<&str> {
+    pub(crate) fn get(&self, column: usize) -> Option<&str> {
         std::str::from_utf8(self.0.get(column)?.as_ref()?).ok()
     }
 
@@ -98,7 +74,7 @@ impl Replication {
     ///
     /// # Errors
     /// As [`crate::connect::Session::connect`]; also `slot-unavailable` when the server has no walsender left.
-    pub async fn connect(settings: &Settings) -> Result<Self> {
+    pub(crate) async fn connect(settings: &Settings) -> Result<Self> {
         Self::connect_with(settings, PAUSE).await
     }
 
@@ -106,18 +82,13 @@ impl Replication {
     ///
     /// # Errors
     /// As [`Replication::connect`].
-    pub async fn connect_with(settings: &Settings, pause: Duration) -> Result<Self> {
+    pub(crate) async fn connect_with(settings: &Settings, pause: Duration) -> Result<Self> {
         within(settings, async {
             let mut frames = Frames::new(Link::open(settings, Some(pause)).await?);
-            let server = startup::start(&mut frames, settings).await?;
-            Ok(Self { frames, server, abandoned: false })
+            startup::start(&mut frames, settings).await?;
+            Ok(Self { frames, abandoned: false })
         })
         .await
-    }
-
-    /// What the server said about itself while connecting, for example `server_version`.
-    pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.server.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// Runs one statement or replication command and returns its rows.
@@ -126,7 +97,7 @@ impl Replication {
     ///
     /// # Errors
     /// What the server refuses, or `connection-lost`.
-    pub async fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<Row>> {
         self.ask(sql).await?;
         let mut rows = Vec::new();
         let mut refused = None;
@@ -156,7 +127,7 @@ impl Replication {
     ///
     /// # Errors
     /// As [`Replication::query`].
-    pub async fn identify(&mut self) -> Result<Identity> {
+    pub(crate) async fn identify(&mut self) -> Result<Identity> {
         let rows = self.query("IDENTIFY_SYSTEM").await?;
         let row = rows.first();
         let field = |column| row.and_then(|row| row.get(column)).ok_or_else(|| unexpected("identify"));
@@ -167,36 +138,11 @@ impl Replication {
         })
     }
 
-    /// Creates a slot for the `pgoutput` plugin.
-    ///
-    /// # Errors
-    /// `slot-unavailable` when the name is taken or no slot is left, `wal-level` when the server's log is too thin.
-    pub async fn create_slot(&mut self, name: &str, temporary: bool, snapshot: Snapshot) -> Result<Slot> {
-        let kind = if temporary { " TEMPORARY" } else { "" };
-        let snapshot = match snapshot {
-            Snapshot::Export => "EXPORT_SNAPSHOT",
-            Snapshot::Use => "USE_SNAPSHOT",
-            Snapshot::Nothing => "NOEXPORT_SNAPSHOT",
-        };
-        let name = quoted(name);
-        // The old spelling of the option: servers before 15 know no other, and later ones still take it.
-        let rows = self
-            .query(&format!("CREATE_REPLICATION_SLOT {name}{kind} LOGICAL pgoutput {snapshot}"))
-            .await
-            .map_err(|error| error.with("slot", &name))?;
-        let row = rows.first().ok_or_else(|| unexpected("create slot"))?;
-        Ok(Slot {
-            name: row.get(0).ok_or_else(|| unexpected("create slot"))?.to_owned(),
-            consistent: row.get(1).ok_or_else(|| unexpected("create slot"))?.parse()?,
-            snapshot: row.get(2).map(str::to_owned),
-        })
-    }
-
     /// Starts the stream; the session is nothing else from here on.
     ///
     /// # Errors
     /// `slot-lost` when the slot is gone or invalidated, `slot-unavailable` when another reader has it.
-    pub async fn start(mut self, start: &Start) -> Result<WalStream> {
+    pub(crate) async fn start(mut self, start: &Start) -> Result<WalStream> {
         let named = |error: Error| error.with("slot", &start.slot);
         self.ask(&start.command()).await.map_err(named)?;
         loop {
@@ -212,7 +158,8 @@ impl Replication {
     }
 
     /// Says goodbye.
-    pub async fn close(self) {
+    #[cfg(test)]
+    pub(crate) async fn close(self) {
         self.frames.close().await;
     }
 
@@ -233,42 +180,37 @@ impl Replication {
 
 impl Start {
     /// The changes of these publications, from where the slot stands.
-    pub fn new<P: Into<String>>(slot: impl Into<String>, publications: impl IntoIterator<Item = P>) -> Self {
+    pub(crate) fn new<P: Into<String>>(
+        slot: impl Into<String>,
+        publications: impl IntoIterator<Item = P>,
+    ) -> Self {
         Self {
             slot: slot.into(),
             publications: publications.into_iter().map(Into::into).collect(),
             position: Lsn::ZERO,
             streaming: false,
             binary: false,
-            messages: false,
         }
     }
 
     /// Begins here when the slot stands earlier; the server never goes back behind the slot.
     #[must_use]
-    pub fn with_position(mut self, position: Lsn) -> Self {
+    pub(crate) fn with_position(mut self, position: Lsn) -> Self {
         self.position = position;
         self
     }
 
     /// Carries large transactions before they commit (protocol version 2).
     #[must_use]
-    pub fn with_streaming(mut self, streaming: bool) -> Self {
+    pub(crate) fn with_streaming(mut self, streaming: bool) -> Self {
         self.streaming = streaming;
         self
     }
 
     /// Carries values in binary form where their type has one.
     #[must_use]
-    pub fn with_binary(mut self, binary: bool) -> Self {
+    pub(crate) fn with_binary(mut self, binary: bool) -> Self {
         self.binary = binary;
-        self
-    }
-
-    /// Carries what `pg_logical_emit_message` writes.
-    #[must_use]
-    pub fn with_messages(mut self, messages: bool) -> Self {
-        self.messages = messages;
         self
     }
 
@@ -281,9 +223,7 @@ impl Start {
             if self.streaming { 2 } else { 1 },
             publications.join(",").replace('\'', "''"),
         );
-        for (option, wanted) in
-            [("streaming", self.streaming), ("binary", self.binary), ("messages", self.messages)]
-        {
+        for (option, wanted) in [("streaming", self.streaming), ("binary", self.binary)] {
             if wanted {
                 // Writing to a text cannot fail.
                 let _ = write!(command, ", {option} 'true'");
@@ -313,12 +253,11 @@ mod tests {
         let start = Start::new("s", ["it's", "a\"b"])
             .with_position(Lsn(0x1_0000_0002))
             .with_streaming(true)
-            .with_binary(true)
-            .with_messages(true);
+            .with_binary(true);
         assert_eq!(
             start.command(),
             "START_REPLICATION SLOT \"s\" LOGICAL 1/2 (proto_version '2', publication_names '\"it''s\",\"a\"\"b\"', \
-             streaming 'true', binary 'true', messages 'true')"
+             streaming 'true', binary 'true')"
         );
     }
 }

@@ -18,9 +18,7 @@ use crate::wire::frame::{Frame, Frames, unexpected};
 const OPERATION: &str = "connect";
 
 /// Says hello as a reader of one database's changes and answers whatever proof the server asks for.
-///
-/// Returns what the server says about itself, such as `server_version`.
-pub(crate) async fn start(frames: &mut Frames, settings: &Settings) -> Result<Vec<(String, String)>> {
+pub(crate) async fn start(frames: &mut Frames, settings: &Settings) -> Result<()> {
     let mut parameters = vec![
         ("user", settings.user.as_str()),
         ("database", settings.database.as_str()),
@@ -42,17 +40,10 @@ pub(crate) async fn start(frames: &mut Frames, settings: &Settings) -> Result<Ve
     authenticate(frames, settings).await?;
     frames.trust();
 
-    let mut server = Vec::new();
     loop {
         match message(frames).await? {
-            Message::ParameterStatus(status) => {
-                let text = |part: std::io::Result<&str>| {
-                    part.map(str::to_owned).map_err(|error| error::from_io(error, OPERATION))
-                };
-                server.push((text(status.name())?, text(status.value())?));
-            }
-            Message::BackendKeyData(_) | Message::NoticeResponse(_) => {}
-            Message::ReadyForQuery(_) => return Ok(server),
+            Message::ParameterStatus(_) | Message::BackendKeyData(_) | Message::NoticeResponse(_) => {}
+            Message::ReadyForQuery(_) => return Ok(()),
             _ => return Err(unexpected(OPERATION)),
         }
     }

@@ -22,7 +22,7 @@ const KEEPALIVE_BYTES: usize = 8 * 2 + 1;
 
 /// A running stream.
 #[derive(Debug)]
-pub struct WalStream {
+pub(crate) struct WalStream {
     frames: Frames,
     /// The server has said that nothing more comes.
     done: bool,
@@ -30,7 +30,7 @@ pub struct WalStream {
 
 /// One frame of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WalFrame {
+pub(crate) enum WalFrame {
     /// A piece of the log, for [`crate::pgoutput`] to read.
     Data {
         /// Where its record begins; zero for messages that are not in the log, such as relations.
@@ -55,13 +55,13 @@ pub enum WalFrame {
 
 /// What the server may know of our progress. It forgets what lies before `flush`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Received up to here.
-    pub write: Lsn,
+    pub(crate) write: Lsn,
     /// Durable up to here: the server will not send it again.
-    pub flush: Lsn,
+    pub(crate) flush: Lsn,
     /// Visible to readers of the target up to here.
-    pub apply: Lsn,
+    pub(crate) apply: Lsn,
 }
 
 impl WalStream {
@@ -76,7 +76,7 @@ impl WalStream {
     /// # Errors
     /// `connection-lost` when the server is gone, `slot-lost` when the log it needs is,
     /// `stream-malformed` for what the protocol does not know.
-    pub async fn next(&mut self) -> Result<Option<WalFrame>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<WalFrame>> {
         while !self.done {
             let frame = self.frames.next("stream").await?;
             if let Some(frame) = self.read(frame)? {
@@ -93,7 +93,7 @@ impl WalStream {
     ///
     /// # Errors
     /// As [`WalStream::next`].
-    pub fn received(&mut self) -> Result<Option<WalFrame>> {
+    pub(crate) fn received(&mut self) -> Result<Option<WalFrame>> {
         while !self.done {
             let Some(frame) = self.frames.received()? else { break };
             if let Some(frame) = self.read(frame)? {
@@ -109,7 +109,7 @@ impl WalStream {
     ///
     /// # Errors
     /// `connection-lost` when the server is gone.
-    pub async fn report(&mut self, progress: Progress, reply: bool) -> Result<()> {
+    pub(crate) async fn report(&mut self, progress: Progress, reply: bool) -> Result<()> {
         let output = self.frames.output();
         output.put_u8(COPY_DATA);
         output.put_u32(STANDBY_STATUS_BYTES);
@@ -127,7 +127,7 @@ impl WalStream {
     ///
     /// # Errors
     /// As [`WalStream::next`].
-    pub async fn finish(mut self) -> Result<()> {
+    pub(crate) async fn finish(mut self) -> Result<()> {
         frontend::copy_done(self.frames.output());
         self.frames.flush("finish").await?;
         loop {

@@ -1,1 +1,212 @@
+//! What the sink does with batches, and what the state store keeps.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{
+    Batch, Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route, Selection, Sink, Store,
+    TableBatch,
+};
+use tidegate_core::{Canonical, Cell, FlowName, Key, Position, RowWriter, Rows, Shape, Value};
+
+use crate::{Session, database, drop_database};
+
+async fn routes(store: &Arc<dyn Store>) -> Vec<Route> {
+    let (tables, _) = store.catalog().await.unwrap().describe(&Selection::All).await.unwrap();
+    tables
+        .into_iter()
+        .map(|table| {
+            let table = Arc::new(table);
+            Route { shape: Shape { table: Arc::clone(&table), codec: Arc::new(Canonical) }, target: table }
+        })
+        .collect()
+}
+
+fn first() -> Checkpoint {
+    Checkpoint {
+        source: Identity("source".to_owned()),
+        position: Position::from_u64(1),
+        replay: Position::from_u64(1),
+        ranges: Vec::new(),
+        excluded: Vec::new(),
+    }
+}
+
+async fn sink(store: &Arc<dyn Store>, routes: &[Route]) -> (Box<dyn Sink>, Opened) {
+    let mut sink = store.sink(&FlowName::new("it").unwrap(), routes).await.unwrap();
+    let opened = sink.open(&first()).await.unwrap();
+    (sink, opened)
+}
+
+fn rows<const N: usize>(rows: &[[Value<'static>; N]]) -> Rows {
+    let mut out = Rows::new();
+    rows.iter().for_each(|row| out.push_values(row.clone()));
+    out
+}
+
+fn row(id: i64, name: &'static str, v: &'static str) -> [Value<'static>; 3] {
+    [Value::Int(id), Value::Text(name.into()), Value::Text(v.into())]
+}
+
+fn batch(part: TableBatch) -> Batch {
+    Batch { tables: vec![part] }
+}
+
+fn at(position: u64) -> Commit {
+    Commit { position: Some(Position::from_u64(position)), ..Commit::default() }
+}
+
+async fn there(session: &Session) -> Vec<String> {
+    let rows = session.query("SELECT t::text FROM t ORDER BY id", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+const TABLE: &str =
+    "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE, v varchar(5))";
+
+#[tokio::test]
+async fn each_kind_of_work_is_done_and_repeated_without_harm() {
+    let (store, session) = database("it_apply").await;
+    session.batch_execute(TABLE).await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink, opened) = sink(&store, &routes).await;
+    assert_eq!(opened, Opened::New);
+
+    let fresh = TableBatch {
+        upserts: rows(&[row(1, "a", "1"), row(2, "b", "2")]),
+        fresh: true,
+        ..TableBatch::default()
+    };
+    for _ in 0..2 {
+        sink.apply(&batch(fresh.clone()), Some(&at(2))).await.unwrap();
+        assert_eq!(there(&session).await, ["(1,a,1)", "(2,b,2)"]);
+    }
+    // Names change hands, one goes from a row that is deleted.
+    let mut deletes = Rows::new();
+    deletes.push_values([Value::Int(1)]);
+    let part =
+        TableBatch { upserts: rows(&[row(2, "a", "2"), row(3, "b", "3")]), deletes, ..TableBatch::default() };
+    for _ in 0..2 {
+        sink.apply(&batch(part.clone()), Some(&at(3))).await.unwrap();
+        assert_eq!(there(&session).await, ["(2,a,2)", "(3,b,3)"]);
+    }
+    let swap = TableBatch { upserts: rows(&[row(2, "b", "2"), row(3, "a", "3")]), ..TableBatch::default() };
+    sink.apply(&batch(swap), Some(&at(4))).await.unwrap();
+    assert_eq!(there(&session).await, ["(2,b,2)", "(3,a,3)"]);
+
+    let mut updates = Rows::new();
+    for id in [2, 7] {
+        updates.push_with(|out: &mut RowWriter<'_>| {
+            out.value(&Value::Int(id));
+            out.cell(Cell::Unchanged);
+            out.value(&Value::Text("new".into()));
+        });
+    }
+    let applied =
+        sink.apply(&batch(TableBatch { updates, ..TableBatch::default() }), Some(&at(5))).await.unwrap();
+    let mut key = Rows::new();
+    key.push_values([Value::Int(7)]);
+    assert_eq!(applied.holes, [(0, Key(key.row(0).frame().into()))]);
+    assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)"]);
+
+    // Pieces of one transaction: nobody sees them before its end.
+    let piece = |id| TableBatch { upserts: rows(&[row(id, "p", "p")]), ..TableBatch::default() };
+    sink.apply(&batch(piece(10)), None).await.unwrap();
+    let bad = TableBatch { upserts: rows(&[row(11, "q", "too long")]), ..TableBatch::default() };
+    let error = sink.apply(&batch(bad), None).await.unwrap_err();
+    assert_eq!(error.code(), code::VALUE_UNFIT, "{error:?}");
+    assert!(error.context().contains(&("table", "public.t".to_owned())), "{error:?}");
+    assert_eq!(there(&session).await.len(), 2);
+    sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
+    assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)", "(10,p,p)"]);
+    let emptied = TableBatch { truncate: true, ..piece(12) };
+    sink.apply(&batch(emptied), Some(&at(6))).await.unwrap();
+    assert_eq!(there(&session).await, ["(12,p,p)"]);
+
+    let big = TableBatch { upserts: rows(&[row(1 << 40, "z", "z")]), ..TableBatch::default() };
+    let error = sink.apply(&batch(big), Some(&at(7))).await.unwrap_err();
+    assert_eq!(error.code(), code::VALUE_UNFIT, "{error:?}");
+    for name in ["table", "key", "column"] {
+        assert!(error.context().iter().any(|(known, _)| *known == name), "{error:?}");
+    }
+    sink.close().await.unwrap();
+    drop_database(session).await;
+}
+
+#[tokio::test]
+async fn the_ledger_survives_and_only_the_last_opener_writes() {
+    let (store, session) = database("it_ledger").await;
+    session
+        .batch_execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let routes = routes(&store).await;
+    let (mut older, _) = sink(&store, &routes).await;
+    let key = |id| {
+        let mut rows = Rows::new();
+        rows.push_values([Value::Int(id)]);
+        Some(Key(rows.row(0).frame().into()))
+    };
+    let range = |table, range, after| RangeProgress {
+        table,
+        range,
+        rest: KeyRange { after, upto: key(100) },
+        rows: 5,
+        done: false,
+    };
+    let commit = Commit {
+        replay: Some(Position::from_u64(8)),
+        ranges: vec![range(0, 0, None), range(1, 1, key(4)), range(1, 2, None)],
+        exclude: vec![(0, "reason".to_owned())],
+        ..at(9)
+    };
+    older.apply(&Batch::default(), Some(&commit)).await.unwrap();
+    // The places of the tables are others in the next plan.
+    let turned = [routes[1].clone(), routes[0].clone()];
+    let (mut newer, opened) = sink(&store, &turned).await;
+    let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+    assert_eq!((checkpoint.position, checkpoint.replay), (Position::from_u64(9), Position::from_u64(8)));
+    assert_eq!(checkpoint.ranges, [range(1, 0, None), range(0, 1, key(4)), range(0, 2, None)]);
+    assert_eq!(checkpoint.excluded, [(1, "reason".to_owned())]);
+
+    let part =
+        TableBatch { table: 1, upserts: rows(&[[Value::Int(1)]]), fresh: true, ..TableBatch::default() };
+    let error = older.apply(&batch(part), Some(&at(10))).await.unwrap_err();
+    assert_eq!(error.code(), code::LEASE_LOST);
+    assert!(there(&session).await.is_empty());
+    newer.apply(&Batch::default(), Some(&Commit { forget: vec![0], ..at(11) })).await.unwrap();
+    let (_, opened) = sink(&store, &turned).await;
+    let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+    assert_eq!(checkpoint.ranges, [range(1, 0, None)]);
+    drop((older, newer));
+    drop_database(session).await;
+}
+
+#[tokio::test]
+async fn records_are_compared_and_leases_end() {
+    let (store, session) = database("it_state").await;
+    let state = store.state().await.unwrap();
+    let flow = FlowName::new("it").unwrap();
+    assert_eq!(state.put(&flow, "plan", "one", 0).await.unwrap(), Some(1));
+    assert_eq!(state.put(&flow, "plan", "other", 0).await.unwrap(), None);
+    assert_eq!(state.put(&flow, "plan", "two", 1).await.unwrap(), Some(2));
+    assert_eq!(state.put(&flow, "plan", "late", 1).await.unwrap(), None);
+    assert_eq!(
+        state.get(&flow, "plan").await.unwrap().map(|stored| (stored.version, stored.value)),
+        Some((2, "two".to_owned()))
+    );
+    let hour = Duration::from_secs(3600);
+    state.hold(&flow, "me", hour).await.unwrap();
+    state.hold(&flow, "me", hour).await.unwrap();
+    let error = state.hold(&flow, "you", hour).await.unwrap_err();
+    assert_eq!(error.code(), code::LEASE_HELD);
+    state.release(&flow, "you").await.unwrap();
+    state.hold(&flow, "me", Duration::from_millis(20)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    state.hold(&flow, "you", hour).await.unwrap();
+    assert_eq!(state.flows().await.unwrap(), std::slice::from_ref(&flow));
+    state.forget(&flow).await.unwrap();
+    assert!(state.flows().await.unwrap().is_empty());
+    drop_database(session).await;
+}

@@ -1,1 +1,252 @@
+//! What the feed makes of what happens.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, ChangeFeed, Selection, Store};
+use tidegate_core::{Cell, Changes, FlowName, Op, Position, Row, Shape};
+
+use crate::{Session, database, drop_database, run, url_of};
+
+struct Bench {
+    store: Arc<dyn Store>,
+    session: Session,
+    catalog: Arc<dyn Catalog>,
+    flow: FlowName,
+    shapes: Vec<Shape>,
+    from: Position,
+}
+
+async fn bench(name: &str, tables: &str) -> Bench {
+    let (store, session) = database(name).await;
+    session.batch_execute(tables).await.unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let (tables, obstacles) = catalog.describe(&Selection::All).await.unwrap();
+    assert!(obstacles.is_empty(), "{obstacles:?}");
+    let shapes: Vec<_> =
+        tables.into_iter().map(|table| Shape { table: Arc::new(table), codec: catalog.codec() }).collect();
+    let flow = FlowName::new(name).unwrap();
+    let tables: Vec<_> = shapes.iter().map(|shape| Arc::clone(&shape.table)).collect();
+    let from = catalog.capture(&flow, &tables).await.unwrap();
+    Bench { store, session, catalog, flow, shapes, from }
+}
+
+impl Bench {
+    async fn feed(&self) -> Box<dyn ChangeFeed> {
+        self.feed_from(&self.from).await
+    }
+
+    async fn feed_from(&self, from: &Position) -> Box<dyn ChangeFeed> {
+        let tables: Vec<_> = self.shapes.iter().map(|shape| Arc::clone(&shape.table)).collect();
+        let identity = self.catalog.identity().await.unwrap();
+        self.store.change_feed(&self.flow, &tables, &identity, from).await.unwrap()
+    }
+
+    async fn now(&self) -> Position {
+        self.store.crawler().await.unwrap().as_of().await.unwrap().barrier
+    }
+
+    /// Reads up to now and writes each change as one short line.
+    async fn lines(&self, feed: &mut Box<dyn ChangeFeed>) -> Vec<String> {
+        let want = self.now().await;
+        let mut lines = Vec::new();
+        let mut at = Position::default();
+        while at < want {
+            let mut changes = Changes::new();
+            let next = feed.next(Some(&want), &mut changes);
+            let progress = tokio::time::timeout(Duration::from_secs(10), next).await.unwrap().unwrap();
+            assert!(progress.position >= at);
+            at = progress.position;
+            for transaction in changes.transactions() {
+                for change in changes.of(transaction) {
+                    let shape = &self.shapes[change.table];
+                    let row = change.row.map_or_else(String::new, |row| format!(" {}", show(shape, row)));
+                    let key = change
+                        .old_key
+                        .map_or_else(String::new, |key| format!(" was {}", shape.show_key(key)));
+                    lines.push(format!("{:?} {}{row}{key}", change.op, shape.table.name.name).to_lowercase());
+                }
+                lines.push(if transaction.ends { "end" } else { "more" }.to_owned());
+            }
+        }
+        lines
+    }
+
+    async fn end(self, feed: Box<dyn ChangeFeed>) {
+        feed.close().await.unwrap();
+        self.catalog.clean(&self.flow).await.unwrap();
+        drop_database(self.session).await;
+    }
+}
+
+fn show(shape: &Shape, row: Row<'_>) -> String {
+    let cells = row.cells().enumerate().map(|(at, cell)| match cell {
+        Cell::Null => "-".to_owned(),
+        Cell::Unchanged => "u".to_owned(),
+        Cell::Bytes(_) => shape.value(at, cell).unwrap().unwrap().to_string().chars().take(8).collect(),
+    });
+    cells.collect::<Vec<_>>().join(",")
+}
+
+#[tokio::test]
+async fn every_kind_of_change_comes_as_it_is() {
+    let bench = bench(
+        "it_feed",
+        "CREATE TABLE t (id int, gone int, note text, blob text, twice int GENERATED ALWAYS AS (id * 2) STORED, PRIMARY KEY (id));
+         ALTER TABLE t DROP COLUMN gone; ALTER TABLE t ALTER blob SET STORAGE EXTERNAL;
+         CREATE TABLE whole (id int PRIMARY KEY, note text, blob text); ALTER TABLE whole ALTER blob SET STORAGE EXTERNAL;
+         ALTER TABLE whole REPLICA IDENTITY FULL;
+         CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+         CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (100) TO (200)",
+    )
+    .await;
+    let mut feed = bench.feed().await;
+    run(
+        &bench.session,
+        [
+            "INSERT INTO t VALUES (1, NULL, repeat('x', 5000)); UPDATE t SET note = 'a'",
+            "UPDATE t SET id = 2",
+            "BEGIN; DELETE FROM t; SAVEPOINT s; INSERT INTO t VALUES (8); ROLLBACK TO s; INSERT INTO t VALUES (9); COMMIT",
+            "BEGIN; DELETE FROM t; ROLLBACK",
+            "TRUNCATE t, whole",
+            "INSERT INTO whole VALUES (3, 'c', repeat('y', 5000)); UPDATE whole SET note = 'd'; UPDATE whole SET id = 4; DELETE FROM whole",
+            "INSERT INTO parts VALUES (1, 'p'); UPDATE parts SET id = 150; UPDATE parts SET v = 'q'",
+        ],
+    )
+    .await;
+    assert_eq!(
+        bench.lines(&mut feed).await,
+        [
+            "insert t 1,-,xxxxxxxx",
+            "update t 1,a,u",
+            "end",
+            "update t 2,a,u was id=1",
+            "end",
+            "delete t was id=2",
+            "insert t 9,-,-",
+            "end",
+            "truncate t",
+            "truncate whole",
+            "end",
+            "insert whole 3,c,yyyyyyyy",
+            "update whole 3,d,yyyyyyyy",
+            "update whole 4,d,yyyyyyyy was id=3",
+            "delete whole was id=4",
+            "end",
+            "insert parts 1,p",
+            "delete parts was id=1",
+            "insert parts 150,p",
+            "update parts 150,q",
+            "end",
+        ]
+    );
+    bench.end(feed).await;
+}
+
+/// Nothing is forgotten that was not acknowledged, and what was is not sent again.
+#[tokio::test]
+async fn it_goes_on_where_it_was_told_to() {
+    let bench = bench("it_feed_resume", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    run(&bench.session, ["INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)"]).await;
+    let mut feed = bench.feed().await;
+    assert_eq!(bench.lines(&mut feed).await, ["insert t 1", "end", "insert t 2", "end"]);
+    feed.close().await.unwrap();
+    let mut feed = bench.feed().await;
+    assert_eq!(bench.lines(&mut feed).await, ["insert t 1", "end", "insert t 2", "end"]);
+    let upto = bench.now().await;
+    feed.acknowledge(&upto).await.unwrap();
+    feed.close().await.unwrap();
+    run(&bench.session, ["INSERT INTO t VALUES (3)"]).await;
+    let mut feed = bench.feed_from(&upto).await;
+    assert_eq!(bench.lines(&mut feed).await, ["insert t 3", "end"]);
+
+    run(&bench.session, ["ALTER TABLE t ADD COLUMN v text", "INSERT INTO t VALUES (4)"]).await;
+    let mut changes = Changes::new();
+    let error = loop {
+        match feed.next(None, &mut changes).await {
+            Ok(_) => assert!(changes.is_empty()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), code::SCHEMA_CHANGED, "{error:?}");
+    assert!(error.context().contains(&("table", "public.t".to_owned())), "{error:?}");
+    bench.end(feed).await;
+}
+
+/// An open transaction keeps the end of the log from the server's sender; the feed writes a record of its own then.
+#[tokio::test]
+async fn the_position_rises_over_an_idle_source() {
+    let bench = bench("it_feed_idle", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let mut feed = bench.feed().await;
+    run(&bench.session, ["BEGIN", "INSERT INTO t SELECT generate_series(1, 200)"]).await;
+    let begin = tokio::time::Instant::now();
+    for _ in 0..3 {
+        assert!(bench.lines(&mut feed).await.is_empty());
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    run(&bench.session, ["ROLLBACK"]).await;
+    bench.end(feed).await;
+}
+
+/// A transaction larger than the server's memory comes before its end; what it took back does not.
+#[tokio::test]
+async fn a_large_transaction_comes_in_pieces_without_what_it_took_back() {
+    let bench = bench("it_feed_large", "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    let settings = |value| format!("ALTER SYSTEM SET logical_decoding_work_mem = '{value}'");
+    run(&bench.session, [&settings("64kB"), "SELECT pg_reload_conf()"]).await;
+    let mut feed = bench.feed().await;
+    let fill = |from: i32, to: i32| {
+        format!("INSERT INTO t SELECT n, repeat('v', 600) FROM generate_series({from}, {to}) n")
+    };
+    run(
+        &bench.session,
+        [
+            "BEGIN".to_owned(),
+            fill(1, 20_000),
+            "SAVEPOINT s".to_owned(),
+            fill(100_001, 110_000),
+            "ROLLBACK TO s".to_owned(),
+            "SAVEPOINT r".to_owned(),
+            fill(20_001, 40_000),
+            "RELEASE r".to_owned(),
+            "DELETE FROM t WHERE id <= 10".to_owned(),
+        ],
+    )
+    .await;
+    let session = Session::connect(&url_of("it_feed_large")).await;
+    run(&session, ["INSERT INTO t VALUES (999999, 'between')"]).await;
+    run(&bench.session, ["COMMIT", "INSERT INTO t VALUES (999998, 'after')"]).await;
+    let want = bench.now().await;
+    let mut ids = Vec::new();
+    let mut pieces = 0;
+    let mut marks = Vec::new();
+    loop {
+        let mut changes = Changes::new();
+        let progress = feed.next(Some(&want), &mut changes).await.unwrap();
+        for transaction in changes.transactions() {
+            pieces += usize::from(!transaction.ends);
+            marks.push(transaction.mark);
+            for change in changes.of(transaction) {
+                let row = if change.op == Op::Delete { change.old_key } else { change.row };
+                let Cell::Bytes(id) = row.unwrap().cell(0) else { panic!("an id") };
+                ids.push((change.op, i32::from_be_bytes(id.try_into().unwrap())));
+            }
+        }
+        if progress.position >= want {
+            break;
+        }
+    }
+    run(&bench.session, ["ALTER SYSTEM RESET logical_decoding_work_mem", "SELECT pg_reload_conf()"]).await;
+    marks.dedup();
+    assert_eq!(marks.len(), 3);
+    assert!(pieces >= 3, "{pieces}");
+    assert_eq!(ids[0], (Op::Insert, 999_999));
+    assert_eq!(*ids.last().unwrap(), (Op::Insert, 999_998));
+    let inserted: Vec<i32> = ids.iter().filter(|(op, _)| *op == Op::Insert).map(|(_, id)| *id).collect();
+    assert_eq!(inserted[1..40_001], (1..=40_000).collect::<Vec<_>>());
+    assert_eq!(inserted.len(), 40_002);
+    assert_eq!(ids.iter().filter(|(op, _)| *op == Op::Delete).count(), 10);
+    bench.end(feed).await;
+}

@@ -1,1 +1,140 @@
+//! Chunks by key: every row once, in the order of the key, whatever the key is.
 
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, KeyRange, Selection};
+use tidegate_core::{Rows, Shape, Table, Value};
+
+use crate::{database, drop_database};
+
+async fn shape(catalog: &Arc<dyn Catalog>, name: &str) -> Shape {
+    let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
+    let table: Table = tables.into_iter().find(|table| table.name.name == name).unwrap();
+    Shape { table: Arc::new(table), codec: catalog.codec() }
+}
+
+const TABLES: &str = r#"
+    CREATE TYPE mood AS ENUM ('zero', 'one', 'two');
+    CREATE TABLE ints (id int PRIMARY KEY, pad text);
+    CREATE TABLE uuids (id uuid PRIMARY KEY, pad text);
+    CREATE TABLE texts (id text PRIMARY KEY, pad text);
+    CREATE TABLE german (id varchar(40) COLLATE "de-x-icu" PRIMARY KEY, pad text);
+    CREATE TABLE bytes (id bytea PRIMARY KEY, pad text);
+    CREATE TABLE three (b text, d numeric, a int, t timestamptz, f float8, m mood, pad text,
+        PRIMARY KEY (a, b, m, d, t, f));
+    CREATE TABLE parts (id int, pad text, PRIMARY KEY (id)) PARTITION BY HASH (id);
+    CREATE TABLE parts_0 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE parts_1 PARTITION OF parts FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    CREATE TABLE children () INHERITS (ints);
+    INSERT INTO children SELECT n, 'child' FROM generate_series(90000, 90100) n;
+    INSERT INTO ints SELECT n * 3 - 9000, repeat('p', 700) FROM generate_series(1, 9000) n;
+    INSERT INTO uuids SELECT gen_random_uuid(), repeat('p', 700) FROM generate_series(1, 9000) n;
+    INSERT INTO texts SELECT chr(34 + n % 90) || '\''' || n || chr(228), repeat('p', 700) FROM generate_series(1, 9000) n;
+    INSERT INTO german SELECT chr(65 + n % 60) || n % 100 || chr(196 + n % 40) || n, repeat('p', 700)
+        FROM generate_series(1, 9000) n;
+    INSERT INTO bytes SELECT decode(md5(n::text), 'hex'), repeat('p', 700) FROM generate_series(1, 9000) n;
+    INSERT INTO three SELECT 'k' || n % 11, n / 7.0, n % 5, '2020-01-01'::timestamptz + n * interval '1 hour', n / 3.0,
+        (ARRAY['zero','one','two'])[1 + n % 3]::mood, repeat('p', 700) FROM generate_series(1, 9000) n;
+    INSERT INTO three VALUES ('k', 'NaN', 1, 'infinity', '-Infinity', 'two', ''), ('k', 1, 1, '0044-03-15 BC', 'NaN', 'two', '');
+    INSERT INTO parts SELECT n, repeat('p', 700) FROM generate_series(1, 9000) n;
+    ANALYZE"#;
+
+#[tokio::test]
+async fn every_row_comes_once_in_the_order_of_any_key() {
+    let (store, session) = database("it_crawl").await;
+    session.batch_execute(TABLES).await.unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let mut crawler = store.crawler().await.unwrap();
+    for name in ["ints", "uuids", "texts", "german", "bytes", "three", "parts"] {
+        let shape = shape(&catalog, name).await;
+        let ranges = crawler.split(&shape.table, 4).await.unwrap();
+        assert!((2..=4).contains(&ranges.len()), "{name}: {}", ranges.len());
+        let mut whole = Rows::new();
+        for mut range in ranges {
+            loop {
+                let mut rows = Rows::new();
+                let chunk = crawler.read(&shape.table, &range, 997, &mut rows).await.unwrap();
+                rows.iter().for_each(|row| whole.push(row));
+                match chunk.next {
+                    Some(next) => range.after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        // The server's own order, in one copy.
+        let key: Vec<_> = shape.table.key_columns().map(|column| column.name.clone()).collect();
+        let only = if name == "parts" { "" } else { "ONLY" };
+        let sql = format!("SELECT t::text FROM {only} {name} t ORDER BY {}", key.join(", "));
+        let expected = session.query(&sql, &[]).await.unwrap();
+        assert_eq!(whole.len(), expected.len(), "{name}");
+        let mut all = Rows::new();
+        crawler.read(&shape.table, &KeyRange::default(), 1_000_000, &mut all).await.unwrap();
+        assert!(all.bytes() == whole.bytes(), "{name}: chunks are not what one read is");
+
+        let keys: Vec<_> = [0, 5, all.len() - 1].map(|at| shape.cut_key(all.row(at))).into();
+        let mut fetched = Rows::new();
+        crawler.fetch(&shape.table, &keys, &mut fetched).await.unwrap();
+        assert_eq!(fetched.len(), 3, "{name}");
+
+        // Each chunk is a walk along the index, with the settings that the crawler has.
+        let settings = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
+            SET enable_incremental_sort = off";
+        session.batch_execute(settings).await.unwrap();
+        let columns = key.join(", ");
+        let nulls = key.iter().map(|_| "NULL").collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "EXPLAIN SELECT * FROM {only} {name} WHERE ({columns}) > (SELECT {columns} FROM {only} {name} LIMIT 1)
+             ORDER BY {columns} LIMIT 1000"
+        );
+        let sql = if key.len() == 1 {
+            sql
+        } else {
+            sql.replace(&format!("(SELECT {columns} FROM {only} {name} LIMIT 1)"), &format!("({nulls})"))
+        };
+        let lines = session.query(&sql, &[]).await.unwrap();
+        let text: Vec<String> = lines.iter().map(|row| row.get(0)).collect();
+        let text = text.join("\n");
+        assert!(
+            !text.contains("Sort  (") && !text.contains("Seq Scan on") || text.contains("One-Time Filter"),
+            "{text}"
+        );
+    }
+    drop(crawler);
+    drop_database(session).await;
+}
+
+#[tokio::test]
+async fn a_dropped_or_replaced_table_is_an_error_and_an_empty_one_is_not() {
+    let (store, session) = database("it_crawl_gone").await;
+    session.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let shape = shape(&catalog, "t").await;
+    let mut crawler = store.crawler().await.unwrap();
+    assert_eq!(crawler.split(&shape.table, 4).await.unwrap(), [KeyRange::default()]);
+    let mut rows = Rows::new();
+    let chunk = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap();
+    assert!(rows.is_empty() && chunk.next.is_none());
+    assert!(crawler.as_of().await.unwrap().barrier >= chunk.as_of.barrier);
+
+    session.batch_execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    for _ in 0..2 {
+        let error = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap_err();
+        assert_eq!(error.code(), code::TABLE_MISSING, "{error:?}");
+    }
+    session.batch_execute("DROP TABLE t").await.unwrap();
+    let error = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap_err();
+    assert_eq!(error.code(), code::TABLE_MISSING, "{error:?}");
+
+    session.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)").await.unwrap();
+    let shape = crate::crawling::shape(&catalog, "t").await;
+    // A call given up leaves the crawler usable.
+    let range = KeyRange::default();
+    let read = crawler.read(&shape.table, &range, 10, &mut rows);
+    let _ = tokio::time::timeout(std::time::Duration::from_micros(300), read).await;
+    rows.clear();
+    crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap();
+    assert_eq!(shape.value(0, rows.row(0).cell(0)).unwrap(), Some(Value::Int(7)));
+    drop(crawler);
+    drop_database(session).await;
+}

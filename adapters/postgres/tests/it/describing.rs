@@ -1,1 +1,211 @@
+//! What the catalog sees, and what it names as standing in the way.
 
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::Selection;
+use tidegate_core::{Column, FlowName, Position, Table, TableName, Type};
+
+use crate::{database, drop_database, run};
+
+#[tokio::test]
+async fn every_obstacle_is_named_and_nothing_else() {
+    let (store, session) = database("it_describe").await;
+    session
+        .batch_execute(
+            "CREATE COLLATION loose (provider = icu, locale = 'und', deterministic = false);
+             CREATE SCHEMA tidegate; CREATE TABLE tidegate.ours (id int PRIMARY KEY);
+             CREATE TABLE fine (id int8 PRIMARY KEY, v numeric(5,2) NOT NULL, w varchar(10)[], x interval);
+             CREATE TABLE keyless (id int);
+             CREATE TABLE by_index (a int, b int NOT NULL); CREATE UNIQUE INDEX by_index_b ON by_index (b);
+             ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_b;
+             CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
+             CREATE TABLE late (id int PRIMARY KEY DEFERRABLE);
+             CREATE TABLE folded (id text COLLATE loose PRIMARY KEY);
+             CREATE TABLE json_key (id jsonb PRIMARY KEY);
+             CREATE TABLE refused (id int PRIMARY KEY, v aclitem);
+             CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY);
+             CREATE MATERIALIZED VIEW stored AS SELECT 1 AS id;
+             CREATE VIEW seen AS SELECT 1 AS id;
+             CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+             INSERT INTO parts SELECT generate_series(1, 50); ANALYZE parts, parts_1",
+        )
+        .await
+        .unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let (tables, obstacles) = catalog.describe(&Selection::All).await.unwrap();
+    let names: Vec<_> = tables.iter().map(|table| table.name.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "by_index", "fine", "folded", "json_key", "keyless", "late", "nothing", "parts", "refused",
+            "stored", "unlogged"
+        ]
+    );
+    let mut found: Vec<_> = obstacles
+        .iter()
+        .map(|obstacle| {
+            (
+                obstacle.table.as_ref().unwrap().name.as_str(),
+                obstacle.column.as_deref(),
+                obstacle.error.code(),
+            )
+        })
+        .collect();
+    found.sort_by_key(|(table, _, code)| (*table, code.number()));
+    assert_eq!(
+        found,
+        [
+            ("folded", Some("id"), code::KEY_UNFIT),
+            ("json_key", Some("id"), code::KEY_UNFIT),
+            ("keyless", None, code::KEY_MISSING),
+            ("late", None, code::KEY_UNFIT),
+            ("nothing", None, code::KEY_MISSING),
+            ("refused", Some("v"), code::TYPE_REFUSED),
+            ("stored", None, code::KEY_MISSING),
+            ("stored", None, code::CAPABILITY_MISSING),
+            ("unlogged", None, code::CAPABILITY_MISSING),
+        ]
+    );
+    let fine = tables.iter().find(|table| table.name.name == "fine").unwrap();
+    let natives: Vec<_> =
+        fine.columns.iter().map(|column| (column.native.as_str(), column.nullable)).collect();
+    assert_eq!(
+        natives,
+        [("bigint", false), ("numeric(5,2)", false), ("character varying(10)[]", true), ("interval", true)]
+    );
+    assert_eq!(fine.columns[1].kind, Type::Decimal { precision: Some(5), scale: Some(2) });
+    assert_eq!(fine.columns[2].kind, Type::Array(Box::new(Type::Text)));
+    let by_index = tables.iter().find(|table| table.name.name == "by_index").unwrap();
+    assert_eq!(by_index.key, [1]);
+    assert_eq!(tables.iter().find(|table| table.name.name == "parts").unwrap().rows_estimated, 50);
+
+    let missing = TableName::new("", "absent");
+    let (_, obstacles) = catalog.describe(&Selection::These(vec![missing])).await.unwrap();
+    assert_eq!(obstacles[0].error.code(), code::TABLE_MISSING);
+    drop_database(session).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_hides_rows_is_an_obstacle_and_an_error() {
+    let (_, session) = database("it_policy").await;
+    run(
+        &session,
+        ["DROP ROLE IF EXISTS it_limited", "CREATE ROLE it_limited LOGIN REPLICATION PASSWORD 'limited'"],
+    )
+    .await;
+    session
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY;
+             CREATE POLICY p ON t USING (id < 3); GRANT SELECT ON t TO it_limited; INSERT INTO t SELECT generate_series(1, 9)",
+        )
+        .await
+        .unwrap();
+    let mut url = url::Url::parse(&crate::url()).unwrap();
+    url.set_path("it_policy");
+    url.set_username("it_limited").unwrap();
+    url.set_password(Some("limited")).unwrap();
+    let store = tidegate_postgres::open(&tidegate_core::Endpoint::parse(url.as_str()).unwrap()).unwrap();
+    let (tables, obstacles) = store.catalog().await.unwrap().describe(&Selection::All).await.unwrap();
+    assert_eq!(obstacles[0].error.code(), code::POLICY_HIDES_ROWS);
+    let mut rows = tidegate_core::Rows::new();
+    let mut crawler = store.crawler().await.unwrap();
+    let read = crawler.read(&tables[0], &Default::default(), 10, &mut rows).await;
+    assert_eq!(read.unwrap_err().code(), code::POLICY_HIDES_ROWS);
+    drop(crawler);
+    drop_database(session).await;
+    run(&crate::session().await, ["DROP ROLE it_limited"]).await;
+}
+
+#[tokio::test]
+async fn capture_is_repeatable_and_clean_removes_it() {
+    let (store, session) = database("it_capture").await;
+    session
+        .batch_execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let flow = FlowName::new("it_capture").unwrap();
+    let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
+    let tables: Vec<_> = tables.into_iter().map(Arc::new).collect();
+    let first = catalog.capture(&flow, &tables[..1]).await.unwrap();
+    session.batch_execute("INSERT INTO a VALUES (1)").await.unwrap();
+    assert_eq!(catalog.capture(&flow, &tables[..1]).await.unwrap(), first);
+    assert_eq!(catalog.capture(&flow, &tables).await.unwrap(), first, "the list grew");
+    let sql = "SELECT count(*) FROM pg_publication_tables WHERE pubname = 'tidegate_it_capture'";
+    assert_eq!(session.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 2);
+
+    let identity = catalog.identity().await.unwrap();
+    let feed = async |from: Position| store.change_feed(&flow, &tables, &identity, &from).await;
+    let early = Position::from_u64(first.to_u64().unwrap() - 1000);
+    assert_eq!(feed(early).await.err().unwrap().code(), code::SLOT_RECREATED);
+    assert_eq!(feed(Position::from_u64(u64::MAX / 2)).await.err().unwrap().code(), code::SOURCE_REPLACED);
+    catalog.clean(&flow).await.unwrap();
+    catalog.clean(&flow).await.unwrap();
+    assert_eq!(feed(first).await.err().unwrap().code(), code::SLOT_LOST);
+    drop_database(session).await;
+}
+
+#[tokio::test]
+async fn a_target_of_another_shape_is_refused() {
+    let (store, session) = database("it_inspect").await;
+    session
+        .batch_execute(
+            "CREATE TABLE other (id int8 PRIMARY KEY, v text, needed int NOT NULL);
+             CREATE TABLE narrow (id int4, v text); CREATE TABLE full_one (id int8 PRIMARY KEY, v text);
+             INSERT INTO full_one VALUES (1)",
+        )
+        .await
+        .unwrap();
+    let table = |name: &str, extra: Option<&str>| {
+        let column = |name: &str, native: &str, kind| Column {
+            native: native.to_owned(),
+            nullable: name != "id",
+            ..Column::new(name, kind)
+        };
+        let mut columns =
+            vec![column("id", "bigint", Type::Int { bits: 64 }), column("v", "text", Type::Text)];
+        columns.extend(extra.map(|native| column("e", native, Type::Text)));
+        Arc::new(Table {
+            name: TableName::new("made", name),
+            native_id: 0,
+            columns,
+            key: vec![0],
+            rows_estimated: 0,
+            bytes_estimated: 0,
+        })
+    };
+    let named = |name: &str| {
+        Arc::new(Table { name: TableName::new("public", name), ..table(name, None).as_ref().clone() })
+    };
+    let catalog = store.catalog().await.unwrap();
+    let plan = [named("other"), named("narrow"), named("full_one"), table("new", Some("no_such_type"))];
+    let found: Vec<_> = catalog
+        .inspect(&plan, false)
+        .await
+        .unwrap()
+        .iter()
+        .map(|o| {
+            (o.table.as_ref().unwrap().name.clone(), o.column.clone().unwrap_or_default(), o.error.code())
+        })
+        .collect();
+    let found: Vec<_> =
+        found.iter().map(|(table, column, code)| (table.as_str(), column.as_str(), *code)).collect();
+    assert_eq!(
+        found,
+        [
+            ("other", "needed", code::TARGET_DIFFERS),
+            ("narrow", "id", code::TARGET_DIFFERS),
+            ("narrow", "", code::TARGET_DIFFERS),
+            ("full_one", "", code::TARGET_NOT_EMPTY),
+            ("new", "e", code::TYPE_REFUSED),
+        ]
+    );
+    assert!(catalog.create(&[named("other")]).await.is_err());
+    for _ in 0..2 {
+        catalog.create(&[table("new", None)]).await.unwrap();
+    }
+    assert!(catalog.inspect(&[table("new", None)], false).await.unwrap().is_empty());
+    drop_database(session).await;
+}

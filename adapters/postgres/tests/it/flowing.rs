@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_core::error::Verdict;
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{FlowName, Scope, Shape, SystemClock, Table};
 use tidegate_flow::{Flow, Gauge, Options, Until, run_once};
-use tidegate_postgres::connect::Session;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{database, drop_database, run};
+use crate::{Session, database, drop_database, run, url_of};
 
 /// Describes everything at the source, makes it at the target and joins the two.
 pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn Store>) -> Flow {
@@ -46,11 +46,29 @@ pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn S
 }
 
 pub(crate) async fn catch_up(flow: &Flow) {
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let (_requests, mut requests) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
     let run = run_once(flow, Until::CaughtUp, &gauge, &mut requests, &stop);
     tokio::time::timeout(Duration::from_secs(60), Box::pin(run)).await.unwrap().unwrap();
+}
+
+/// Runs again and again until a run comes to its end. Every error on the way has to say that this may be done.
+async fn catch_up_through_errors(flow: &Flow) -> usize {
+    let mut errors = 0;
+    loop {
+        let gauge = Gauge::new(&flow.routes, &flow.options);
+        let (_requests, mut requests) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        match Box::pin(run_once(flow, Until::CaughtUp, &gauge, &mut requests, &stop)).await {
+            Ok(_) => return errors,
+            Err(error) => {
+                assert_ne!(error.verdict(), Verdict::Never, "{error:?}");
+                errors += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 pub(crate) async fn digest(session: &Session, table: &str) -> (i64, Option<String>) {
@@ -106,21 +124,13 @@ fn changes(turn: usize) -> String {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_databases_become_equal_while_one_is_written_to() {
-    let (source, session) = database("it_flow_source").await;
-    let (target, other) = database("it_flow_target").await;
-    session.batch_execute(TABLES).await.unwrap();
-    run(&other, ["CREATE TYPE mood AS ENUM ('happy', 'sad', 'ok')"]).await;
-    let flow = plan("shop", &source, &target).await;
-
-    let stop = CancellationToken::new();
+/// Starts two writers that touch every kind of change until told to stop.
+fn write_to(database: &'static str, stop: &CancellationToken) -> Scope {
     let mut writers = Scope::new();
     for writer in 0..2 {
         let stop = stop.clone();
-        let url = session_url("it_flow_source");
         writers.spawn(async move {
-            let session = Session::connect(&tidegate_postgres::Settings::parse(&url)?).await?;
+            let session = Session::connect(&url_of(database)).await;
             let mut turn = writer;
             while !stop.is_cancelled() {
                 // A deadlock or a key that exists: the writer's own affair.
@@ -133,6 +143,31 @@ async fn two_databases_become_equal_while_one_is_written_to() {
             Ok(())
         });
     }
+    writers
+}
+
+async fn assert_equal(session: &Session, other: &Session) {
+    for table in [
+        "(SELECT id, note, amount, at, doc, blob, mood, moods, list, age, size FROM items)",
+        "(SELECT a, b, v, big FROM pairs)",
+        "logs",
+        "codes",
+    ] {
+        let (rows, digest) = digest(session, table).await;
+        assert!(rows > 500, "{table}: {rows}");
+        assert_eq!((rows, digest), self::digest(other, table).await, "{table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_databases_become_equal_while_one_is_written_to() {
+    let (source, session) = database("it_flow_source").await;
+    let (target, other) = database("it_flow_target").await;
+    session.batch_execute(TABLES).await.unwrap();
+    run(&other, ["CREATE TYPE mood AS ENUM ('happy', 'sad', 'ok')"]).await;
+    let flow = plan("shop", &source, &target).await;
+    let stop = CancellationToken::new();
+    let writers = write_to("it_flow_source", &stop);
     tokio::time::sleep(Duration::from_millis(300)).await;
     // Each run goes on where the one before ended.
     catch_up(&flow).await;
@@ -141,24 +176,44 @@ async fn two_databases_become_equal_while_one_is_written_to() {
     stop.cancel();
     writers.join().await.unwrap();
     catch_up(&flow).await;
-    for table in ["items", "pairs", "logs", "codes"] {
-        let columns = if table == "items" {
-            "(SELECT id, note, amount, at, doc, blob, mood, moods, list, age, size FROM items)"
-        } else if table == "pairs" {
-            "(SELECT a, b, v, big FROM pairs)"
-        } else {
-            table
-        };
-        assert_eq!(digest(&session, columns).await, digest(&other, columns).await, "{table}");
+    assert_equal(&session, &other).await;
+    for _ in 0..2 {
+        source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
     }
-    source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
-    source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
     drop_database(session).await;
     drop_database(other).await;
 }
 
-fn session_url(database: &str) -> String {
-    let mut url = url::Url::parse(&crate::url()).unwrap();
-    url.set_path(database);
-    url.to_string()
+/// Whatever connection is cut at whatever moment, the next run goes on, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_connections_lose_nothing() {
+    let (source, session) = database("it_cut_source").await;
+    let (target, other) = database("it_cut_target").await;
+    session.batch_execute(TABLES).await.unwrap();
+    run(&other, ["CREATE TYPE mood AS ENUM ('happy', 'sad', 'ok')"]).await;
+    let flow = plan("cut", &source, &target).await;
+    let stop = CancellationToken::new();
+    let writers = write_to("it_cut_source", &stop);
+    let mut cutter = Scope::new();
+    cutter.spawn(async {
+        let session = crate::session().await;
+        for cut in 0..12 {
+            tokio::time::sleep(Duration::from_millis(150 + cut * 40)).await;
+            let sql = "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity
+                WHERE datname IN ('it_cut_source', 'it_cut_target') AND application_name = 'tidegate'
+                ORDER BY random() LIMIT 1) one";
+            let _ = session.batch_execute(sql).await;
+        }
+        Ok(())
+    });
+    let mut errors = catch_up_through_errors(&flow).await;
+    cutter.join().await.unwrap();
+    stop.cancel();
+    writers.join().await.unwrap();
+    errors += catch_up_through_errors(&flow).await;
+    assert!(errors > 0, "nothing was cut");
+    assert_equal(&session, &other).await;
+    source.catalog().await.unwrap().clean(&flow.name).await.unwrap();
+    drop_database(session).await;
+    drop_database(other).await;
 }

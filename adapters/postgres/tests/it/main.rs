@@ -1,22 +1,20 @@
-//! The driver and the ports against a real server.
+//! The ports against a real server.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
 mod applying;
 mod capturing;
-mod connecting;
 mod crawling;
 mod describing;
 mod flowing;
-mod streaming;
-mod values;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use tidegate_core::Endpoint;
 use tidegate_core::port::Store;
-use tidegate_postgres::Settings;
-use tidegate_postgres::connect::Session;
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, NoTls};
 
 /// A superuser's URL of a server with `wal_level=logical`.
 const URL: &str = "TIDEGATE_TEST_POSTGRES_URL";
@@ -25,12 +23,38 @@ fn url() -> String {
     std::env::var(URL).unwrap_or_else(|_| panic!("{URL} is not set: these tests need a PostgreSQL server"))
 }
 
-fn settings() -> Settings {
-    Settings::parse(&url()).unwrap()
+/// A session of the driver, to set the stage with.
+struct Session {
+    client: Client,
+    _driver: JoinSet<()>,
+}
+
+impl Session {
+    async fn connect(url: &str) -> Self {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+        let mut driver = JoinSet::new();
+        driver.spawn(async { drop(connection.await) });
+        Self { client, _driver: driver }
+    }
+}
+
+impl Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 async fn session() -> Session {
-    Session::connect(&settings()).await.unwrap()
+    Session::connect(&url()).await
+}
+
+/// The URL of a database of this name.
+fn url_of(database: &str) -> String {
+    let mut url = url::Url::parse(&url()).unwrap();
+    url.set_path(database);
+    url.to_string()
 }
 
 /// Each statement in a transaction of its own, which a batch of several would not be.
@@ -57,11 +81,9 @@ async fn database(name: &str) -> (Arc<dyn Store>, Session) {
     }
     run(&admin, [format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"), format!("CREATE DATABASE {name}")])
         .await;
-    admin.close().await;
-    let mut url = url::Url::parse(&url()).unwrap();
-    url.set_path(name);
-    let store = tidegate_postgres::open(&Endpoint::parse(url.as_str()).unwrap()).unwrap();
-    let session = Session::connect(&Settings::parse(url.as_str()).unwrap()).await.unwrap();
+    let url = url_of(name);
+    let store = tidegate_postgres::open(&Endpoint::parse(&url).unwrap()).unwrap();
+    let session = Session::connect(&url).await;
     (store, session)
 }
 
@@ -71,8 +93,7 @@ async fn drop_database(session: Session) {
     let slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
         WHERE database = current_database()";
     session.batch_execute(slots).await.unwrap();
-    session.close().await;
+    drop(session);
     let admin = crate::session().await;
     admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
-    admin.close().await;
 }

@@ -2,15 +2,15 @@
 
 use std::error::Error;
 
+use crate::binary::array::{Array, Dimension, put_array};
+use crate::binary::network::{Inet, mac};
+use crate::binary::time::{Date, Interval, Time, TimeTz, Timestamp};
+use crate::binary::{self, bits::bits, numeric};
+use crate::connect::Session;
 use bytes::BytesMut;
-use tidegate_postgres::binary::array::{Array, Dimension, put_array};
-use tidegate_postgres::binary::network::{Inet, mac};
-use tidegate_postgres::binary::time::{Date, Interval, Time, TimeTz, Timestamp};
-use tidegate_postgres::binary::{self, bits::bits, numeric};
-use tidegate_postgres::connect::Session;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
-use crate::session;
+use super::session;
 
 /// A value exactly as it stands on the wire.
 #[derive(Debug)]
