@@ -58,7 +58,8 @@ impl MemoryFeed {
                 let old_key = change.old_key.as_deref().map(Row::parse).transpose()?;
                 out.push_rows(table, change.op, row, old_key);
             }
-            out.end(logged.mark, Position::from_u64(self.at as u64), 0, true);
+            let Some(mark) = logged.mark else { continue };
+            out.end(mark, Position::from_u64(self.at as u64), 0, true);
         }
         Ok(Progress {
             position: Position::from_u64(self.at as u64),

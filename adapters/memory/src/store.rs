@@ -96,10 +96,10 @@ pub(crate) enum Effect {
     Clear { table: TableName },
 }
 
-/// A transaction in the log.
+/// An entry of the log: a transaction, if it has a mark.
 #[derive(Clone, Debug)]
 pub(crate) struct Logged {
-    pub(crate) mark: Mark,
+    pub(crate) mark: Option<Mark>,
     pub(crate) changes: Vec<LoggedChange>,
 }
 
@@ -179,11 +179,17 @@ impl MemoryStore {
         let (effects, changes) = inner.plan(writes)?;
         let mark = inner.next_mark;
         inner.next_mark += 1;
-        inner.log.push(Logged { mark, changes });
+        inner.log.push(Logged { mark: Some(mark), changes });
         inner.hidden.insert(mark, effects);
         drop(inner);
         self.changed.notify_waiters();
         Ok(mark)
+    }
+
+    /// Lengthens the log by an entry that is no transaction, as servers do of their own accord.
+    pub fn log_nothing(&self) {
+        self.lock().log.push(Logged { mark: None, changes: Vec::new() });
+        self.changed.notify_waiters();
     }
 
     /// Makes a logged commit seen.
@@ -252,7 +258,7 @@ impl Inner {
 
     /// The place in the log before which everything is seen.
     pub(crate) fn seen_frontier(&self) -> Position {
-        let seen = self.log.iter().position(|logged| self.hidden.contains_key(&logged.mark));
+        let seen = self.log.iter().position(|logged| logged.mark.is_some_and(|mark| self.hidden.contains_key(&mark)));
         Position::from_u64(seen.unwrap_or(self.log.len()) as u64)
     }
 

@@ -96,7 +96,9 @@ impl Window {
             if !as_of.shows(*mark) {
                 break;
             }
-            self.replay = self.replay.clone().max(position.clone());
+            if *position > self.replay {
+                self.replay = position.clone();
+            }
             self.unseen.pop_front();
         }
         self.horizons.push_back((as_of.clone(), self.next_read));
@@ -104,9 +106,12 @@ impl Window {
     }
 
     /// Where a feed would have to be opened if this process ended now. While everything delivered is seen this is
-    /// `delivered`, the feed's own position.
-    pub fn replay(&self, delivered: &Position) -> Position {
-        if self.unseen.is_empty() { self.replay.clone().max(delivered.clone()) } else { self.replay.clone() }
+    /// `delivered`, the feed's own position. It never goes back: the source may have forgotten what is before.
+    pub fn replay(&mut self, delivered: &Position) -> Position {
+        if self.unseen.is_empty() && *delivered > self.replay {
+            self.replay = delivered.clone();
+        }
+        self.replay.clone()
     }
 
     /// Whether every transaction delivered so far is shown by whoever reads the source now.
@@ -323,5 +328,7 @@ mod tests {
         assert_eq!(window.replay(&delivered), Position::from_u64(5));
         window.saw(&as_of(9, &[]));
         assert_eq!(window.replay(&delivered), delivered);
+        window.deliver(&update(10, 1, None), false);
+        assert_eq!(window.replay(&Position::from_u64(10)), delivered, "the source may have forgotten what is before");
     }
 }

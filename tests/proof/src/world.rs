@@ -93,6 +93,9 @@ impl World {
                 self.write();
             }
         }
+        if self.rng.u8(0..6) == 0 {
+            self.source.log_nothing();
+        }
         if !self.unseen.is_empty() && (self.rng.u8(0..4) == 0 || self.writes_left == 0) {
             let mark = self.unseen.swap_remove(self.rng.usize(..self.unseen.len()));
             self.source.reveal(mark);

@@ -42,7 +42,7 @@ async fn flow_of(file: &File, target: &Arc<dyn Store>) -> Flow {
 }
 
 async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ended> {
-    let gauge = Gauge::new(&flow.routes);
+    let gauge = Gauge::new(&flow.routes, &flow.options);
     let (_keep, mut requests) = mpsc::unbounded_channel();
     run_once(flow, until, &gauge, &mut requests, stop).await
 }
