@@ -258,7 +258,10 @@ impl Inner {
 
     /// The place in the log before which everything is seen.
     pub(crate) fn seen_frontier(&self) -> Position {
-        let seen = self.log.iter().position(|logged| logged.mark.is_some_and(|mark| self.hidden.contains_key(&mark)));
+        let seen = self
+            .log
+            .iter()
+            .position(|logged| logged.mark.is_some_and(|mark| self.hidden.contains_key(&mark)));
         Position::from_u64(seen.unwrap_or(self.log.len()) as u64)
     }
 

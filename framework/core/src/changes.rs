@@ -129,6 +129,14 @@ impl Changes {
         self.transactions.push(Transaction { mark, position, committed_at, ends, changes });
     }
 
+    /// Gives each table the number that stands at its place: from a feed's list of tables to another one.
+    pub fn renumber(&mut self, numbers: &[usize]) {
+        for entry in &mut self.entries {
+            let number = numbers.get(entry.table as usize).copied().unwrap_or(usize::MAX);
+            entry.table = u32::try_from(number).unwrap_or(u32::MAX);
+        }
+    }
+
     /// The transactions, in order.
     pub fn transactions(&self) -> &[Transaction] {
         &self.transactions

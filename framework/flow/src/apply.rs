@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Batch, Commit, RangeProgress, Route, Sink, TableBatch};
+use tidegate_core::port::{Batch, Commit, RangeProgress, Sink, TableBatch};
 use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
 use tokio::sync::mpsc;
 
 use crate::coalesce::Coalescer;
-use crate::options::Options;
+use crate::engine::Flow;
 use crate::plant::{self, Bug};
 
 /// Why a table takes no part between the moment it is to be crawled anew and the moment it is empty.
@@ -51,8 +51,7 @@ pub(crate) enum Report {
 
 pub(crate) struct Applier {
     sink: Box<dyn Sink>,
-    routes: Vec<Route>,
-    options: Options,
+    flow: Flow,
     coalescer: Coalescer,
     excluded: BTreeSet<usize>,
     /// Where the last whole transaction taken by the coalescer ends.
@@ -65,13 +64,12 @@ pub(crate) struct Applier {
 impl Applier {
     pub(crate) fn new(
         sink: Box<dyn Sink>,
-        routes: Vec<Route>,
-        options: Options,
+        flow: Flow,
         excluded: BTreeSet<usize>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
-        let coalescer = Coalescer::new(routes.iter().map(|route| route.shape.clone()).collect());
-        Self { sink, routes, options, coalescer, excluded, position: None, open: false, reports }
+        let coalescer = Coalescer::new(flow.routes.iter().map(|route| route.shape.clone()).collect());
+        Self { sink, flow, coalescer, excluded, position: None, open: false, reports }
     }
 
     pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
@@ -161,8 +159,8 @@ impl Applier {
     }
 
     fn is_full(&self) -> bool {
-        self.coalescer.changes() >= self.options.batch_changes
-            || self.coalescer.bytes() >= self.options.batch_bytes
+        self.coalescer.changes() >= self.flow.options.batch_changes
+            || self.coalescer.bytes() >= self.flow.options.batch_bytes
     }
 
     /// Applies what was collected; durably unless it ends within a transaction of the source.
@@ -199,7 +197,7 @@ impl Applier {
                 Err(error) if error.kind() == Kind::Data => error,
                 Err(error) => return Err(error),
             };
-            let Some(table) = self.table_of(&error) else { return Err(error) };
+            let Some(table) = self.flow.table_of(&error) else { return Err(error) };
             if !self.excluded.insert(table) {
                 return Err(Error::new(code::INTERNAL, "a table that is left out was refused").because(error));
             }
@@ -209,14 +207,6 @@ impl Applier {
             commit.exclude.push((table, error.to_string()));
             self.report(Report::Failed { table, error });
         }
-    }
-
-    /// Which table an error is about: its context names it.
-    fn table_of(&self, error: &Error) -> Option<usize> {
-        let (_, name) = error.context().iter().find(|(name, _)| *name == "table")?;
-        self.routes.iter().position(|route| {
-            route.target.name.to_string() == *name || route.shape.table.name.to_string() == *name
-        })
     }
 
     fn report(&self, report: Report) {

@@ -15,6 +15,8 @@ pub(crate) struct Delivered {
 /// Reads the feed until told to stop, and passes acknowledgements on to the source.
 pub(crate) async fn capture(
     mut feed: Box<dyn ChangeFeed>,
+    // Which tables of the flow the feed's tables are.
+    tables: Vec<usize>,
     mut want: watch::Receiver<Option<Position>>,
     mut acknowledge: watch::Receiver<Option<Position>>,
     out: mpsc::Sender<Delivered>,
@@ -37,6 +39,7 @@ pub(crate) async fn capture(
             Ok(()) = want.changed() => continue,
             progress = feed.next(wanted.as_ref(), &mut changes) => progress?,
         };
+        changes.renumber(&tables);
         let delivered = Delivered { changes, progress };
         tokio::select! {
             biased;

@@ -11,10 +11,11 @@
 //! The sequencer alone decides the order. Everything behind it may be lost at any moment: the target's checkpoint
 //! says where to go on. A broken connection therefore ends the run, and [`crate::run`] starts another one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Checkpoint, Opened, Route, Sink, Store};
+use tidegate_core::port::{Checkpoint, Crawler, Opened, Route, Sink, Store};
 use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,16 @@ pub struct Flow {
     pub clock: Arc<dyn Clock>,
 }
 
+impl Flow {
+    /// Which table an error is about: its context names it.
+    pub(crate) fn table_of(&self, error: &Error) -> Option<usize> {
+        let (_, name) = error.context().iter().find(|(name, _)| *name == "table")?;
+        self.routes.iter().position(|route| {
+            route.target.name.to_string() == *name || route.shape.table.name.to_string() == *name
+        })
+    }
+}
+
 /// When a run ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
@@ -60,6 +71,8 @@ pub enum Ended {
     Stopped,
     /// It had caught up.
     CaughtUp,
+    /// A table left, or came back: another run is to begin at once, from the checkpoint.
+    Again,
 }
 
 /// What a person asks of a run that is going on.
@@ -91,8 +104,14 @@ pub async fn run_once(
 ) -> Result<Ended> {
     let tables: Vec<Arc<Table>> = flow.routes.iter().map(|route| Arc::clone(&route.shape.table)).collect();
     let (sink, checkpoint) = open_sink(flow, &tables).await?;
+    // A table that takes no part is not captured: what is wrong with it may be wrong with its changes.
+    let excluded: BTreeSet<usize> = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
+    let captured: Vec<usize> = (0..tables.len()).filter(|table| !excluded.contains(table)).collect();
+    let captured_tables: Vec<Arc<Table>> = captured.iter().map(|table| Arc::clone(&tables[*table])).collect();
+    let mut asker = flow.source.crawler().await?;
+    check_source_reaches(asker.as_mut(), &checkpoint).await?;
     let from = if plant::is(Bug::StaleWindowAfterCrash) { &checkpoint.position } else { &checkpoint.replay };
-    let feed = flow.source.change_feed(&flow.name, &tables, &checkpoint.source, from).await?;
+    let feed = flow.source.change_feed(&flow.name, &captured_tables, &checkpoint.source, from).await?;
 
     let mut scope = Scope::new();
     let (work, work_out) = mpsc::channel(4);
@@ -104,10 +123,9 @@ pub async fn run_once(
     let (acknowledge, acknowledge_out) = watch::channel(None);
     let stop_capture = CancellationToken::new();
 
-    let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
-    let applier = Applier::new(sink, flow.routes.clone(), flow.options.clone(), excluded, report_in);
+    let applier = Applier::new(sink, flow.clone(), excluded, report_in);
     scope.spawn(applier.run(work_out));
-    scope.spawn(capture(feed, want_out, acknowledge_out, deliver_in, stop_capture.clone()));
+    scope.spawn(capture(feed, captured.clone(), want_out, acknowledge_out, deliver_in, stop_capture.clone()));
     let orders_out = Arc::new(Mutex::new(orders_out));
     for _ in 0..flow.options.workers.max(1) {
         let crawler = flow.source.crawler().await?;
@@ -116,7 +134,7 @@ pub async fn run_once(
     drop((read_in, orders_out));
 
     let lines = Lines { work, orders, want, acknowledge };
-    let mut sequencer = Sequencer::new(flow, gauge, flow.source.crawler().await?, &checkpoint, lines);
+    let mut sequencer = Sequencer::new(flow, gauge, asker, &checkpoint, captured, lines);
     let drive = async {
         sequencer.start(&checkpoint).await?;
         let mut tick_at = flow.clock.elapsed();
@@ -135,19 +153,29 @@ pub async fn run_once(
                 }
                 Some(delivered) = deliver_out.recv() => sequencer.deliver(delivered).await?,
             }
+            if sequencer.wants_another_run() {
+                return Ok(Ended::Again);
+            }
             if until == Until::CaughtUp && sequencer.has_caught_up().await? {
                 return Ok(Ended::CaughtUp);
             }
         }
     };
-    let ended = tokio::select! {
+    let outcome = tokio::select! {
         biased;
         // The error of a part is the cause; that others miss it is only what follows.
-        Some(result) = scope.next() => {
-            result?;
-            return Err(Error::new(code::INTERNAL, "a part of the flow ended before the flow"));
+        Some(result) = scope.next() => Err(result.err().unwrap_or_else(|| {
+            Error::new(code::INTERNAL, "a part of the flow ended before the flow")
+        })),
+        ended = drive => ended,
+    };
+    let ended = match outcome {
+        Ok(ended) => ended,
+        // One table's trouble is its own: it is left out, durably, and the others go on.
+        Err(error) => {
+            sequencer.exclude_for(error).await?;
+            Ended::Again
         }
-        ended = drive => ended?,
     };
 
     // Drain: nothing new is read; what is on its way arrives at the target and is checkpointed there.
@@ -159,6 +187,20 @@ pub async fn run_once(
     }
     scope.join().await?;
     Ok(ended)
+}
+
+/// A source that has not got as far as the target is an older copy of itself.
+async fn check_source_reaches(asker: &mut dyn Crawler, checkpoint: &Checkpoint) -> Result<()> {
+    let frontier = asker.as_of().await?.barrier;
+    if frontier >= checkpoint.position {
+        return Ok(());
+    }
+    Err(Error::new(
+        code::SOURCE_REPLACED,
+        "the source is behind what the target has from it: it was restored or replaced",
+    )
+    .with("source_is_at", frontier)
+    .with("target_is_at", &checkpoint.position))
 }
 
 /// Opens the target. A flow that is new there starts to be captured first, so that nothing is missed between.

@@ -161,6 +161,7 @@ async fn runs(
             },
         };
         let error = match outcome {
+            Ok(Ended::Again) => continue,
             Ok(ended) => return Ok(ended),
             Err(error) if error.verdict() == Verdict::Never => return Err(error),
             Err(error) => error,

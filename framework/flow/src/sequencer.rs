@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::code;
+use tidegate_core::error::{Kind, code};
 use tidegate_core::port::{Checkpoint, Crawler, RangeProgress};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
@@ -58,6 +58,10 @@ pub(crate) struct Sequencer<'a> {
     /// What was last sent to the target as reached, and to be replayed from.
     reached: (Position, Position),
     excluded: BTreeSet<usize>,
+    /// Tables whose changes the feed delivers.
+    captured: Vec<usize>,
+    /// A table is to take part whose changes the feed does not deliver.
+    again: bool,
     paused: BTreeSet<usize>,
     paused_all: bool,
     /// No read may begin until the source shows every change up to here: those are not in the window.
@@ -82,6 +86,7 @@ impl<'a> Sequencer<'a> {
         gauge: &'a Gauge,
         asker: Box<dyn Crawler>,
         checkpoint: &Checkpoint,
+        captured: Vec<usize>,
         lines: Lines,
     ) -> Self {
         gauge.begin(checkpoint);
@@ -98,6 +103,8 @@ impl<'a> Sequencer<'a> {
             durable: checkpoint.position.clone(),
             reached: (checkpoint.position.clone(), checkpoint.replay.clone()),
             excluded: checkpoint.excluded.iter().map(|(table, _)| *table).collect(),
+            captured,
+            again: false,
             paused: BTreeSet::new(),
             paused_all: false,
             // What came before is in the target, or was truncated there since. It is not merged: it has to be seen.
@@ -132,7 +139,27 @@ impl<'a> Sequencer<'a> {
         self.hold_reads();
         self.goal = None;
         self.gauge.split(table, std::iter::empty());
+        self.again |= !self.captured.contains(&table);
         self.send(Work::Restart { table }).await
+    }
+
+    /// Whether another run has to begin, with another list of tables.
+    pub(crate) fn wants_another_run(&self) -> bool {
+        self.again
+    }
+
+    /// Leaves out the table that an error is about.
+    ///
+    /// # Errors
+    /// The error itself, if it is about more than one table of this flow.
+    pub(crate) async fn exclude_for(&mut self, error: Error) -> Result<()> {
+        let table = self.flow.table_of(&error).filter(|table| !self.excluded.contains(table));
+        let Some(table) = table.filter(|_| error.kind() == Kind::Data) else { return Err(error) };
+        self.leave_out(table);
+        self.send(Work::Exclude { table, reason: error.to_string() }).await?;
+        tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
+        self.gauge.hear(&Report::Failed { table, error });
+        Ok(())
     }
 
     /// Cuts a table into ranges. Their bounds are what readers see: everything that the window will not have has to

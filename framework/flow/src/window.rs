@@ -329,6 +329,10 @@ mod tests {
         window.saw(&as_of(9, &[]));
         assert_eq!(window.replay(&delivered), delivered);
         window.deliver(&update(10, 1, None), false);
-        assert_eq!(window.replay(&Position::from_u64(10)), delivered, "the source may have forgotten what is before");
+        assert_eq!(
+            window.replay(&Position::from_u64(10)),
+            delivered,
+            "the source may have forgotten what is before"
+        );
     }
 }

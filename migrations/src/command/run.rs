@@ -57,7 +57,7 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
             )
             .hint("the same command goes on from here"));
         }
-        Ended::CaughtUp => {}
+        Ended::CaughtUp | Ended::Again => {}
     }
     if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
         let why = table.error.clone().unwrap_or_default();

@@ -32,6 +32,7 @@ pub(crate) const PATHS: &[&str] = &[
     "part of a batch done",
     "reads given up",
     "row healed",
+    "run began again for a table",
     "run broke and another began",
     "table crawled anew",
     "table skipped, later crawled anew",
@@ -312,6 +313,7 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
         };
         match ended {
             Err(_) => return Err("a run did not end".to_owned()),
+            Ok(Ok(Ended::Again)) => world.lock().count("run began again for a table"),
             Ok(Ok(Ended::Stopped)) => skipped = skipped.or(recopying),
             Ok(Ok(Ended::CaughtUp)) => {
                 if let Some(table) =
