@@ -1,0 +1,10 @@
+//! The adapter on a real server.
+
+#[cfg(test)]
+mod applying;
+#[cfg(test)]
+mod engine;
+#[cfg(test)]
+mod place;
+#[cfg(test)]
+mod records;
