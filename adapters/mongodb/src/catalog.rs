@@ -14,8 +14,8 @@ use tidegate_core::{
 };
 
 use crate::error::During;
-use crate::store::{MongoStore, OURS, no_source};
-use crate::{codec, documents, fit};
+use crate::store::{MongoStore, OURS};
+use crate::{codec, documents, fit, stream};
 
 /// What collections were created for, by their names.
 const TABLES: &str = "tidegate.tables";
@@ -137,11 +137,12 @@ impl Catalog for MongoStore {
     }
 
     async fn capture(&self, _flow: &FlowName, _tables: &[Arc<Table>]) -> Result<Position> {
-        Err(no_source())
+        // The server keeps every change in its log; there is nothing to make.
+        stream::now(self.database().await?).await
     }
 
     async fn clean(&self, _flow: &FlowName) -> Result<()> {
-        Ok(())
+        stream::forget_marker(self.database().await?).await
     }
 
     fn accepts(&self, encoding: Encoding) -> bool {

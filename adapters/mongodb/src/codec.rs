@@ -10,7 +10,7 @@
 use mongodb::bson::raw::{CString, cstr};
 use mongodb::bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
-use tidegate_core::{Cell, Codec, Column, Encoding, Error, Result, Row, Table, Type, Value};
+use tidegate_core::{Cell, Codec, Column, Encoding, Error, Result, Row, RowWriter, Table, Type, Value};
 
 use crate::{decimal, documents, extended};
 
@@ -65,6 +65,63 @@ pub(crate) fn is_of_documents(table: &Table) -> bool {
 /// The bytes of a whole document.
 pub(crate) fn whole(cell: &[u8]) -> Result<&RawDocument> {
     RawDocument::from_bytes(cell).map_err(extended::unreadable)
+}
+
+/// Appends a document as a row.
+pub(crate) fn push_row(table: &Table, document: &RawDocument, row: &mut RowWriter<'_>) -> Result<()> {
+    let id = id_of(document)?;
+    if is_of_documents(table) {
+        row.cell(Cell::Bytes(&element(id)));
+        row.cell(Cell::Bytes(document.as_bytes()));
+        return Ok(());
+    }
+    let mut cells: Vec<Option<Vec<u8>>> = vec![None; table.columns.len()];
+    place_key(table, id, &mut cells)?;
+    for field in document {
+        let (name, value) = field.map_err(extended::unreadable)?;
+        if name.as_str() == "_id" {
+            continue;
+        }
+        let at = table.position(name.as_str()).filter(|at| !table.key.contains(at)).ok_or_else(|| {
+            Error::new(
+                code::SCHEMA_CHANGED,
+                format!("a document of {} has the field {} more", table.name, name.as_str()),
+            )
+            .with("table", &table.name)
+        })?;
+        cells[at] = (value != RawBsonRef::Null).then(|| element(value));
+    }
+    for cell in &cells {
+        row.cell(cell.as_deref().map_or(Cell::Null, Cell::Bytes));
+    }
+    Ok(())
+}
+
+fn place_key(table: &Table, id: RawBsonRef<'_>, cells: &mut [Option<Vec<u8>>]) -> Result<()> {
+    if let [at] = table.key[..] {
+        cells[at] = Some(element(id));
+        return Ok(());
+    }
+    let other = || Error::new(code::SCHEMA_CHANGED, format!("an _id of {} has other fields", table.name));
+    let mut fields = id.as_document().ok_or_else(other)?.iter();
+    for &at in &table.key {
+        let (name, value) = fields.next().ok_or_else(other)?.map_err(extended::unreadable)?;
+        if name.as_str() != table.columns[at].name {
+            return Err(other());
+        }
+        cells[at] = Some(element(value));
+    }
+    if fields.next().is_some() { Err(other()) } else { Ok(()) }
+}
+
+/// Appends the key of a document by its `_id`.
+pub(crate) fn push_key(table: &Table, id: RawBsonRef<'_>, key: &mut RowWriter<'_>) -> Result<()> {
+    let mut cells: Vec<Option<Vec<u8>>> = vec![None; table.columns.len()];
+    place_key(table, id, &mut cells)?;
+    for &at in &table.key {
+        key.cell(cells[at].as_deref().map_or(Cell::Null, Cell::Bytes));
+    }
+    Ok(())
 }
 
 /// The `_id` of a key that was read from this store.

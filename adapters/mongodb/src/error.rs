@@ -141,7 +141,7 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
         26 => (code::TABLE_MISSING, "the collection does not exist"),
         48 => (code::TARGET_DIFFERS, "a collection of that name exists already"),
         73 => (code::URL_INVALID, "a name of a database or collection cannot be used"),
-        175 | 246 | 361 => (code::SCHEMA_CHANGED, "the collection is not the one it was"),
+        175 | 361 => (code::SCHEMA_CHANGED, "the collection is not the one it was"),
         DUPLICATE_KEY | 11001 | 12582 => {
             (code::CONSTRAINT_VIOLATED, "another document has the same values in a unique index")
         }
@@ -154,7 +154,7 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
         6 | 7 | 89 | 91 | 189 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
             (code::CONNECTION_LOST, "the server is not the primary any more, or stops")
         }
-        112 | 251 | 24 | 239 => (code::STORE_FAILED, "another program has the same documents in hand"),
+        112 | 251 | 24 | 239 | 246 => (code::STORE_FAILED, "another program has the same documents in hand"),
         115 | 59 => (code::VERSION_UNSUPPORTED, "the server does not know what was asked"),
         _ => (code::STORE_FAILED, "the server refused"),
     }
@@ -163,7 +163,7 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
 /// The verdict where the code's own does not fit.
 fn verdict_of(number: i32) -> Option<Verdict> {
     match number {
-        112 | 251 | 24 | 239 => Some(Verdict::Retry),
+        112 | 251 | 24 | 239 | 246 => Some(Verdict::Retry),
         _ => None,
     }
 }
@@ -204,6 +204,7 @@ mod tests {
             (26, "", code::TABLE_MISSING, None),
             (361, "", code::SCHEMA_CHANGED, None),
             (112, "", code::STORE_FAILED, Some(Verdict::Retry)),
+            (246, "", code::STORE_FAILED, Some(Verdict::Retry)),
             (251, "", code::STORE_FAILED, Some(Verdict::Retry)),
             (10107, "", code::CONNECTION_LOST, None),
             (50, "", code::TIMED_OUT, None),

@@ -1,4 +1,4 @@
-//! MongoDB as a target. As a source it answers `capability-missing` for now.
+//! MongoDB as a source and a target.
 //!
 //! A server must be a member of a replica set: rows and the checkpoint are written in one transaction, chunks are
 //! read at one instant, and changes come from a change stream.
@@ -7,14 +7,16 @@
 //!
 //! - `store`, `connect`: what a `mongodb:` URL says, and the client
 //! - `catalog`, `fit`: collections, keys, types
-//! - `codec`: documents as rows
+//! - `crawler`, `change_feed`, `stream`, `codec`: reading
 //! - `sink`, `write`, `checkpoint`, `state`: writing
 //! - `documents`, `decimal`, `json`, `extended`: values
 
 mod catalog;
+mod change_feed;
 mod checkpoint;
 mod codec;
 mod connect;
+mod crawler;
 mod decimal;
 mod documents;
 mod error;
@@ -24,6 +26,7 @@ mod json;
 mod sink;
 mod state;
 mod store;
+mod stream;
 mod text;
 mod write;
 

@@ -10,7 +10,9 @@ use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Identity, Route, Sink, S
 use tidegate_core::{Endpoint, Error, FlowName, Position, Result, Table};
 use tokio::sync::OnceCell;
 
+use crate::change_feed::MongoFeed;
 use crate::connect;
+use crate::crawler::MongoCrawler;
 use crate::error::During;
 use crate::sink::MongoSink;
 
@@ -70,12 +72,6 @@ fn require_replica_set(hello: &Document) -> Result<()> {
     ))
 }
 
-/// What is said where a source is asked for.
-pub(crate) fn no_source() -> Error {
-    Error::new(code::CAPABILITY_MISSING, "MongoDB is a target here, and not yet a source")
-        .hint("name the MongoDB database with --to")
-}
-
 #[async_trait]
 impl Store for MongoStore {
     fn location(&self) -> String {
@@ -88,17 +84,23 @@ impl Store for MongoStore {
     }
 
     async fn crawler(&self) -> Result<Box<dyn Crawler>> {
-        Err(no_source())
+        Ok(Box::new(MongoCrawler::new(self.database().await?.clone())))
     }
 
     async fn change_feed(
         &self,
         _flow: &FlowName,
-        _tables: &[Arc<Table>],
-        _source: &Identity,
-        _from: &Position,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
     ) -> Result<Box<dyn ChangeFeed>> {
-        Err(no_source())
+        if self.identity().await? != *source {
+            return Err(Error::new(
+                code::SOURCE_REPLACED,
+                "the source is another replica set or database than the flow began with",
+            ));
+        }
+        Ok(Box::new(MongoFeed::open(self.database().await?.clone(), tables, from).await?))
     }
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {

@@ -122,3 +122,85 @@ async fn rows_and_changes_arrive_while_a_program_writes_and_runs_stop_and_go_on(
     assert!(found == expected, "the rows differ");
     place.end().await;
 }
+
+fn document(id: mongodb::bson::Bson, turn: u64) -> Document {
+    doc! { "_id": id, "turn": i64::try_from(turn).unwrap_or(0), "deep": { "list": [1_i32, "two", 3.5] }, "z": null }
+}
+
+/// Keys of several types, in a fixed set of places.
+fn id(n: u64) -> mongodb::bson::Bson {
+    let small = i32::try_from(n).unwrap_or(0);
+    match n % 5 {
+        0 => mongodb::bson::Bson::Int32(small),
+        1 => mongodb::bson::Bson::String(format!("k{n:05}")),
+        2 => mongodb::bson::Bson::Int64(i64::from(small)),
+        3 => mongodb::bson::Bson::Document(doc! { "a": small, "b": "x" }),
+        _ => {
+            let mut bytes = [0; 12];
+            bytes[4..].copy_from_slice(&n.to_be_bytes());
+            mongodb::bson::Bson::ObjectId(mongodb::bson::oid::ObjectId::from_bytes(bytes))
+        }
+    }
+}
+
+async fn write_documents(database: mongodb::Database, seed: u64, stop: CancellationToken) -> Result<()> {
+    let items = database.collection::<Document>("items");
+    let other = database.collection::<Document>("other");
+    let mut session = database.client().start_session().await.unwrap();
+    let mut random = Random(seed);
+    while !stop.is_cancelled() {
+        let (a, b, turn) = (random.below(4_000), random.below(4_000), random.below(1_000));
+        // What is refused (a key that is there, two writers at one document) is as good as not written.
+        match turn % 6 {
+            0 => drop(items.insert_one(document(id(a), turn)).await),
+            1 => drop(items.delete_one(doc! { "_id": id(a) }).await),
+            2 => drop(items.replace_one(doc! { "_id": id(a) }, document(id(a), turn)).upsert(true).await),
+            3 => drop(
+                items.update_many(doc! { "turn": { "$lt": 20 } }, doc! { "$inc": { "turn": 100_i64 } }).await,
+            ),
+            4 => {
+                drop(items.update_one(doc! { "_id": id(a) }, doc! { "$set": { "new": b.to_string() } }).await)
+            }
+            _ => {
+                session.start_transaction().await.unwrap();
+                let moved = items.delete_one(doc! { "_id": id(a) }).session(&mut session).await.is_ok()
+                    && items.insert_one(document(id(b), turn)).session(&mut session).await.is_ok()
+                    && other.insert_one(doc! { "turn": 1_i32 }).session(&mut session).await.is_ok();
+                if moved && turn % 4 != 1 {
+                    drop(session.commit_transaction().await);
+                } else {
+                    drop(session.abort_transaction().await);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_and_their_changes_go_from_one_database_to_another() {
+    let Some(source) = Place::new("from").await else { return };
+    let Some(target) = Place::new("into").await else { return };
+    let first = (0..3_000).map(|n| document(id(n), n));
+    source.database.collection("items").insert_many(first).await.unwrap();
+    source.database.collection("other").insert_one(doc! { "first": true }).await.unwrap();
+    let flow = flow_of(Arc::clone(&source.store), Arc::clone(&target.store)).await;
+    let writing = CancellationToken::new();
+    let mut writers = Scope::new();
+    for seed in [88_172_645_463_325_252, 11_400_714_819_323_198] {
+        writers.spawn(write_documents(source.database.clone(), seed, writing.clone()));
+    }
+    run_in_pieces(&flow).await;
+    assert_eq!(run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap(), Ended::CaughtUp);
+    writing.cancel();
+    writers.join().await.unwrap();
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    for collection in ["items", "other"] {
+        let (here, there) = (source.all(collection).await, target.all(collection).await);
+        assert!(here.len() > 1 && here.len() == there.len(), "{collection}: {} {}", here.len(), there.len());
+        assert!(here == there, "{collection} differs");
+    }
+    source.end().await;
+    target.end().await;
+}

@@ -7,4 +7,6 @@ mod engine;
 #[cfg(test)]
 mod place;
 #[cfg(test)]
+mod reading;
+#[cfg(test)]
 mod records;

@@ -16,11 +16,14 @@ impl Place {
     /// `None` where the service is skipped by name.
     pub(crate) async fn new(prefix: &str) -> Option<Self> {
         let server = tidegate_services::mongodb::shared().await?;
-        let url = server.database(prefix);
-        let store = tidegate_mongodb::open(&Endpoint::parse(&url).unwrap()).unwrap();
-        let client = Client::with_uri_str(&url).await.unwrap();
+        Some(Self::at(&server.database(prefix)).await)
+    }
+
+    pub(crate) async fn at(url: &str) -> Self {
+        let store = tidegate_mongodb::open(&Endpoint::parse(url).unwrap()).unwrap();
+        let client = Client::with_uri_str(url).await.unwrap();
         let database = client.default_database().unwrap();
-        Some(Self { store, database })
+        Self { store, database }
     }
 
     pub(crate) async fn all(&self, collection: &str) -> Vec<Document> {
