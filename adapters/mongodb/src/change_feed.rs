@@ -121,22 +121,29 @@ impl MongoFeed {
     /// Reads what the stream has. Whether it has nothing more for now.
     async fn gather(&mut self) -> Result<bool> {
         let (mut changes, mut bytes) = (0, 0);
-        while changes < CHANGES_LIMIT && bytes < BYTES_LIMIT {
-            match self.news.recv().await {
-                Some(News::Event(event)) => {
+        let Some(mut news) = self.news.recv().await else { return Err(self.broken().await) };
+        loop {
+            match news {
+                News::Event(event) => {
                     changes += 1;
                     bytes += event.as_bytes().len();
                     self.take(&event)?;
                 }
-                Some(News::Idle(token)) => {
+                News::Idle(token) => {
                     self.close_open();
                     self.move_on(token.as_deref())?;
                     return Ok(true);
                 }
-                None => return Err(self.broken().await),
+            }
+            // A source that never rests is never idle: what is here is delivered, and nothing is waited for.
+            if changes >= CHANGES_LIMIT || bytes >= BYTES_LIMIT {
+                return Ok(false);
+            }
+            match self.news.try_recv() {
+                Ok(more) => news = more,
+                Err(_) => return Ok(false),
             }
         }
-        Ok(false)
     }
 
     /// Why there is no more news.
