@@ -6,6 +6,7 @@ use std::time::Duration;
 use mongodb::bson::{Document, doc};
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{Result, Scope, SystemClock, TableName, Type, Value};
+use tidegate_flow::verify::{Verification, verify};
 use tidegate_flow::{Ended, Flow, Gauge, Options, Until, Wanted, plan, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -33,6 +34,22 @@ async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ende
     let (_keep, mut requests) = mpsc::unbounded_channel();
     let running = Box::pin(run_once(flow, until, &gauge, &mut requests, stop));
     tokio::time::timeout(Duration::from_secs(60), running).await.expect("a run ends")
+}
+
+/// What a verification counts: missing, extra, different.
+async fn verified(flow: &Flow) -> (u64, u64, u64) {
+    let state = flow.target.state().await.unwrap();
+    let verification = Verification {
+        name: &flow.name,
+        source: flow.source.as_ref(),
+        target: flow.target.as_ref(),
+        routes: &flow.routes,
+        patience: Duration::from_secs(5),
+        clock: flow.clock.as_ref(),
+    };
+    let report = Box::pin(verify(&verification, &state)).await.unwrap();
+    assert!(report.complete);
+    (report.missing, report.extra, report.different)
 }
 
 /// Runs that are stopped in the middle of their work.
@@ -120,6 +137,12 @@ async fn rows_and_changes_arrive_while_a_program_writes_and_runs_stop_and_go_on(
     let mut expected = expected;
     expected.sort_by_key(|one| one.get_i64("_id").unwrap());
     assert!(found == expected, "the rows differ");
+    assert_eq!(verified(&flow).await, (0, 0, 0));
+    let held = place.database.collection::<Document>("orders");
+    held.update_one(doc! { "_id": found[3].get("_id") }, doc! { "$set": { "note": "odd" } }).await.unwrap();
+    held.delete_one(doc! { "_id": found[5].get("_id") }).await.unwrap();
+    held.insert_one(doc! { "_id": 1_000_000_i64, "note": "more", "total": null }).await.unwrap();
+    assert_eq!(verified(&flow).await, (1, 1, 1));
     place.end().await;
 }
 
@@ -201,6 +224,9 @@ async fn documents_and_their_changes_go_from_one_database_to_another() {
         assert!(here.len() > 1 && here.len() == there.len(), "{collection}: {} {}", here.len(), there.len());
         assert!(here == there, "{collection} differs");
     }
+    assert_eq!(verified(&flow).await, (0, 0, 0));
+    target.database.collection::<Document>("items").delete_one(doc! {}).await.unwrap();
+    assert_eq!(verified(&flow).await, (1, 0, 0));
     source.end().await;
     target.end().await;
 }

@@ -186,6 +186,40 @@ async fn changes_come_in_order_and_again_from_any_position() {
     place.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_loses_no_change() {
+    let Some(place) = Place::new("dropping").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": -1 }).await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+    let writing = async {
+        for n in 0..300 {
+            items.insert_one(doc! { "_id": n }).await.unwrap();
+        }
+    };
+    let reading = async {
+        let (mut seen, mut turn) = (0, 0);
+        while seen < 300 {
+            turn += 1;
+            assert!(turn < 60_000, "only {seen} changes came");
+            let mut changes = Changes::new();
+            let short = Duration::from_micros(turn % 40 * 100);
+            if let Ok(progress) = tokio::time::timeout(short, feed.next(None, &mut changes)).await {
+                progress.unwrap();
+                seen += changes.count();
+            }
+        }
+        seen
+    };
+    let (seen, ()) = tokio::join!(reading, writing);
+    assert_eq!(seen, 300);
+    place.end().await;
+}
+
 /// A log of the least size, and more changes than it holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_that_the_log_does_not_have_any_more_is_an_error() {
