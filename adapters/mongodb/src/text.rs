@@ -1,4 +1,4 @@
-//! Text forms of values that SQLite has no class for. They are exact, and sort as the values do.
+//! Text forms of values that were converted to strings. They are exact, and sort as the values do; the same as in SQLite.
 //!
 //! - a date: `2024-02-29`; before year 0 and from 10000 on with a sign: `-0043-03-15`, `+12024-01-01`
 //! - a time: `23:59:59.000000`; the end of a day is `24:00:00.000000`

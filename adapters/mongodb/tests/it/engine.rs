@@ -230,3 +230,24 @@ async fn documents_and_their_changes_go_from_one_database_to_another() {
     source.end().await;
     target.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_arrive_as_text_where_there_are_none() {
+    let Some(source) = Place::new("leaving").await else { return };
+    let items = source.database.collection::<Document>("items");
+    items.insert_many((0..500).map(|n| document(id(n), n))).await.unwrap();
+    let memory = MemoryStore::new("there");
+    let flow = flow_of(Arc::clone(&source.store), Arc::new(memory.clone())).await;
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    items.delete_one(doc! { "_id": id(1) }).await.unwrap();
+    items.update_one(doc! { "_id": id(2) }, doc! { "$unset": { "z": 1 } }).await.unwrap();
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    let rows = memory.rows(&TableName::new("", "items"));
+    assert_eq!(rows.len(), 499);
+    let found = |key: &Value<'_>| rows.iter().find(|row| row[0] == *key).map(|row| row[1].clone());
+    let expected = r#"{"_id":{"$numberLong":"2"},"turn":{"$numberLong":"2"},"deep":{"list":[{"$numberInt":"1"},"two",{"$numberDouble":"3.5"}]}}"#;
+    assert_eq!(found(&Value::Int(2)), Some(Value::Json(expected.into())));
+    assert_eq!(found(&Value::Text("k00001".into())), None);
+    assert!(found(&Value::Text("000000000000000000000004".into())).is_some());
+    source.end().await;
+}

@@ -220,6 +220,35 @@ async fn a_call_that_is_dropped_loses_no_change() {
     place.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_comes_in_pieces() {
+    let Some(place) = Place::new("pieces").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": -1 }).await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let mut session = place.database.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for n in 0..8 {
+        let large = doc! { "_id": n, "v": "x".repeat(3 << 20) };
+        items.insert_one(large).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+    let mut changes = Changes::new();
+    while changes.transactions().last().is_none_or(|last| !last.ends) {
+        feed.next(None, &mut changes).await.unwrap();
+    }
+    let pieces = changes.transactions();
+    assert!(pieces.len() > 1 && pieces.iter().all(|piece| piece.mark == pieces[0].mark));
+    assert!(pieces.is_sorted_by_key(|piece| &piece.position));
+    assert_eq!(pieces.iter().filter(|piece| piece.ends).count(), 1);
+    assert_eq!(changes.count(), 8);
+    place.end().await;
+}
+
 /// A log of the least size, and more changes than it holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_that_the_log_does_not_have_any_more_is_an_error() {
