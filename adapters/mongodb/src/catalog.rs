@@ -1,0 +1,286 @@
+//! What the database holds, and what is made there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use mongodb::Database;
+use mongodb::bson::{Document, doc};
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::{
+    Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Type, Value,
+};
+
+use crate::error::During;
+use crate::store::{MongoStore, OURS};
+use crate::{codec, documents, fit, stream};
+
+/// What collections were created for, by their names.
+const TABLES: &str = "tidegate.tables";
+
+/// A collection as the server lists it.
+struct Listed {
+    kind: String,
+    has_collation: bool,
+}
+
+async fn list(database: &Database) -> Result<BTreeMap<String, Listed>> {
+    let mut cursor = database.list_collections().await.during("list collections")?;
+    let mut found = BTreeMap::new();
+    while let Some(one) = cursor.try_next().await.during("list collections")? {
+        let kind = match one.collection_type {
+            mongodb::results::CollectionType::Collection => "collection",
+            mongodb::results::CollectionType::View => "view",
+            _ => "timeseries",
+        };
+        if one.name.starts_with("system.") || one.name.starts_with(OURS) {
+            continue;
+        }
+        let listed = Listed { kind: kind.to_owned(), has_collation: one.options.collation.is_some() };
+        found.insert(one.name, listed);
+    }
+    Ok(found)
+}
+
+/// The shape that a collection was created with, if it was created for a table.
+async fn created_as(database: &Database, name: &str) -> Result<Option<Table>> {
+    let found = database
+        .collection::<Document>(TABLES)
+        .find_one(doc! { "_id": name })
+        .await
+        .during("read a table's shape")?;
+    let Some(found) = found else { return Ok(None) };
+    let text = found.get_str("shape").unwrap_or_default();
+    let table = serde_json::from_str(text).map_err(|e| {
+        Error::new(code::STATE_NEWER, format!("the shape of {name} cannot be read")).because(e)
+    })?;
+    Ok(Some(table))
+}
+
+fn obstacle(table: &TableName, error: Error) -> Obstacle {
+    Obstacle { table: Some(table.clone()), column: None, error }
+}
+
+fn of_documents(name: &str, rows: u64) -> Table {
+    let column = |name: &str, kind: Type, native: &str| Column {
+        native: native.to_owned(),
+        nullable: false,
+        ..Column::new(name, kind)
+    };
+    Table {
+        name: TableName::new("", name),
+        native_id: 0,
+        columns: vec![
+            column("_id", Type::Any, "any"),
+            column(codec::DOCUMENT, Type::Document, codec::DOCUMENT),
+        ],
+        key: vec![0],
+        rows_estimated: rows,
+        bytes_estimated: 0,
+    }
+}
+
+#[async_trait]
+impl Catalog for MongoStore {
+    async fn identity(&self) -> Result<Identity> {
+        MongoStore::identity(self).await
+    }
+
+    async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
+        let database = self.database().await?;
+        let listed = list(database).await?;
+        let names: Vec<TableName> = match which {
+            Selection::All => listed
+                .iter()
+                .filter(|(_, one)| one.kind == "collection")
+                .map(|(name, _)| TableName::new("", name))
+                .collect(),
+            Selection::These(names) => names.clone(),
+        };
+        let (mut tables, mut obstacles) = (Vec::new(), Vec::new());
+        for name in names {
+            let full = name.to_string();
+            let Some(one) = listed.get(&full) else {
+                let error = Error::new(code::TABLE_MISSING, format!("there is no collection {full}"));
+                obstacles.push(obstacle(&name, error));
+                continue;
+            };
+            if one.kind != "collection" {
+                let what = format!("{full} is a {} and has no changes of its own", one.kind);
+                obstacles
+                    .push(obstacle(&name, Error::new(code::CAPABILITY_MISSING, what).hint("leave it out")));
+                continue;
+            }
+            if one.has_collation {
+                let what = format!("the keys of {full} are equal by a collation");
+                obstacles.push(obstacle(&name, Error::new(code::KEY_UNFIT, what).hint("leave it out")));
+            }
+            let collection = database.collection::<Document>(&full);
+            let rows = collection.estimated_document_count().await.during("count documents")?;
+            let created = match which {
+                Selection::All => None,
+                Selection::These(_) => created_as(database, &full).await?,
+            };
+            let table = created.map_or_else(
+                || of_documents(&full, rows),
+                |created| Table { name: name.clone(), rows_estimated: rows, ..created },
+            );
+            tables.push(table);
+        }
+        Ok((tables, obstacles))
+    }
+
+    fn codec(&self) -> Arc<dyn Codec> {
+        Arc::new(codec::Bson)
+    }
+
+    async fn capture(&self, _flow: &FlowName, _tables: &[Arc<Table>]) -> Result<Position> {
+        // The server keeps every change in its log; there is nothing to make.
+        stream::now(self.database().await?).await
+    }
+
+    async fn clean(&self, _flow: &FlowName) -> Result<()> {
+        stream::forget_marker(self.database().await?).await
+    }
+
+    fn accepts(&self, encoding: Encoding) -> bool {
+        encoding == codec::BSON
+    }
+
+    fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
+        fit::fit(column, encoding, conversions)
+    }
+
+    fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
+        if column.native == codec::DOCUMENT || column.native == "any" {
+            return Ok(value);
+        }
+        let unfit = |reason: &str| {
+            Error::new(
+                code::VALUE_UNFIT,
+                format!("a {} does not fit {}: {reason}", value.kind(), column.name),
+            )
+            .with("column", &column.name)
+        };
+        let held = documents::hold(&column.kind, &value).map_err(unfit)?;
+        documents::read(&column.kind, held.as_raw_bson_ref()).map_err(unfit)
+    }
+
+    fn name_for(&self, source: &TableName) -> TableName {
+        match source.schema.as_str() {
+            "" | "public" | "main" => TableName::new("", source.name.clone()),
+            schema => TableName::new("", format!("{schema}.{}", source.name)),
+        }
+    }
+
+    async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
+        let database = self.database().await?;
+        let listed = list(database).await?;
+        let mut obstacles = Vec::new();
+        for table in tables {
+            let full = table.name.to_string();
+            if let Err(error) = check(table) {
+                obstacles.push(obstacle(&table.name, error));
+                continue;
+            }
+            let Some(one) = listed.get(&full) else { continue };
+            if one.kind != "collection" || one.has_collation {
+                obstacles.push(obstacle(&table.name, differs(table, "is a view, or has a collation")));
+                continue;
+            }
+            if let Some(created) = created_as(database, &full).await?
+                && !is_same_shape(table, &created)
+            {
+                obstacles.push(obstacle(&table.name, differs(table, "was created with other columns")));
+                continue;
+            }
+            let first =
+                database.collection::<Document>(&full).find_one(doc! {}).await.during("look for rows")?;
+            if first.is_some() && !allow_non_empty {
+                let what = format!("collection {full} has documents already");
+                obstacles.push(obstacle(&table.name, Error::new(code::TARGET_NOT_EMPTY, what)));
+            }
+        }
+        Ok(obstacles)
+    }
+
+    async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let database = self.database().await?;
+        let listed = list(database).await?;
+        for table in tables {
+            check(table)?;
+            let full = table.name.to_string();
+            match listed.get(&full) {
+                Some(one) if one.kind != "collection" || one.has_collation => {
+                    return Err(differs(table, "is a view, or has a collation"));
+                }
+                Some(_) => {}
+                None => make(database, &full).await?,
+            }
+            if codec::is_of_documents(table) {
+                continue;
+            }
+            if let Some(created) = created_as(database, &full).await? {
+                if !is_same_shape(table, &created) {
+                    return Err(differs(table, "was created with other columns"));
+                }
+                continue;
+            }
+            let shape = serde_json::to_string(table.as_ref())
+                .map_err(|e| Error::new(code::INTERNAL, "a table's shape cannot be written").because(e))?;
+            database
+                .collection::<Document>(TABLES)
+                .replace_one(doc! { "_id": &full }, doc! { "shape": shape })
+                .upsert(true)
+                .await
+                .during("write a table's shape")?;
+        }
+        Ok(())
+    }
+}
+
+/// Creates a collection unless it is there.
+pub(crate) async fn make(database: &Database, name: &str) -> Result<()> {
+    match database.create_collection(name).await {
+        Err(error) if crate::error::number(&error) == Some(48) => Ok(()),
+        other => other.during("create a collection"),
+    }
+}
+
+fn is_same_shape(wanted: &Table, found: &Table) -> bool {
+    let shape = |table: &Table| {
+        let columns = table.columns.iter().map(|c| (c.name.clone(), c.kind.clone())).collect::<Vec<_>>();
+        (columns, table.key.clone())
+    };
+    shape(wanted) == shape(found)
+}
+
+fn differs(table: &Table, what: &str) -> Error {
+    Error::new(code::TARGET_DIFFERS, format!("collection {} {what}", table.name))
+        .with("table", &table.name)
+        .hint("rename it, or leave it out")
+}
+
+/// What a collection cannot be for.
+fn check(table: &Table) -> Result<()> {
+    let full = table.name.to_string();
+    if full.starts_with(OURS) || full.starts_with("system.") || full.contains(['$', '\0']) || full.is_empty()
+    {
+        return Err(Error::new(code::MAPPING_INVALID, format!("a collection cannot have the name {full:?}"))
+            .hint("give it another name with --map"));
+    }
+    if table.key.is_empty() {
+        return Err(Error::new(code::KEY_MISSING, format!("table {full} has no key")));
+    }
+    let place = table.position("_id");
+    if place.is_some_and(|at| table.key != [at] && !table.key.contains(&at)) {
+        return Err(Error::new(
+            code::MAPPING_INVALID,
+            format!("table {full} has a column _id that is not its key"),
+        )
+        .hint("the key becomes _id; rename the column, or leave it out"));
+    }
+    Ok(())
+}

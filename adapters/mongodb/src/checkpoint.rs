@@ -1,0 +1,246 @@
+//! How far flows are, in collections beside the rows: what a target commits together with them.
+
+use futures::TryStreamExt;
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{Binary, Bson, Document, doc};
+use mongodb::{ClientSession, Database};
+use tidegate_core::error::code;
+use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route};
+use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
+
+use crate::catalog::make;
+use crate::error::{During, from_answer};
+
+const CHECKPOINT: &str = "tidegate.checkpoint";
+const RANGES: &str = "tidegate.ranges";
+const EXCLUDED: &str = "tidegate.excluded";
+
+/// The collections of this file.
+pub(crate) const COLLECTIONS: [&str; 3] = [CHECKPOINT, RANGES, EXCLUDED];
+
+/// Makes the collections: some servers do not make them inside a transaction.
+pub(crate) async fn create(database: &Database) -> Result<()> {
+    for name in COLLECTIONS {
+        make(database, name).await?;
+    }
+    Ok(())
+}
+
+/// Takes the flow over: from here on nobody who opened it before can commit. To be called in a transaction.
+pub(crate) async fn open(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+    first: &Checkpoint,
+) -> Result<(i64, Opened)> {
+    let collection = database.collection::<Document>(CHECKPOINT);
+    let known = collection
+        .find_one_and_update(doc! { "_id": flow.as_str() }, doc! { "$inc": { "fence": 1_i64 } })
+        .return_document(mongodb::options::ReturnDocument::After)
+        .session(&mut *session)
+        .await
+        .during("take the flow over")?;
+    let Some(known) = known else {
+        let new = doc! {
+            "_id": flow.as_str(), "fence": 1_i64, "writes": 0_i64, "source": &first.source.0,
+            "position": bytes(first.position.bytes()), "replay": bytes(first.replay.bytes()),
+        };
+        collection.insert_one(new).session(&mut *session).await.during("store the checkpoint")?;
+        let commit =
+            Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
+        records(database, session, flow, routes, &commit).await?;
+        return Ok((1, Opened::New));
+    };
+    let malformed = |e| Error::new(code::STATE_NEWER, "the checkpoint cannot be read").because(e);
+    let position =
+        |name: &str| known.get_binary_generic(name).map(|b| Position::new(b.clone())).map_err(malformed);
+    let checkpoint = Checkpoint {
+        source: Identity(known.get_str("source").map_err(malformed)?.to_owned()),
+        position: position("position")?,
+        replay: position("replay")?,
+        ranges: ranges(database, session, flow, routes).await?,
+        excluded: excluded(database, session, flow, routes).await?,
+    };
+    Ok((known.get_i64("fence").map_err(malformed)?, Opened::Resumed(checkpoint)))
+}
+
+/// Whether the flow is still this runner's, outside a transaction: a look and no more.
+pub(crate) async fn look(database: &Database, flow: &FlowName, fence: i64) -> Result<()> {
+    let found = database
+        .collection::<Document>(CHECKPOINT)
+        .find_one(doc! { "_id": flow.as_str(), "fence": fence })
+        .await
+        .during("look at the fence")?;
+    if found.is_some() { Ok(()) } else { Err(lost()) }
+}
+
+/// Checks the fence, in a way that lets nobody take the flow over before this transaction commits, and puts what a
+/// commit says into the checkpoint.
+pub(crate) async fn advance(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+    fence: i64,
+    commit: Option<&Commit>,
+) -> Result<()> {
+    let mut set = Document::new();
+    for (name, position) in [
+        ("position", commit.and_then(|commit| commit.position.as_ref())),
+        ("replay", commit.and_then(|commit| commit.replay.as_ref())),
+    ] {
+        if let Some(position) = position {
+            set.insert(name, bytes(position.bytes()));
+        }
+    }
+    let mut update = doc! { "$inc": { "writes": 1_i64 } };
+    if !set.is_empty() {
+        update.insert("$set", set);
+    }
+    let done = database
+        .collection::<Document>(CHECKPOINT)
+        .update_one(doc! { "_id": flow.as_str(), "fence": fence }, update)
+        .session(&mut *session)
+        .await
+        .during("advance the checkpoint")?;
+    if done.matched_count == 0 {
+        return Err(lost());
+    }
+    match commit {
+        Some(commit) => records(database, session, flow, routes, commit).await,
+        None => Ok(()),
+    }
+}
+
+fn lost() -> Error {
+    Error::new(code::LEASE_LOST, "another runner has taken this flow over, or its state was removed")
+}
+
+/// Writes what a commit says beside the position.
+async fn records(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+    commit: &Commit,
+) -> Result<()> {
+    for &table in &commit.forget {
+        let of_table = doc! { "_id.flow": flow.as_str(), "_id.table": name(routes, table) };
+        for from in [RANGES, EXCLUDED] {
+            database
+                .collection::<Document>(from)
+                .delete_many(of_table.clone())
+                .session(&mut *session)
+                .await
+                .during("forget a table's ledger")?;
+        }
+    }
+    let key = |key: &Option<Key>| key.as_ref().map_or(Bson::Null, |key| bytes(&key.0));
+    let ranges = commit.ranges.iter().map(|range| {
+        let id = doc! {
+            "flow": flow.as_str(), "table": name(routes, range.table), "range": i64::from(range.range),
+        };
+        let held = doc! {
+            "_id": id.clone(), "after": key(&range.rest.after), "upto": key(&range.rest.upto),
+            "rows": i64::try_from(range.rows).unwrap_or(i64::MAX), "done": range.done,
+        };
+        (id, held)
+    });
+    replace(database, session, RANGES, ranges.collect()).await?;
+    let excluded = commit.exclude.iter().map(|(table, reason)| {
+        let id = doc! { "flow": flow.as_str(), "table": name(routes, *table) };
+        (id.clone(), doc! { "_id": id, "reason": reason })
+    });
+    replace(database, session, EXCLUDED, excluded.collect()).await
+}
+
+/// Puts records in place, a thousand in one command.
+async fn replace(
+    database: &Database,
+    session: &mut ClientSession,
+    collection: &str,
+    records: Vec<(Document, Document)>,
+) -> Result<()> {
+    for some in records.chunks(1_000) {
+        let updates: Vec<Document> =
+            some.iter().map(|(id, held)| doc! { "q": { "_id": id }, "u": held, "upsert": true }).collect();
+        let command = doc! { "update": collection, "updates": updates };
+        let answer = database.run_command(command).session(&mut *session).await.during("write the ledger")?;
+        if let Some(error) = from_answer(&answer, "write the ledger") {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn bytes(bytes: &[u8]) -> Bson {
+    Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
+}
+
+/// A table of a flow is known by its name in the source: its place may be another one in the next run.
+fn name(routes: &[Route], table: usize) -> String {
+    routes.get(table).map(|route| route.shape.table.name.to_string()).unwrap_or_default()
+}
+
+fn place(routes: &[Route], id: &Document) -> Option<usize> {
+    let table = id.get_str("table").ok()?;
+    routes.iter().position(|route| route.shape.table.name.to_string() == table)
+}
+
+async fn of_flow(
+    database: &Database,
+    session: &mut ClientSession,
+    collection: &str,
+    flow: &FlowName,
+) -> Result<Vec<Document>> {
+    let mut cursor = database
+        .collection::<Document>(collection)
+        .find(doc! { "_id.flow": flow.as_str() })
+        .sort(doc! { "_id": 1 })
+        .session(&mut *session)
+        .await
+        .during("read the ledger")?;
+    cursor.stream(session).try_collect().await.during("read the ledger")
+}
+
+async fn ranges(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+) -> Result<Vec<RangeProgress>> {
+    let mut found = Vec::new();
+    for one in of_flow(database, session, RANGES, flow).await? {
+        let Some((id, table)) = one.get_document("_id").ok().and_then(|id| Some((id, place(routes, id)?)))
+        else {
+            continue;
+        };
+        let key = |name: &str| -> Result<Option<Key>> {
+            let bytes = one.get_binary_generic(name).ok();
+            bytes.map(|bytes| Row::parse(bytes).map(|row| Key(row.frame().into()))).transpose()
+        };
+        found.push(RangeProgress {
+            table,
+            range: u32::try_from(id.get_i64("range").unwrap_or(0)).unwrap_or(u32::MAX),
+            rest: KeyRange { after: key("after")?, upto: key("upto")? },
+            rows: u64::try_from(one.get_i64("rows").unwrap_or(0)).unwrap_or(0),
+            done: one.get_bool("done").unwrap_or(false),
+        });
+    }
+    Ok(found)
+}
+
+async fn excluded(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+) -> Result<Vec<(usize, String)>> {
+    let found = of_flow(database, session, EXCLUDED, flow).await?;
+    let parts = found.iter().filter_map(|one| {
+        let table = place(routes, one.get_document("_id").ok()?)?;
+        Some((table, one.get_str("reason").unwrap_or_default().to_owned()))
+    });
+    Ok(parts.collect())
+}

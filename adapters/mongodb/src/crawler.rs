@@ -1,0 +1,298 @@
+//! Reads documents in the order of `_id`, each chunk at one cluster time.
+//!
+//! Bounds are bounds of the index and not conditions: a condition `$gt` passes over values of other types, and a
+//! collection may have an `_id` of every type.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use mongodb::bson::raw::{CStr, cstr};
+use mongodb::bson::{Binary, Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, doc};
+use mongodb::{ClientSession, Database};
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::{AsOf, Error, Key, Result, RowWriter, Rows, Shape, Table};
+
+use crate::error::During;
+use crate::{codec, extended, stream};
+
+/// Keys looked at to cut a table, for each part.
+const SAMPLES_PER_PART: usize = 50;
+/// How often a read is tried that the server could not do at one instant.
+const ATTEMPTS: u32 = 6;
+
+pub(crate) struct MongoCrawler {
+    database: Database,
+    /// The server's own ids of collections: one of the same name may be another one.
+    ids: HashMap<String, Binary>,
+}
+
+impl MongoCrawler {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database, ids: HashMap::new() }
+    }
+
+    async fn id(&mut self, table: &Table) -> Result<Binary> {
+        let full = table.name.to_string();
+        if let Some(id) = self.ids.get(&full) {
+            return Ok(id.clone());
+        }
+        let filter = doc! { "name": &full };
+        let mut listed =
+            self.database.list_collections().filter(filter).await.during("look for a collection")?;
+        let found = listed.try_next().await.during("look for a collection")?;
+        let id = found.and_then(|one| one.info.uuid).ok_or_else(|| {
+            Error::new(code::TABLE_MISSING, format!("there is no collection {full}")).with("table", &full)
+        })?;
+        self.ids.insert(full, id.clone());
+        Ok(id)
+    }
+
+    async fn session(&self) -> Result<ClientSession> {
+        self.database.client().start_session().snapshot(true).await.during("start a session")
+    }
+
+    /// A command that fails if the collection is not the one it was.
+    async fn find(&mut self, table: &Table) -> Result<RawDocumentBuf> {
+        let mut command = RawDocumentBuf::new();
+        command.append(cstr!("find"), table.name.to_string());
+        command.append(cstr!("collectionUUID"), self.id(table).await?);
+        Ok(command)
+    }
+
+    /// Gives each document of a command's answer until told to stop.
+    async fn each(
+        &self,
+        session: &mut ClientSession,
+        command: RawDocumentBuf,
+        mut take: impl FnMut(&RawDocument) -> Result<bool> + Send,
+    ) -> Result<()> {
+        let run = self.database.run_raw_cursor_command(command).session(&mut *session);
+        let mut cursor = run.await.during("read documents")?;
+        while cursor.advance(session).await.during("read documents")? {
+            if !take(cursor.current())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_once(
+        &mut self,
+        table: &Table,
+        range: &KeyRange,
+        limit: usize,
+        out: &mut Rows,
+    ) -> Result<Chunk> {
+        let start = out.len();
+        let after = range.after.as_ref().map(|key| Bound::of(table, key)).transpose()?;
+        let upto = range.upto.as_ref().map(|key| Bound::of(table, key)).transpose()?;
+        if let (Some(after), Some(upto)) = (&after, &upto)
+            && after.identity == upto.identity
+        {
+            return Ok(Chunk { as_of: self.as_of().await?, next: None });
+        }
+        let mut session = self.session().await?;
+        let mut command = self.find(table).await?;
+        command.append(cstr!("hint"), keyed(cstr!("_id"), RawBson::Int32(1)));
+        // The lower bound is inclusive and its row may be there, so that it is passed over; the upper one is exclusive.
+        if let Some(after) = &after {
+            command.append(cstr!("min"), keyed(cstr!("_id"), after.id.clone()));
+        }
+        if let Some(upto) = &upto {
+            command.append(cstr!("max"), keyed(cstr!("_id"), upto.id.clone()));
+        }
+        let wanted = i32::try_from(limit + usize::from(after.is_some())).unwrap_or(i32::MAX);
+        command.append(cstr!("limit"), wanted);
+        command.append(cstr!("batchSize"), wanted);
+        let mut is_first = true;
+        self.each(&mut session, command, |document| {
+            if std::mem::take(&mut is_first)
+                && let Some(after) = &after
+                && after.is_of(table, document)?
+            {
+                return Ok(true);
+            }
+            push(table, document, out)?;
+            Ok(out.len() - start < limit)
+        })
+        .await?;
+        let mut next = None;
+        if out.len() - start == limit {
+            next = Some(cut_key(table, out));
+        } else if let Some(upto) = upto {
+            let mut last = self.find(table).await?;
+            last.append(cstr!("filter"), keyed(cstr!("_id"), equal(upto.id)));
+            self.each(&mut session, last, |document| push(table, document, out).map(|()| true)).await?;
+        }
+        Ok(Chunk { as_of: instant(&session)?, next })
+    }
+
+    async fn fetch_once(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        let mut ids = RawArrayBuf::new();
+        for key in keys {
+            ids.push(codec::id_of_key(table, key.row())?);
+        }
+        let mut session = self.session().await?;
+        let mut command = self.find(table).await?;
+        command.append(cstr!("filter"), keyed(cstr!("_id"), keyed(cstr!("$in"), RawBson::Array(ids)).into()));
+        self.each(&mut session, command, |document| push(table, document, out).map(|()| true)).await?;
+        instant(&session)
+    }
+}
+
+/// A bound of a range.
+struct Bound {
+    id: RawBson,
+    identity: Vec<u8>,
+}
+
+impl Bound {
+    fn of(table: &Table, key: &Key) -> Result<Self> {
+        let mut identity = Vec::new();
+        shape(table).key_of(key.row(), &mut identity)?;
+        Ok(Self { id: codec::id_of_key(table, key.row())?, identity })
+    }
+
+    fn is_of(&self, table: &Table, document: &RawDocument) -> Result<bool> {
+        let key = key_of(table, document)?;
+        let mut identity = Vec::new();
+        shape(table).key_of(key.row(), &mut identity)?;
+        Ok(identity == self.identity)
+    }
+}
+
+fn keyed(name: &CStr, value: RawBson) -> RawDocumentBuf {
+    let mut document = RawDocumentBuf::new();
+    document.append(name, value);
+    document
+}
+
+fn equal(id: RawBson) -> RawBson {
+    keyed(cstr!("$eq"), id).into()
+}
+
+fn shape(table: &Table) -> Shape {
+    Shape { table: table.clone().into(), codec: std::sync::Arc::new(codec::Bson) }
+}
+
+fn key_of(table: &Table, document: &RawDocument) -> Result<Key> {
+    let mut frame = Vec::new();
+    let mut writer = RowWriter::new(&mut frame);
+    codec::push_key(table, codec::id_of(document)?, &mut writer)?;
+    writer.finish();
+    Ok(Key(frame.into()))
+}
+
+fn push(table: &Table, document: &RawDocument, out: &mut Rows) -> Result<()> {
+    let mut pushed = Ok(());
+    out.push_with(|row| pushed = codec::push_row(table, document, row));
+    pushed
+}
+
+fn cut_key(table: &Table, rows: &Rows) -> Key {
+    shape(table).cut_key(rows.row(rows.len() - 1))
+}
+
+fn instant(session: &ClientSession) -> Result<AsOf> {
+    session
+        .snapshot_time()
+        .map(stream::instant)
+        .ok_or_else(|| Error::new(code::INTERNAL, "the server does not say when a read was"))
+}
+
+/// Whether a read may be tried again, after a moment.
+async fn may_again<T>(result: &Result<T>, attempt: &mut u32) -> bool {
+    let is_in_the_way =
+        |error: &Error| error.verdict() == Verdict::Retry && error.code() == code::STORE_FAILED;
+    *attempt += 1;
+    let again = *attempt < ATTEMPTS && result.as_ref().is_err_and(is_in_the_way);
+    if again {
+        tokio::time::sleep(std::time::Duration::from_millis(20 << *attempt)).await;
+    }
+    again
+}
+
+/// Removes what a read appended that failed half-way.
+fn without_rest(rows: &mut Rows, length: usize) {
+    if rows.len() > length {
+        let mut kept = Rows::new();
+        rows.iter().take(length).for_each(|row| kept.push(row));
+        *rows = kept;
+    }
+}
+
+#[async_trait]
+impl Crawler for MongoCrawler {
+    async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
+        let mut session = self.session().await?;
+        let mut command = self.find(table).await?;
+        command.append(cstr!("sort"), keyed(cstr!("_id"), RawBson::Int32(-1)));
+        command.append(cstr!("projection"), keyed(cstr!("_id"), RawBson::Int32(1)));
+        command.append(cstr!("limit"), 1_i32);
+        let mut last = None;
+        self.each(&mut session, command, |document| {
+            let id = Bson::try_from(codec::id_of(document)?).map_err(extended::unreadable)?;
+            last = Some((key_of(table, document)?, id));
+            Ok(true)
+        })
+        .await?;
+        let Some((last, last_id)) = last else { return Ok(vec![KeyRange::default()]) };
+        let mut samples = Vec::new();
+        if parts > 1 {
+            let size = i64::try_from(parts * SAMPLES_PER_PART).unwrap_or(i64::MAX);
+            // Within an expression values of all types compare.
+            let pipeline = [
+                doc! { "$sample": { "size": size } },
+                doc! { "$project": { "_id": 1 } },
+                doc! { "$match": { "$expr": { "$lt": ["$_id", { "$literal": last_id }] } } },
+                doc! { "$sort": { "_id": 1 } },
+            ];
+            let collection = self.database.collection::<Document>(&table.name.to_string());
+            let mut cursor = collection.aggregate(pipeline).await.during("look at some keys")?;
+            while cursor.advance().await.during("look at some keys")? {
+                samples.push(key_of(table, cursor.current())?);
+            }
+        }
+        let mut ranges = Vec::new();
+        let (mut after, mut seen) = (None, Vec::new());
+        for part in 1..parts {
+            let Some(upto) = samples.get(part * samples.len() / parts) else { break };
+            let mut identity = Vec::new();
+            shape(table).key_of(upto.row(), &mut identity)?;
+            if seen != identity {
+                seen = identity;
+                ranges.push(KeyRange { after: after.replace(upto.clone()), upto: Some(upto.clone()) });
+            }
+        }
+        ranges.push(KeyRange { after, upto: Some(last) });
+        Ok(ranges)
+    }
+
+    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+        let (before, mut attempt) = (out.len(), 0);
+        loop {
+            let read = self.read_once(table, range, rows.max(1), out).await;
+            if !may_again(&read, &mut attempt).await {
+                return read.map_err(|error| error.with("table", &table.name));
+            }
+            without_rest(out, before);
+        }
+    }
+
+    async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        let (before, mut attempt) = (out.len(), 0);
+        loop {
+            let fetched = self.fetch_once(table, keys, out).await;
+            if !may_again(&fetched, &mut attempt).await {
+                return fetched.map_err(|error| error.with("table", &table.name));
+            }
+            without_rest(out, before);
+        }
+    }
+
+    async fn as_of(&mut self) -> Result<AsOf> {
+        Ok(stream::instant(stream::read_time(&self.database).await?))
+    }
+}

@@ -1,0 +1,223 @@
+//! Everything MongoDB and its driver can say, mapped to the codes of the framework.
+
+use mongodb::bson::{Bson, Document};
+use mongodb::error::{
+    Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+    WriteFailure,
+};
+use tidegate_core::error::{Code, Verdict, code};
+use tidegate_core::{Error, Result};
+
+/// A key, or the values of a unique index, are there already.
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
+
+/// Says what was being done when the driver failed.
+pub(crate) trait During<T> {
+    /// Maps the driver's error.
+    fn during(self, operation: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for Result<T, DriverError> {
+    fn during(self, operation: &'static str) -> Result<T> {
+        self.map_err(|error| from_driver(error, operation))
+    }
+}
+
+/// The number that the server gave, if it was the server that refused.
+pub(crate) fn number(error: &DriverError) -> Option<i32> {
+    match &*error.kind {
+        ErrorKind::Command(refused) => Some(refused.code),
+        ErrorKind::Write(WriteFailure::WriteError(refused)) => Some(refused.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(refused)) => Some(refused.code),
+        ErrorKind::InsertMany(refused) => {
+            let first = refused.write_errors.as_ref().and_then(|all| all.first()).map(|one| one.code);
+            first.or(refused.write_concern_error.as_ref().map(|concern| concern.code))
+        }
+        _ => None,
+    }
+}
+
+/// An error of the driver, met while doing `operation`.
+pub(crate) fn from_driver(error: DriverError, operation: &'static str) -> Error {
+    let number = number(&error);
+    let (code, sentence) = match number {
+        Some(number) => meaning(number, &error.to_string()),
+        None => without_number(&error),
+    };
+    let unknown = error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT);
+    let transient = error.contains_label(TRANSIENT_TRANSACTION_ERROR);
+    let verdict = match number {
+        _ if unknown => Some(Verdict::Unknown),
+        _ if transient => Some(Verdict::Retry),
+        Some(number) => verdict_of(number),
+        None => None,
+    };
+    finish(Error::new(code, sentence), code, verdict, operation, number).because(error)
+}
+
+/// The first refusal in an answer to a command with several writes, if there is one.
+pub(crate) fn from_answer(answer: &Document, operation: &'static str) -> Option<Error> {
+    let refused = match (answer.get_array("writeErrors"), answer.get_document("writeConcernError")) {
+        (Ok(refused), _) => refused.first().and_then(Bson::as_document),
+        (_, Ok(refused)) => Some(refused),
+        _ => None,
+    }?;
+    let number = refused.get_i32("code").unwrap_or(0);
+    let text = refused.get_str("errmsg").unwrap_or_default();
+    let (code, sentence) = meaning(number, text);
+    let error = Error::new(code, sentence);
+    Some(finish(error, code, verdict_of(number), operation, Some(number)).because(text.to_owned()))
+}
+
+fn finish(
+    mut error: Error,
+    code: Code,
+    verdict: Option<Verdict>,
+    operation: &'static str,
+    number: Option<i32>,
+) -> Error {
+    error = error.with("operation", operation);
+    if let Some(number) = number {
+        error = error.with("mongodb", number);
+    }
+    if let Some(verdict) = verdict {
+        error = error.verdict_is(verdict);
+    }
+    match way_out(code) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn without_number(error: &DriverError) -> (Code, &'static str) {
+    match &*error.kind {
+        ErrorKind::Authentication { .. } => {
+            (code::ACCESS_DENIED, "the server refused the user or the password")
+        }
+        ErrorKind::ServerSelection { message, .. } if is_denied(message) => {
+            (code::ACCESS_DENIED, "the server refused the user or the password")
+        }
+        ErrorKind::ServerSelection { .. } => (code::UNREACHABLE, "no server answered in time"),
+        ErrorKind::DnsResolve { .. } => (code::UNREACHABLE, "the server's name cannot be resolved"),
+        ErrorKind::InvalidTlsConfig { .. } => (code::TLS_FAILED, "TLS cannot be set up as the URL says"),
+        ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
+            (code::CONNECTION_LOST, "the connection was lost")
+        }
+        ErrorKind::SessionsNotSupported => {
+            (code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set")
+        }
+        ErrorKind::IncompatibleServer { .. } => {
+            (code::VERSION_UNSUPPORTED, "the server is too old for what was asked")
+        }
+        ErrorKind::InvalidArgument { message, .. } if message.contains("change stream") => {
+            (code::RESUME_TOKEN_EXPIRED, "the change stream cannot be opened there")
+        }
+        ErrorKind::MissingResumeToken => (code::STREAM_MALFORMED, "a change has no resume token"),
+        ErrorKind::Bson(_) | ErrorKind::InvalidResponse { .. } => {
+            (code::STREAM_MALFORMED, "the server's answer cannot be read")
+        }
+        _ => (code::INTERNAL, "the driver could not do what it was asked"),
+    }
+}
+
+/// The driver reports a refused user of a background connection as a server that cannot be selected.
+fn is_denied(message: &str) -> bool {
+    message.contains("Authentication failed") || message.contains("SCRAM failure")
+}
+
+/// The code of a number, and the sentence.
+fn meaning(number: i32, text: &str) -> (Code, &'static str) {
+    match number {
+        13 | 18 | 31 | 33 | 8000 => {
+            (code::ACCESS_DENIED, "the server refused the user or what it wants to do")
+        }
+        20 if text.contains("replica set") => {
+            (code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set")
+        }
+        40573 | 123 | 76 | 263 => (code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set"),
+        136 | 260 | 280 | 286 => {
+            (code::RESUME_TOKEN_EXPIRED, "the server's log does not go back to that place")
+        }
+        26 => (code::TABLE_MISSING, "the collection does not exist"),
+        48 => (code::TARGET_DIFFERS, "a collection of that name exists already"),
+        73 => (code::URL_INVALID, "a name of a database or collection cannot be used"),
+        175 | 361 => (code::SCHEMA_CHANGED, "the collection is not the one it was"),
+        DUPLICATE_KEY | 11001 | 12582 => {
+            (code::CONSTRAINT_VIOLATED, "another document has the same values in a unique index")
+        }
+        121 => (code::CONSTRAINT_VIOLATED, "a document breaks the collection's validation"),
+        10334 | 17280 | 17419 | 17420 | 2 if number != 2 || text.contains("too large") => {
+            (code::BODY_TOO_LARGE, "a document is larger than the server takes")
+        }
+        14031 => (code::LIMIT_REACHED, "the disk is full"),
+        50 | 262 => (code::TIMED_OUT, "the server did not answer in time"),
+        6 | 7 | 89 | 91 | 189 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
+            (code::CONNECTION_LOST, "the server is not the primary any more, or stops")
+        }
+        112 | 251 | 24 | 239 | 246 => (code::STORE_FAILED, "another program has the same documents in hand"),
+        115 | 59 => (code::VERSION_UNSUPPORTED, "the server does not know what was asked"),
+        _ => (code::STORE_FAILED, "the server refused"),
+    }
+}
+
+/// The verdict where the code's own does not fit.
+fn verdict_of(number: i32) -> Option<Verdict> {
+    match number {
+        112 | 251 | 24 | 239 | 246 => Some(Verdict::Retry),
+        _ => None,
+    }
+}
+
+fn way_out(code: Code) -> Option<&'static str> {
+    match code {
+        code::REPLICA_SET_REQUIRED => Some(
+            "start mongod with --replSet NAME and run rs.initiate() once; one member is enough, no data is touched",
+        ),
+        code::RESUME_TOKEN_EXPIRED => {
+            Some("start the migration over, with a larger oplog (replSetResizeOplog) at the source")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_its_meaning() {
+        const STANDALONE: &str = "Transaction numbers are only allowed on a replica set member or mongos";
+        for (number, text, code, verdict) in [
+            (13, "", code::ACCESS_DENIED, None),
+            (18, "", code::ACCESS_DENIED, None),
+            (20, STANDALONE, code::REPLICA_SET_REQUIRED, None),
+            (20, "other", code::STORE_FAILED, None),
+            (40573, "", code::REPLICA_SET_REQUIRED, None),
+            (136, "", code::RESUME_TOKEN_EXPIRED, None),
+            (280, "", code::RESUME_TOKEN_EXPIRED, None),
+            (286, "", code::RESUME_TOKEN_EXPIRED, None),
+            (11000, "", code::CONSTRAINT_VIOLATED, None),
+            (121, "", code::CONSTRAINT_VIOLATED, None),
+            (10334, "", code::BODY_TOO_LARGE, None),
+            (2, "object to insert too large", code::BODY_TOO_LARGE, None),
+            (2, "bad value", code::STORE_FAILED, None),
+            (26, "", code::TABLE_MISSING, None),
+            (361, "", code::SCHEMA_CHANGED, None),
+            (112, "", code::STORE_FAILED, Some(Verdict::Retry)),
+            (246, "", code::STORE_FAILED, Some(Verdict::Retry)),
+            (251, "", code::STORE_FAILED, Some(Verdict::Retry)),
+            (10107, "", code::CONNECTION_LOST, None),
+            (50, "", code::TIMED_OUT, None),
+        ] {
+            assert_eq!((meaning(number, text).0, verdict_of(number)), (code, verdict), "{number} {text}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_was_refused_among_others_is_an_error() {
+        use mongodb::bson::doc;
+        let answer = doc! { "n": 1, "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "dup" }] };
+        assert_eq!(from_answer(&answer, "x").map(|e| e.code()), Some(code::CONSTRAINT_VIOLATED));
+        assert!(from_answer(&doc! { "n": 1 }, "x").is_none());
+    }
+}

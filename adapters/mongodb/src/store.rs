@@ -1,0 +1,114 @@
+//! One database.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mongodb::Database;
+use mongodb::bson::{Document, doc};
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Identity, Route, Sink, StateStore, Store};
+use tidegate_core::{Endpoint, Error, FlowName, Position, Result, Table};
+use tokio::sync::OnceCell;
+
+use crate::change_feed::MongoFeed;
+use crate::connect;
+use crate::crawler::MongoCrawler;
+use crate::error::During;
+use crate::sink::MongoSink;
+
+/// What the names of our own collections begin with.
+pub(crate) const OURS: &str = "tidegate.";
+
+/// A database of a replica set, as a source or a target.
+#[derive(Clone, Debug)]
+pub(crate) struct MongoStore {
+    endpoint: Endpoint,
+    name: String,
+    database: Arc<OnceCell<Database>>,
+}
+
+impl MongoStore {
+    pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
+        let name = connect::database_name(endpoint)?;
+        Ok(Self { endpoint: endpoint.clone(), name, database: Arc::default() })
+    }
+
+    /// The database. The first call connects and looks whether it is of a replica set.
+    pub(crate) async fn database(&self) -> Result<&Database> {
+        self.database
+            .get_or_try_init(async || {
+                let database = connect::database(&self.endpoint, &self.name).await?;
+                let hello = database.run_command(doc! { "hello": 1 }).await.during("greet the server")?;
+                require_replica_set(&hello)?;
+                Ok(database)
+            })
+            .await
+    }
+
+    pub(crate) async fn identity(&self) -> Result<Identity> {
+        let database = self.database().await?;
+        let admin = database.client().database("admin");
+        let config =
+            admin.run_command(doc! { "replSetGetConfig": 1 }).await.during("ask who the server is")?;
+        let id = config
+            .get_document("config")
+            .and_then(|config| config.get_document("settings"))
+            .and_then(|settings| settings.get_object_id("replicaSetId"))
+            .map_err(|e| Error::new(code::REPLICA_SET_REQUIRED, "the replica set has no id").because(e))?;
+        Ok(Identity(format!("mongodb:{id}/{}", self.name)))
+    }
+}
+
+fn require_replica_set(hello: &Document) -> Result<()> {
+    if hello.get_str("msg").is_ok_and(|what| what == "isdbgrid") {
+        return Err(Error::new(code::CAPABILITY_MISSING, "the server is the router of a sharded cluster")
+            .hint("name one shard's replica set"));
+    }
+    if hello.contains_key("setName") {
+        return Ok(());
+    }
+    Err(Error::new(code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set").hint(
+        "start mongod with --replSet NAME and run rs.initiate() once; one member is enough, no data is touched",
+    ))
+}
+
+#[async_trait]
+impl Store for MongoStore {
+    fn location(&self) -> String {
+        self.endpoint.to_string()
+    }
+
+    async fn catalog(&self) -> Result<Arc<dyn Catalog>> {
+        self.database().await?;
+        Ok(Arc::new(self.clone()))
+    }
+
+    async fn crawler(&self) -> Result<Box<dyn Crawler>> {
+        Ok(Box::new(MongoCrawler::new(self.database().await?.clone())))
+    }
+
+    async fn change_feed(
+        &self,
+        _flow: &FlowName,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
+    ) -> Result<Box<dyn ChangeFeed>> {
+        if self.identity().await? != *source {
+            return Err(Error::new(
+                code::SOURCE_REPLACED,
+                "the source is another replica set or database than the flow began with",
+            ));
+        }
+        Ok(Box::new(MongoFeed::open(self.database().await?.clone(), tables, from).await?))
+    }
+
+    async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
+        Ok(Box::new(MongoSink::open(self.database().await?.clone(), flow, routes).await?))
+    }
+
+    async fn state(&self) -> Result<Arc<dyn StateStore>> {
+        self.database().await?;
+        Ok(Arc::new(self.clone()))
+    }
+}

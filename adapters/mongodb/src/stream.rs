@@ -1,0 +1,149 @@
+//! Positions in the server's log.
+//!
+//! A position is a cluster time (64 bits, big endian: seconds, then a counter), and behind it the text of a resume
+//! token if it is a place between two changes of a stream.
+//!
+//! - `T` alone: every change before the time T has been delivered, none of T itself need have been.
+//! - `T` and a token: every change up to that token has been delivered. Tokens of later changes are greater texts,
+//!   and each begins with its own time.
+//!
+//! A read at the time T shows the changes up to T and no others; its barrier is the position `T + 1`. A feed passes
+//! it with a change, or a token of the idle stream, of a later time than T, and never with a change of T itself,
+//! behind which others of T may come.
+
+use mongodb::Database;
+use mongodb::bson::{Document, Timestamp, doc};
+use mongodb::change_stream::event::ResumeToken;
+use tidegate_core::error::code;
+use tidegate_core::{AsOf, Error, Position, Result};
+
+use crate::error::During;
+
+/// A document that is written to make an idle stream move.
+const MARKER: &str = "tidegate.marker";
+
+/// A cluster time as a number that compares as it does.
+pub(crate) fn number(time: Timestamp) -> u64 {
+    u64::from(time.time) << 32 | u64::from(time.increment)
+}
+
+fn time(number: u64) -> Timestamp {
+    let [seconds, increment] =
+        [number >> 32, number & u64::from(u32::MAX)].map(|n| u32::try_from(n).unwrap_or(0));
+    Timestamp { time: seconds, increment }
+}
+
+/// The proof that a read was at this time.
+pub(crate) fn instant(read_at: Timestamp) -> AsOf {
+    let upper = number(read_at) + 1;
+    AsOf { barrier: Position::from_u64(upper), upper, in_flight: Vec::new() }
+}
+
+/// The place behind a token.
+pub(crate) fn behind(time: u64, token: &str) -> Position {
+    Position::new([&time.to_be_bytes(), token.as_bytes()].concat())
+}
+
+/// Where a stream has to be opened for a position.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum From<'a> {
+    /// At the first change of this time or later.
+    Time(Timestamp),
+    /// Behind this token.
+    Token(&'a str),
+}
+
+/// Reads a position.
+pub(crate) fn read(position: &Position) -> Result<From<'_>> {
+    let malformed = || Error::new(code::STREAM_MALFORMED, "a position is not one of MongoDB's");
+    let (first, token) = position.bytes().split_first_chunk::<8>().ok_or_else(malformed)?;
+    if token.is_empty() {
+        return Ok(From::Time(time(u64::from_be_bytes(*first))));
+    }
+    std::str::from_utf8(token).map(From::Token).map_err(|_| malformed())
+}
+
+/// The text of a token.
+pub(crate) fn text_of(token: &ResumeToken) -> Result<String> {
+    let malformed = || Error::new(code::STREAM_MALFORMED, "a resume token has no text");
+    let document = mongodb::bson::serialize_to_document(token).map_err(|e| malformed().because(e))?;
+    document.get_str("_data").map(str::to_owned).map_err(|e| malformed().because(e))
+}
+
+/// The token of a text.
+pub(crate) fn token_of(text: &str) -> Result<ResumeToken> {
+    mongodb::bson::deserialize_from_document(doc! { "_data": text })
+        .map_err(|e| Error::new(code::STREAM_MALFORMED, "a resume token cannot be made").because(e))
+}
+
+/// The time that a token begins with: one byte for its kind, then seconds and counter, in hexadecimal.
+pub(crate) fn time_of(token: &str) -> Result<u64> {
+    let digits = token.strip_prefix("82").and_then(|rest| rest.get(..16));
+    digits
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .ok_or_else(|| Error::new(code::STREAM_MALFORMED, "a resume token does not begin with a time"))
+}
+
+/// The time of a read of what a majority has.
+pub(crate) async fn read_time(database: &Database) -> Result<Timestamp> {
+    if let Some(time) = snapshot_time(database).await? {
+        return Ok(time);
+    }
+    // A read of a collection that is not there has no time.
+    mark(database).await?;
+    snapshot_time(database)
+        .await?
+        .ok_or_else(|| Error::new(code::INTERNAL, "the server does not say when a read was"))
+}
+
+async fn snapshot_time(database: &Database) -> Result<Option<Timestamp>> {
+    let mut session = database.client().start_session().snapshot(true).await.during("start a session")?;
+    let command = doc! { "find": MARKER, "limit": 1 };
+    database.run_cursor_command(command).session(&mut session).await.during("ask for the time")?;
+    Ok(session.snapshot_time())
+}
+
+/// The position from which on changes are new to whoever reads now.
+pub(crate) async fn now(database: &Database) -> Result<Position> {
+    Ok(instant(read_time(database).await?).barrier)
+}
+
+/// Writes a change of ours, so that the stream moves past everything before it.
+pub(crate) async fn mark(database: &Database) -> Result<()> {
+    database
+        .collection::<Document>(MARKER)
+        .update_one(doc! { "_id": "marker" }, doc! { "$inc": { "written": 1_i64 } })
+        .upsert(true)
+        .await
+        .during("write the marker")?;
+    Ok(())
+}
+
+/// Removes what [`mark`] made.
+pub(crate) async fn forget_marker(database: &Database) -> Result<()> {
+    database.collection::<Document>(MARKER).drop().await.during("remove the marker")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_barrier_is_passed_by_what_is_later_than_the_read_and_by_nothing_else() {
+        let at = |seconds, increment| Timestamp { time: seconds, increment };
+        let token =
+            |seconds: u32, increment: u32, rest: &str| format!("82{seconds:08X}{increment:08X}{rest}");
+        let barrier = instant(at(7, 3)).barrier;
+        for (seconds, increment, passes) in [(7, 2, false), (7, 3, false), (7, 4, true), (8, 0, true)] {
+            for rest in ["2B022C0100296E04", "FFFF"] {
+                let token = token(seconds, increment, rest);
+                let time = time_of(&token).unwrap();
+                assert_eq!(time, number(at(seconds, increment)));
+                assert_eq!(behind(time, &token) >= barrier, passes, "{token}");
+            }
+        }
+        assert_eq!(read(&barrier).unwrap(), From::Time(at(7, 4)));
+        assert_eq!(read(&behind(5, "82AB")).unwrap(), From::Token("82AB"));
+        assert!(read(&Position::default()).is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! Turns rows into the statements that write them.
+
+use mongodb::bson::raw::{CString, cstr};
+use mongodb::bson::{RawArrayBuf, RawBson, RawDocumentBuf};
+use tidegate_core::error::code;
+use tidegate_core::port::{Route, TableBatch};
+use tidegate_core::{Cell, Error, Key, Result, Row, Value};
+
+use crate::{codec, documents};
+
+/// How many statements one transaction has at most.
+const STATEMENTS_LIMIT: usize = 1_000;
+/// How many bytes one transaction has at most, unless one document has more: a command is a document itself.
+const BYTES_LIMIT: usize = 8 << 20;
+
+/// What a statement does; statements of one kind and table go in one command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Delete,
+    Upsert,
+    Update,
+}
+
+/// One write.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    pub(crate) kind: Kind,
+    pub(crate) table: usize,
+    pub(crate) body: RawDocumentBuf,
+    /// The `_id` and the key of an update, to find out whether it met a row.
+    pub(crate) updates: Option<(RawBson, Key)>,
+}
+
+/// One route, with the names of its fields.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) route: Route,
+    pub(crate) collection: String,
+    names: Vec<CString>,
+    /// Rows are whole documents and go through as they are.
+    is_of_documents: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(route: &Route) -> Result<Self> {
+        let is_of_documents =
+            route.shape.codec.encoding() == codec::BSON && codec::is_of_documents(&route.shape.table);
+        Ok(Self {
+            route: route.clone(),
+            collection: route.target.name.to_string(),
+            names: route.target.columns.iter().map(|c| codec::name(&c.name)).collect::<Result<_>>()?,
+            is_of_documents,
+        })
+    }
+
+    /// The documents of full rows.
+    pub(crate) fn documents(&self, batch: &TableBatch) -> Result<Vec<RawDocumentBuf>> {
+        batch.upserts.iter().map(|row| self.document(row)).collect()
+    }
+
+    /// The statement that puts a document in place.
+    pub(crate) fn upsert(&self, table: usize, document: RawDocumentBuf) -> Result<Statement> {
+        let id = RawBson::from(codec::id_of(&document)?);
+        let mut body = RawDocumentBuf::new();
+        body.append(cstr!("q"), by_id(id));
+        body.append(cstr!("u"), document);
+        body.append(cstr!("upsert"), true);
+        Ok(Statement { kind: Kind::Upsert, table, body, updates: None })
+    }
+
+    /// The statements of deletions.
+    pub(crate) fn deletes(&self, table: usize, batch: &TableBatch, out: &mut Vec<Statement>) -> Result<()> {
+        for key in batch.deletes.iter() {
+            let mut body = RawDocumentBuf::new();
+            body.append(cstr!("q"), by_id(self.id(key)?));
+            body.append(cstr!("limit"), 1_i32);
+            out.push(Statement { kind: Kind::Delete, table, body, updates: None });
+        }
+        Ok(())
+    }
+
+    /// The statements of rows that were sent in part.
+    pub(crate) fn updates(&self, table: usize, batch: &TableBatch, out: &mut Vec<Statement>) -> Result<()> {
+        for row in batch.updates.iter() {
+            let key = self.route.shape.cut_key(row);
+            let id = self.id(key.row())?;
+            let mut set = RawDocumentBuf::new();
+            if !self.is_of_documents {
+                for (at, cell) in row.cells().enumerate() {
+                    if cell != Cell::Unchanged && !self.is_key(at) {
+                        set.append(self.names[at].clone(), self.held(at, cell, key.row())?);
+                    }
+                }
+            }
+            let mut change = RawDocumentBuf::new();
+            if !set.is_empty() {
+                change.append(cstr!("$set"), set);
+            } else {
+                // Whether the row is there has to be found out all the same.
+                let mut same = RawDocumentBuf::new();
+                same.append(cstr!("_id"), id.clone());
+                change.append(cstr!("$setOnInsert"), same);
+            }
+            let mut body = RawDocumentBuf::new();
+            body.append(cstr!("q"), by_id(id.clone()));
+            body.append(cstr!("u"), change);
+            out.push(Statement { kind: Kind::Update, table, body, updates: Some((id, key)) });
+        }
+        Ok(())
+    }
+
+    fn is_key(&self, at: usize) -> bool {
+        self.route.shape.table.key.contains(&at)
+    }
+
+    fn document(&self, row: Row<'_>) -> Result<RawDocumentBuf> {
+        if self.is_of_documents {
+            let Cell::Bytes(bytes) = row.cell(1) else { return Err(self.not_full()) };
+            return Ok(codec::whole(bytes)?.to_owned());
+        }
+        let key = self.route.shape.cut_key(row);
+        let mut document = RawDocumentBuf::new();
+        document.append(cstr!("_id"), self.id(key.row())?);
+        for (at, cell) in row.cells().enumerate().filter(|(at, _)| !self.is_key(*at)) {
+            document.append(self.names[at].clone(), self.held(at, cell, key.row())?);
+        }
+        Ok(document)
+    }
+
+    /// The `_id` of a key: the value of its only column, or a document of its columns.
+    fn id(&self, key: Row<'_>) -> Result<RawBson> {
+        if self.is_of_documents {
+            return codec::id_of_key(&self.route.shape.table, key);
+        }
+        let places = &self.route.shape.table.key;
+        let mut fields = RawDocumentBuf::new();
+        for (&at, cell) in places.iter().zip(key.cells()) {
+            let held = self.held(at, cell, key)?;
+            if places.len() > 1 {
+                fields.append(self.names[at].clone(), held);
+            } else if matches!(held, RawBson::Array(_)) {
+                return Err(self.unfit(at, "list", "an _id is not a list", key));
+            } else {
+                return Ok(held);
+            }
+        }
+        Ok(RawBson::Document(fields))
+    }
+
+    fn held(&self, at: usize, cell: Cell<'_>, key: Row<'_>) -> Result<RawBson> {
+        let value = self.route.shape.value(at, cell)?;
+        let (Some(value), Some(column)) = (value, self.route.target.columns.get(at)) else {
+            return Err(self.not_full());
+        };
+        documents::hold(&column.kind, &value)
+            .map_err(|reason| self.unfit(at, Value::kind(&value), reason, key))
+    }
+
+    fn not_full(&self) -> Error {
+        Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
+            .with("table", &self.route.target.name)
+    }
+
+    fn unfit(&self, at: usize, kind: &str, reason: &str, key: Row<'_>) -> Error {
+        let column = self.route.target.columns.get(at).map_or("?", |column| column.name.as_str());
+        let message = format!("a {kind} does not fit {}.{column}: {reason}", self.route.target.name);
+        Error::new(code::VALUE_UNFIT, message)
+            .with("column", column)
+            .with("table", &self.route.target.name)
+            .with("key", self.route.shape.show_key(key))
+    }
+}
+
+fn by_id(id: RawBson) -> RawDocumentBuf {
+    let mut equal = RawDocumentBuf::new();
+    equal.append(cstr!("$eq"), id);
+    let mut filter = RawDocumentBuf::new();
+    filter.append(cstr!("_id"), equal);
+    filter
+}
+
+/// Cuts statements into pieces of which each is one transaction. There is always one, for the checkpoint.
+pub(crate) fn pieces(statements: &[Statement]) -> Vec<&[Statement]> {
+    let mut pieces = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, statement) in statements.iter().enumerate() {
+        let more = statement.body.as_bytes().len();
+        if at > start && (at - start == STATEMENTS_LIMIT || bytes + more > BYTES_LIMIT) {
+            pieces.push(&statements[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    pieces.push(&statements[start..]);
+    pieces
+}
+
+/// The command of statements that are of one kind and table.
+pub(crate) fn command(kind: Kind, collection: &str, statements: &[Statement]) -> RawDocumentBuf {
+    let mut bodies = RawArrayBuf::new();
+    for statement in statements {
+        bodies.push(statement.body.clone());
+    }
+    let mut command = RawDocumentBuf::new();
+    match kind {
+        Kind::Delete => {
+            command.append(cstr!("delete"), collection);
+            command.append(cstr!("deletes"), bodies);
+        }
+        Kind::Upsert | Kind::Update => {
+            command.append(cstr!("update"), collection);
+            command.append(cstr!("updates"), bodies);
+        }
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(bytes: usize) -> Statement {
+        let mut body = RawDocumentBuf::new();
+        body.append(cstr!("x"), "x".repeat(bytes));
+        Statement { kind: Kind::Upsert, table: 0, body, updates: None }
+    }
+
+    #[test]
+    fn a_batch_is_cut_by_count_and_by_bytes() {
+        let many: Vec<_> = (0..2_500).map(|_| statement(1)).collect();
+        let counts = |all: &[Statement]| pieces(all).iter().map(|piece| piece.len()).collect::<Vec<_>>();
+        assert_eq!(counts(&many), [1_000, 1_000, 500]);
+        let large: Vec<_> = (0..3).map(|_| statement(5 << 20)).collect();
+        assert_eq!(counts(&large), [1, 1, 1]);
+        assert_eq!(counts(&[]), [0]);
+    }
+}

@@ -1,0 +1,12 @@
+//! The adapter on a real server.
+
+#[cfg(test)]
+mod applying;
+#[cfg(test)]
+mod engine;
+#[cfg(test)]
+mod place;
+#[cfg(test)]
+mod reading;
+#[cfg(test)]
+mod records;

@@ -1,0 +1,289 @@
+//! Chunks, and the stream of changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mongodb::bson::{Bson, Document, doc};
+use tidegate_core::error::code;
+use tidegate_core::port::{ChangeFeed, Crawler, KeyRange, Selection};
+use tidegate_core::{Changes, Op, Position, Rows, Shape, Table};
+
+use crate::place::{Place, flow};
+
+async fn described(place: &Place, name: &str) -> Arc<Table> {
+    let catalog = place.store.catalog().await.unwrap();
+    let (tables, obstacles) = catalog.describe(&Selection::All).await.unwrap();
+    assert!(obstacles.is_empty(), "{obstacles:?}");
+    Arc::new(tables.into_iter().find(|table| table.name.name == name).unwrap())
+}
+
+/// A document a key of every type that an index brackets, some of them equal to none but near.
+fn mixed() -> Vec<Bson> {
+    let mut ids = vec![
+        Bson::MinKey,
+        Bson::Null,
+        Bson::Boolean(false),
+        Bson::Boolean(true),
+        Bson::MaxKey,
+        Bson::Double(1.5),
+        Bson::Decimal128("2.25".parse().unwrap()),
+        Bson::DateTime(mongodb::bson::DateTime::from_millis(5)),
+        Bson::Document(doc! { "a": 1 }),
+        Bson::Document(doc! {}),
+        Bson::Binary(mongodb::bson::Binary {
+            subtype: mongodb::bson::spec::BinarySubtype::Uuid,
+            bytes: vec![3; 16],
+        }),
+    ];
+    for n in 0..40 {
+        ids.push(Bson::Int32(n * 10));
+        ids.push(Bson::Int64(i64::from(n) * 10 + 1));
+        ids.push(Bson::String(format!("s{n:02}")));
+        ids.push(Bson::ObjectId(mongodb::bson::oid::ObjectId::from_bytes([u8::try_from(n).unwrap(); 12])));
+    }
+    ids
+}
+
+async fn crawl(crawler: &mut dyn Crawler, table: &Table, range: KeyRange, rows: usize) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut rest = range;
+    loop {
+        let mut out = Rows::new();
+        let chunk = crawler.read(table, &rest, rows, &mut out).await.unwrap();
+        found.extend(out.iter().map(|row| row.frame().to_vec()));
+        match chunk.next {
+            Some(next) => rest.after = Some(next),
+            None => return found,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_key_is_read_once_whatever_its_type_and_however_the_table_is_cut() {
+    let Some(place) = Place::new("crawling").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_many(mixed().into_iter().map(|id| doc! { "_id": id, "v": 1 })).await.unwrap();
+    let table = described(&place, "items").await;
+    let mut crawler = place.store.crawler().await.unwrap();
+    let whole = crawl(crawler.as_mut(), &table, KeyRange::default(), 1_000).await;
+    assert_eq!(whole.len(), mixed().len());
+    for (parts, rows) in [(1, 1), (1, 7), (4, 3), (16, 5), (7, 1_000)] {
+        let ranges = crawler.split(&table, parts).await.unwrap();
+        assert!(!ranges.is_empty() && ranges.len() <= parts);
+        let mut found = Vec::new();
+        for range in ranges {
+            found.extend(crawl(crawler.as_mut(), &table, range, rows).await);
+        }
+        assert!(found == whole, "{parts} parts, {rows} rows: {} of {}", found.len(), whole.len());
+    }
+    // The bound is frozen: what comes behind it is not read.
+    items.delete_one(doc! { "_id": Bson::MaxKey }).await.unwrap();
+    let ranges = crawler.split(&table, 1).await.unwrap();
+    items.insert_one(doc! { "_id": Bson::MaxKey }).await.unwrap();
+    let found = crawl(crawler.as_mut(), &table, ranges[0].clone(), 50).await;
+    assert_eq!(found.len(), mixed().len() - 1);
+    // Keys of a fetch that are not there are left out.
+    let shape = Shape { table: Arc::clone(&table), codec: place.store.catalog().await.unwrap().codec() };
+    let keys: Vec<_> =
+        whole.iter().map(|frame| shape.cut_key(tidegate_core::Row::parse(frame).unwrap())).collect();
+    items.delete_many(doc! { "_id": { "$in": [Bson::Null, Bson::Int32(10)] } }).await.unwrap();
+    let mut out = Rows::new();
+    crawler.fetch(&table, &keys, &mut out).await.unwrap();
+    assert_eq!(out.len(), keys.len() - 2);
+    // Another collection of the same name is not the one that was described.
+    items.drop().await.unwrap();
+    items.insert_one(doc! { "_id": 1 }).await.unwrap();
+    let error = crawler.read(&table, &KeyRange::default(), 5, &mut Rows::new()).await.unwrap_err();
+    assert_eq!(error.code(), code::SCHEMA_CHANGED, "{error:?}");
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_chunk_takes_several_answers() {
+    let Some(place) = Place::new("large").await else { return };
+    let items = place.database.collection::<Document>("items");
+    for n in 0..10 {
+        items.insert_one(doc! { "_id": n, "v": "x".repeat(5 << 20) }).await.unwrap();
+    }
+    let table = described(&place, "items").await;
+    let mut crawler = place.store.crawler().await.unwrap();
+    assert_eq!(crawl(crawler.as_mut(), &table, KeyRange::default(), 100).await.len(), 10);
+    place.end().await;
+}
+
+/// Reads until so many transactions have come.
+async fn gather(feed: &mut dyn ChangeFeed, count: usize) -> Changes {
+    let mut changes = Changes::new();
+    let start = tokio::time::Instant::now();
+    while changes.transactions().len() < count {
+        assert!(start.elapsed() < Duration::from_secs(20), "{changes:?}");
+        feed.next(None, &mut changes).await.unwrap();
+    }
+    changes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_come_in_order_and_again_from_any_position() {
+    let Some(place) = Place::new("feeding").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": 0 }).await.unwrap();
+    let table = described(&place, "items").await;
+    let tables = [Arc::clone(&table)];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let open =
+        async |from: &Position| place.store.change_feed(&flow(), &tables, &source, from).await.unwrap();
+
+    items.insert_one(doc! { "_id": 1, "v": 1 }).await.unwrap();
+    place.database.collection("unknown").insert_one(doc! { "_id": 1 }).await.unwrap();
+    items.update_one(doc! { "_id": 1 }, doc! { "$set": { "v": 2 } }).await.unwrap();
+    let mut session = place.database.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    items.insert_one(doc! { "_id": 2 }).session(&mut session).await.unwrap();
+    items.insert_one(doc! { "_id": 3 }).session(&mut session).await.unwrap();
+    session.commit_transaction().await.unwrap();
+    session.start_transaction().await.unwrap();
+    items.insert_one(doc! { "_id": 4 }).session(&mut session).await.unwrap();
+    session.abort_transaction().await.unwrap();
+    items.delete_one(doc! { "_id": 0 }).await.unwrap();
+
+    let mut feed = open(&start).await;
+    let changes = gather(feed.as_mut(), 4).await;
+    let ops = |changes: &Changes| -> Vec<Vec<Op>> {
+        changes.transactions().iter().map(|one| changes.of(one).map(|change| change.op).collect()).collect()
+    };
+    let all = [vec![Op::Insert], vec![Op::Update], vec![Op::Insert, Op::Insert], vec![Op::Delete]];
+    assert_eq!(ops(&changes), all);
+    let marks: Vec<_> = changes.transactions().iter().map(|one| one.mark).collect();
+    assert!(marks.is_sorted() && marks[0] < marks[1]);
+    for (at, one) in changes.transactions().iter().enumerate().take(3) {
+        let mut again = open(&one.position).await;
+        assert_eq!(ops(&gather(again.as_mut(), 3 - at).await), all[at + 1..]);
+    }
+
+    // The instant of a read is passed although nobody writes.
+    let mut crawler = place.store.crawler().await.unwrap();
+    let as_of = crawler.as_of().await.unwrap();
+    assert!(marks.iter().all(|mark| as_of.shows(*mark)));
+    let begun = tokio::time::Instant::now();
+    let mut none = Changes::new();
+    while feed.next(Some(&as_of.barrier), &mut none).await.unwrap().position < as_of.barrier {
+        assert!(begun.elapsed() < Duration::from_secs(5), "the feed stands still");
+    }
+    assert_eq!(none.count(), 0);
+
+    items.drop().await.unwrap();
+    let error = loop {
+        match feed.next(None, &mut none).await {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(20)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), code::SCHEMA_CHANGED);
+    catalog.clean(&flow()).await.unwrap();
+    catalog.clean(&flow()).await.unwrap();
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_loses_no_change() {
+    let Some(place) = Place::new("dropping").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": -1 }).await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+    let writing = async {
+        for n in 0..300 {
+            items.insert_one(doc! { "_id": n }).await.unwrap();
+        }
+    };
+    let reading = async {
+        let (mut seen, mut turn) = (0, 0);
+        while seen < 300 {
+            turn += 1;
+            assert!(turn < 60_000, "only {seen} changes came");
+            let mut changes = Changes::new();
+            let short = Duration::from_micros(turn % 40 * 100);
+            if let Ok(progress) = tokio::time::timeout(short, feed.next(None, &mut changes)).await {
+                progress.unwrap();
+                seen += changes.count();
+            }
+        }
+        seen
+    };
+    let (seen, ()) = tokio::join!(reading, writing);
+    assert_eq!(seen, 300);
+    place.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_transaction_comes_in_pieces() {
+    let Some(place) = Place::new("pieces").await else { return };
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": -1 }).await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let mut session = place.database.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for n in 0..8 {
+        let large = doc! { "_id": n, "v": "x".repeat(3 << 20) };
+        items.insert_one(large).session(&mut session).await.unwrap();
+    }
+    session.commit_transaction().await.unwrap();
+    let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+    let mut changes = Changes::new();
+    while changes.transactions().last().is_none_or(|last| !last.ends) {
+        feed.next(None, &mut changes).await.unwrap();
+    }
+    let pieces = changes.transactions();
+    assert!(pieces.len() > 1 && pieces.iter().all(|piece| piece.mark == pieces[0].mark));
+    assert!(pieces.is_sorted_by_key(|piece| &piece.position));
+    assert_eq!(pieces.iter().filter(|piece| piece.ends).count(), 1);
+    assert_eq!(changes.count(), 8);
+    place.end().await;
+}
+
+/// A log of the least size, and more changes than it holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_the_log_does_not_have_any_more_is_an_error() {
+    if tidegate_services::mongodb::shared().await.is_none() {
+        return;
+    }
+    let options = tidegate_services::mongodb::Options::default().with_oplog_size_mb(5);
+    let server = tidegate_services::mongodb::Server::start(options).await.unwrap();
+    let place = Place::at(&server.database_url("expired")).await;
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": 1 }).await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    let open = async || place.store.change_feed(&flow(), &tables, &source, &start).await;
+    open().await.unwrap();
+    let filler = "x".repeat(1 << 20);
+    let begun = tokio::time::Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < Duration::from_secs(90), "the log keeps everything");
+        for n in 0..20 {
+            items.replace_one(doc! { "_id": n }, doc! { "v": &filler }).upsert(true).await.unwrap();
+        }
+        let failed = match open().await {
+            Ok(mut feed) => feed.next(None, &mut Changes::new()).await.err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            break error;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    assert_eq!(error.code(), code::RESUME_TOKEN_EXPIRED, "{error:?}");
+    let other = tidegate_core::port::Identity("mongodb:other".to_owned());
+    let error = place.store.change_feed(&flow(), &tables, &other, &start).await.err().unwrap();
+    assert_eq!(error.code(), code::SOURCE_REPLACED);
+}
