@@ -36,6 +36,9 @@ impl Registry {
         for scheme in tidegate_postgres::SCHEMES {
             registry.add(scheme, tidegate_postgres::open);
         }
+        for scheme in tidegate_mongodb::SCHEMES {
+            registry.add(scheme, tidegate_mongodb::open);
+        }
         registry
     }
 

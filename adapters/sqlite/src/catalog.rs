@@ -7,15 +7,16 @@ use sqlx::{Connection, SqliteConnection};
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 use tidegate_core::{
-    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName,
+    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value,
 };
 
+use crate::cells::{Affinity, stored};
 use crate::connect;
 use crate::describe::{self, Described};
 use crate::error::During;
 use crate::statement::{join, name, sql};
 use crate::store::SqliteStore;
-use crate::{cells::Affinity, fit, journal};
+use crate::{fit, journal};
 
 #[async_trait]
 impl Catalog for SqliteStore {
@@ -55,6 +56,10 @@ impl Catalog for SqliteStore {
 
     fn accepts(&self, encoding: Encoding) -> bool {
         encoding == Encoding::CANONICAL
+    }
+
+    fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
+        stored(value).map_err(|reason| Error::new(code::VALUE_UNFIT, reason).with("column", &column.name))
     }
 
     fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {

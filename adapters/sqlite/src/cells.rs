@@ -67,7 +67,7 @@ fn is_number(text: &str) -> bool {
 ///
 /// # Errors
 /// Why there is none.
-fn stored(value: Value<'_>) -> Result<Value<'_>, &'static str> {
+pub(crate) fn stored(value: Value<'_>) -> Result<Value<'_>, &'static str> {
     let owned = |text: String| Value::Text(Cow::Owned(text));
     Ok(match value {
         Value::Bool(v) => Value::Int(i64::from(v)),

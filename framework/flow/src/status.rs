@@ -222,6 +222,9 @@ impl Gauge {
     pub(crate) fn progress(&self, progress: &Progress, changes: &Changes) {
         let mut inner = self.lock();
         inner.status.behind = progress.behind;
+        if changes.transactions().is_empty() {
+            inner.status.drained = inner.delivered.is_empty();
+        }
         if let Some(last) = changes.transactions().last() {
             for at in 0..changes.count() {
                 inner.status.tables[changes.change(at).table].changes += 1;

@@ -10,7 +10,7 @@ const ORDERS: &str =
 #[rstest]
 #[case::no_source(&["plan", "--to", "sqlite:x.db"], 2, "TG0001 config-invalid: --from is missing", "hint: give --from URL")]
 #[case::no_scheme(&["plan", "--from", "shop.db", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: a URL needs a scheme", "")]
-#[case::unknown_scheme(&["plan", "--from", "oracle://h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: no store has the scheme oracle:", "known: postgres: postgresql: sqlite:")]
+#[case::unknown_scheme(&["plan", "--from", "oracle://h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: no store has the scheme oracle:", "known: mongodb: mongodb+srv: postgres: postgresql: sqlite:")]
 #[case::unset_variable(&["plan", "--from", "postgres://u:${TIDEGATE_NO_SUCH}@h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: the environment variable TIDEGATE_NO_SUCH is not set", "")]
 #[case::bad_name(&["--name", "Shop 1", "plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db"], 2, "TG0001 config-invalid: the name \"Shop 1\" cannot be used", "hint: a name is")]
 #[case::bad_conversion(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--convert", "interval"], 2, "TG0001 config-invalid: --convert interval is not TYPE=FORM", "")]

@@ -21,20 +21,19 @@ const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, s
     CREATE TABLE lines (o text, n integer, x text, PRIMARY KEY (o, n));
     INSERT INTO lines SELECT 'O' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
 
-fn run(from: &str, to: &str) {
-    tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", "pair", "--until", "verified"])
-        .ended(0);
+fn run(name: &str, from: &str, to: &str) {
+    tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", name, "--until", "verified"]).ended(0);
 }
 
-/// Moves the rows, changes them, and moves the changes.
-fn move_and_change(from: &str, to: &str, change: impl Fn(&str)) {
-    run(from, to);
+/// Moves the rows, changes them, and moves the changes. Slots are known to a whole server, so names differ.
+fn move_and_change(name: &str, from: &str, to: &str, change: impl Fn(&str)) {
+    run(name, from, to);
     change(
         "UPDATE orders SET note = 'changed' WHERE id = 5; UPDATE orders SET id = 100000 WHERE id = 6;
          DELETE FROM orders WHERE id = 7; INSERT INTO orders (id, note) VALUES (100001, 'new');
          UPDATE lines SET o = 'moved' WHERE n = 9",
     );
-    run(from, to);
+    run(name, from, to);
 }
 
 #[test]
@@ -50,10 +49,23 @@ fn sqlite_to_sqlite_while_a_writer_is_at_work() {
                 sqlite(&file, &format!("UPDATE orders SET note = 'n{n}' WHERE id % 100 = {}; INSERT INTO orders (id) VALUES ({})", n % 100, 10_000 + n));
             }
         });
-        run(&from, &to);
+        // What the writer does afterwards is for the next run.
+        let answer = tidegate(&[
+            "migrate",
+            "run",
+            "--from",
+            &from,
+            "--to",
+            &to,
+            "--name",
+            "pair",
+            "--until",
+            "caught-up",
+        ]);
         stop.store(true, Ordering::Relaxed);
+        answer.ended(0);
     });
-    move_and_change(&from, &to, |sql| sqlite(&file, sql));
+    move_and_change("pair", &from, &to, |sql| sqlite(&file, sql));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,8 +74,8 @@ async fn postgres_to_postgres() {
     let (from, to) =
         (server.create_database("pair").await.unwrap(), server.create_database("pair").await.unwrap());
     psql(&from, POSTGRES);
-    tokio::task::block_in_place(|| move_and_change(&from, &to, |sql| psql(&from, sql)));
-    abort(&from, &to);
+    tokio::task::block_in_place(|| move_and_change("postgres_postgres", &from, &to, |sql| psql(&from, sql)));
+    abort("postgres_postgres", &from, &to);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +84,7 @@ async fn sqlite_to_postgres() {
     let to = server.create_database("pair").await.unwrap();
     tokio::task::block_in_place(|| {
         let (folder, from, _) = shop(SQLITE);
-        move_and_change(&from, &to, |sql| sqlite(&folder.path().join("shop.db"), sql));
+        move_and_change("pair", &from, &to, |sql| sqlite(&folder.path().join("shop.db"), sql));
     });
 }
 
@@ -84,14 +96,24 @@ async fn postgres_to_sqlite() {
     tokio::task::block_in_place(|| {
         let folder = tempfile::tempdir().unwrap();
         let to = format!("sqlite:{}", folder.path().join("new.db").display());
-        move_and_change(&from, &to, |sql| psql(&from, sql));
-        abort(&from, &to);
+        move_and_change("postgres_sqlite", &from, &to, |sql| psql(&from, sql));
+        abort("postgres_sqlite", &from, &to);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_to_mongodb() {
+    let Some(server) = tidegate_services::mongodb::shared().await else { return };
+    let to = server.database("pair");
+    tokio::task::block_in_place(|| {
+        let (folder, from, _) = shop(SQLITE);
+        move_and_change("pair", &from, &to, |sql| sqlite(&folder.path().join("shop.db"), sql));
     });
 }
 
 /// Gives the slot back, so that the shared server keeps no log for it.
-fn abort(from: &str, to: &str) {
-    tidegate(&["migrate", "abort", "--yes", "--from", from, "--to", to, "--name", "pair"]).ended(0);
+fn abort(name: &str, from: &str, to: &str) {
+    tidegate(&["migrate", "abort", "--yes", "--from", from, "--to", to, "--name", name]).ended(0);
 }
 
 fn psql(url: &str, sql: &str) {
