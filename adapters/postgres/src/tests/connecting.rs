@@ -1,9 +1,11 @@
 use std::time::{Duration, Instant};
 
-use crate::config::{Password, Tls};
+use crate::config::{Password, Settings, Tls};
 use crate::connect::Session;
 use crate::wire::Replication;
 use tidegate_core::error::{Verdict, code};
+use tidegate_services::postgres::{Options, Server, Tls as ServerTls};
+use tidegate_services::{Service, skipped};
 
 use super::{session, settings};
 
@@ -29,7 +31,11 @@ async fn both_clients_connect_and_say_who_they_are() {
 /// The session uses the binding whenever there is TLS; a server that finds it wrong refuses.
 #[tokio::test]
 async fn tls_is_spoken_and_the_proof_is_bound_to_it() {
-    let mut settings = settings();
+    if skipped(Service::Postgresql) {
+        return;
+    }
+    let (server, mut settings) =
+        own_server(Options::default().with_password("s3cret").with_tls(ServerTls::Required)).await;
     settings.tls = Tls::Require;
     let session = Session::connect(&settings).await.unwrap();
     let sql = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
@@ -47,18 +53,31 @@ async fn tls_is_spoken_and_the_proof_is_bound_to_it() {
         assert_eq!(error.code(), code::TLS_FAILED, "{error:?}");
         assert!(error.hint_text().is_some_and(|hint| hint.contains("sslrootcert")), "{error:?}");
     }
+    settings.root_certificate = server.authority_certificate();
+    Session::connect(&settings).await.unwrap();
+    Replication::connect(&settings).await.unwrap();
+}
+
+async fn own_server(options: Options) -> (Server, Settings) {
+    let server = Server::start(options).await.unwrap();
+    let settings = Settings::parse(&server.url()).unwrap();
+    (server, settings)
 }
 
 #[tokio::test]
 async fn a_wrong_password_and_a_missing_database_are_told_apart_by_both_clients() {
-    let mut settings = settings();
-    settings.database = "no such database".to_owned();
+    if skipped(Service::Postgresql) {
+        return;
+    }
+    let (_server, mut settings) = own_server(Options::default().with_password("s3cret")).await;
+    let database = std::mem::replace(&mut settings.database, "no such database".to_owned());
     for error in [
         Session::connect(&settings).await.map(|_| ()).unwrap_err(),
         Replication::connect(&settings).await.map(|_| ()).unwrap_err(),
     ] {
         assert_eq!(error.code(), code::URL_INVALID, "{error:?}");
     }
+    settings.database = database;
     for password in [Password::Plain("wrong".to_owned()), Password::Absent] {
         settings.password = password;
         for error in [

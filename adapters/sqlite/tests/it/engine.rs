@@ -167,7 +167,6 @@ async fn an_older_copy_of_the_source_stops_by_name() {
 
 /// A run that ends soon after its last change leaves `replay` behind `position`. The feed is told `replay` alone, so
 /// it cannot know that the target is ahead of the copy.
-#[ignore = "the engine has to compare the checkpoint's position with the source's end before it goes on"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_copy_stops_by_name_also_when_replay_is_behind() {
     assert_eq!(run_on_older_copy(Some(0)).await.unwrap_err().code(), code::SOURCE_REPLACED);
