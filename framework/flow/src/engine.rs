@@ -55,6 +55,9 @@ impl Flow {
     }
 }
 
+/// How long to wait for the error of a part that others miss.
+const CAUSE_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// When a run ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
@@ -168,6 +171,15 @@ pub async fn run_once(
             Error::new(code::INTERNAL, "a part of the flow ended before the flow")
         })),
         ended = drive => ended,
+    };
+    let outcome = match outcome {
+        // A part that broke was missed before its own error arrived.
+        Err(error) if error.code() == code::INTERNAL => tokio::select! {
+            biased;
+            Some(Err(cause)) = scope.next() => Err(cause),
+            () = flow.clock.sleep(CAUSE_WAIT) => Err(error),
+        },
+        outcome => outcome,
     };
     let ended = match outcome {
         Ok(ended) => ended,
