@@ -43,7 +43,7 @@ impl Catalog for MemoryStore {
         Ok((tables, obstacles))
     }
 
-    fn codec(&self) -> Arc<dyn Codec> {
+    fn codec(&self, _: &Table) -> Arc<dyn Codec> {
         Arc::new(Canonical)
     }
 

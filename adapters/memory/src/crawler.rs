@@ -1,5 +1,6 @@
 //! Reads the rows that are seen.
 
+use std::collections::HashSet;
 use std::ops::Bound;
 
 use async_trait::async_trait;
@@ -74,9 +75,20 @@ impl Crawler for MemoryCrawler {
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
         let inner = self.0.lock();
         let held = inner.held(&table.name)?;
-        for key in keys {
-            if let Some(frame) = held.rows.get(&identity(&held.shape, key)?) {
-                out.push(Row::parse(frame)?);
+        if table.key == held.shape.table.key {
+            for key in keys {
+                if let Some(frame) = held.rows.get(&identity(&held.shape, key)?) {
+                    out.push(Row::parse(frame)?);
+                }
+            }
+        } else {
+            let shape = Shape { table: table.clone().into(), codec: std::sync::Arc::clone(&held.shape.codec) };
+            let wanted = keys.iter().map(|key| identity(&shape, key)).collect::<Result<HashSet<_>>>()?;
+            for frame in held.rows.values() {
+                let row = Row::parse(frame)?;
+                if wanted.contains(&identity(&shape, &shape.cut_key(row))?) {
+                    out.push(row);
+                }
             }
         }
         Ok(inner.as_of())

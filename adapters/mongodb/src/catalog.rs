@@ -132,7 +132,7 @@ impl Catalog for MongoStore {
         Ok((tables, obstacles))
     }
 
-    fn codec(&self) -> Arc<dyn Codec> {
+    fn codec(&self, _: &Table) -> Arc<dyn Codec> {
         Arc::new(codec::Bson)
     }
 

@@ -130,6 +130,10 @@ impl MongoCrawler {
     }
 
     async fn fetch_once(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        if table.key_columns().any(|column| column.name != "_id") {
+            return Err(Error::new(code::CAPABILITY_MISSING, "documents are found by their _id alone")
+                .hint("rows of MongoDB cannot be folded into others"));
+        }
         let mut ids = RawArrayBuf::new();
         for key in keys {
             ids.push(codec::id_of_key(table, key.row())?);

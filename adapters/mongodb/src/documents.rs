@@ -3,9 +3,9 @@
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, DateTime, RawArrayBuf, RawBson, RawBsonRef};
-use tidegate_core::{Type, Value};
+use tidegate_core::{Type, Value, text};
 
-use crate::{decimal, extended, json, text};
+use crate::{decimal, extended, json};
 
 const DAY_MILLIS: i64 = 86_400_000;
 

@@ -27,7 +27,6 @@ mod sink;
 mod state;
 mod store;
 mod stream;
-mod text;
 mod write;
 
 use std::sync::Arc;

@@ -38,7 +38,7 @@ impl Catalog for PostgresCatalog {
         describe::describe(&self.0.session().await?, which).await
     }
 
-    fn codec(&self) -> Arc<dyn Codec> {
+    fn codec(&self, _: &Table) -> Arc<dyn Codec> {
         Arc::new(Binary)
     }
 

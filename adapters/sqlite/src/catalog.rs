@@ -42,7 +42,7 @@ impl Catalog for SqliteStore {
         Ok((tables.into_iter().map(|described| described.table).collect(), obstacles))
     }
 
-    fn codec(&self) -> Arc<dyn Codec> {
+    fn codec(&self, _: &Table) -> Arc<dyn Codec> {
         Arc::new(Canonical)
     }
 

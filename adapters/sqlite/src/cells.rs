@@ -7,9 +7,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{Arguments, TypeInfo, ValueRef};
 use tidegate_core::error::code;
-use tidegate_core::{Cell, Error, Result, Row, RowWriter, Rows, Value};
-
-use crate::text;
+use tidegate_core::{Cell, Error, Result, Row, RowWriter, Rows, Value, text};
 
 /// What a column does to a value that is stored in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,7 +27,6 @@ mod sink;
 mod state;
 mod statement;
 mod store;
-mod text;
 mod write;
 
 use std::sync::Arc;

@@ -125,6 +125,7 @@ codes! {
     CONSTRAINT_VIOLATED = 53, "constraint-violated", Data, Never;
     STREAM_MALFORMED = 54, "stream-malformed", Data, Never;
     BODY_TOO_LARGE = 55, "body-too-large", Data, Never;
+    TRANSFORM_FAILED = 56, "transform-failed", Data, Never;
     // Who may write.
     LEASE_LOST = 60, "lease-lost", Lost, Never;
     CHECKPOINT_MOVED = 61, "checkpoint-moved", Lost, Never;

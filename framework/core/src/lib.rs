@@ -16,6 +16,7 @@ pub mod position;
 pub mod rows;
 pub mod scope;
 pub mod table;
+pub mod text;
 pub mod value;
 
 pub use changes::{Change, Changes, Op, Transaction};

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, Result, code};
+use crate::text;
 
 /// What the values of a column are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -225,8 +226,10 @@ impl fmt::Display for Value<'_> {
             Value::Decimal(v) | Value::Text(v) | Value::Json(v) => f.write_str(v),
             Value::Bytes(v) => v.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
             Value::Uuid(v) => uuid::Uuid::from_bytes(*v).fmt(f),
-            Value::Date(v) => write!(f, "day {v}"),
-            Value::Time(v) | Value::Timestamp(v) | Value::TimestampTz(v) => write!(f, "{v} us"),
+            Value::Date(v) => f.write_str(&text::date(*v)),
+            Value::Time(v) => f.write_str(&text::time(*v)),
+            Value::Timestamp(v) => f.write_str(&text::timestamp(*v)),
+            Value::TimestampTz(v) => f.write_str(&text::timestamp_tz(*v)),
             Value::Array(list) => f.debug_list().entries(list.iter().map(|v| v.to_string())).finish(),
         }
     }

@@ -1,16 +1,20 @@
 //! The plan of a flow: which table goes where, as what, and what stands in the way. It changes nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Conversions, Fit, Obstacle, Route, Selection};
-use tidegate_core::{Column, Error, Result, Shape, Table};
+use tidegate_core::{Column, Error, Result, Shape, Table, TableName};
 
 /// What is wanted.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// Which tables of the source.
     pub tables: Selection,
+    /// Names in the target that the user chose, by the name in the source; the others are as the target would have
+    /// them.
+    pub names: BTreeMap<TableName, TableName>,
     /// Conversions that the user named.
     pub conversions: Conversions,
     /// Whether rows may be in the target already.
@@ -48,12 +52,12 @@ impl Plan {
 /// If a side cannot be read. What a side refuses is among the obstacles.
 pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -> Result<Plan> {
     let (tables, mut obstacles) = source.describe(&wanted.tables).await?;
-    let codec = source.codec();
     let mut planned = Vec::new();
     for table in tables {
         if table.key.is_empty() {
             continue;
         }
+        let codec = source.codec(&table);
         let mut fits = Vec::new();
         for column in &table.columns {
             match target.fit(column, codec.encoding(), &wanted.conversions) {
@@ -77,14 +81,14 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
             generated: false,
         });
         let held = Table {
-            name: target.name_for(&table.name),
+            name: wanted.names.get(&table.name).cloned().unwrap_or_else(|| target.name_for(&table.name)),
             native_id: 0,
             columns: columns.collect(),
             key: table.key.clone(),
             rows_estimated: table.rows_estimated,
             bytes_estimated: table.bytes_estimated,
         };
-        let shape = Shape { table: Arc::new(table), codec: Arc::clone(&codec) };
+        let shape = Shape { table: Arc::new(table), codec };
         planned.push(PlannedTable { route: Route { shape, target: Arc::new(held) }, fits });
     }
     if planned.is_empty() && obstacles.is_empty() {

@@ -227,7 +227,8 @@ async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Tabl
         })
     };
     let places = wanted.columns.iter().map(|column| place(&column.name)).collect::<Result<Vec<_>>>()?;
-    let shape = Shape { table: Arc::new(table), codec: catalog.codec() };
+    let codec = catalog.codec(&table);
+    let shape = Shape { table: Arc::new(table), codec };
     Ok(Side { crawler: store.crawler().await?, shape, places })
 }
 

@@ -11,7 +11,7 @@ use crate::{database, drop_database};
 async fn shape(catalog: &Arc<dyn Catalog>, name: &str) -> Shape {
     let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
     let table: Table = tables.into_iter().find(|table| table.name.name == name).unwrap();
-    Shape { table: Arc::new(table), codec: catalog.codec() }
+    Shape { codec: catalog.codec(&table), table: Arc::new(table) }
 }
 
 const TABLES: &str = r#"

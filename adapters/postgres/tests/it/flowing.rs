@@ -18,15 +18,15 @@ pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn S
     let to = target.catalog().await.unwrap();
     let (tables, obstacles) = from.describe(&Selection::All).await.unwrap();
     assert!(obstacles.is_empty(), "{obstacles:?}");
-    let codec = from.codec();
     let mut routes = Vec::new();
     for table in tables {
+        let codec = from.codec(&table);
         let mut held = Table { name: to.name_for(&table.name), ..table.clone() };
         for column in &mut held.columns {
             let fit = to.fit(column, codec.encoding(), &Conversions::new()).unwrap();
             (column.native, column.kind) = (fit.native, fit.kind);
         }
-        let shape = Shape { table: Arc::new(table), codec: Arc::clone(&codec) };
+        let shape = Shape { table: Arc::new(table), codec };
         routes.push(Route { shape, target: Arc::new(held) });
     }
     let targets: Vec<_> = routes.iter().map(|route| Arc::clone(&route.target)).collect();

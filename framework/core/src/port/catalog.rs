@@ -80,8 +80,8 @@ pub trait Catalog: Send + Sync {
     /// The tables of a selection, and what stands in their way as a source.
     async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)>;
 
-    /// How the cells of this store's rows are read.
-    fn codec(&self) -> Arc<dyn Codec>;
+    /// How the cells of a table's rows are read.
+    fn codec(&self, table: &Table) -> Arc<dyn Codec>;
 
     /// Starts to keep changes of these tables for a flow, and says from where on they are kept.
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position>;

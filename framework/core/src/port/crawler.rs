@@ -48,7 +48,8 @@ pub trait Crawler: Send {
     /// Appends up to `rows` rows from the start of the range.
     async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk>;
 
-    /// Appends the rows of these keys that exist, in any order.
+    /// Appends the rows of these keys that exist, in any order. `table.key` says which columns the keys are of: who
+    /// folds rows into others asks with the columns that hold the other's key.
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf>;
 
     /// The instant a read would have now.

@@ -9,6 +9,7 @@ mod crawler;
 mod sink;
 mod state;
 mod store;
+mod transform;
 
 pub use catalog::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 pub use change_feed::{ChangeFeed, Progress};
@@ -16,3 +17,4 @@ pub use crawler::{Chunk, Crawler, KeyRange};
 pub use sink::{Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch};
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;
+pub use transform::{Join, Made, MadeColumn, Recipe, Record, Transform};

@@ -1,4 +1,4 @@
-//! Text forms of values that SQLite has no class for. They are exact, and sort as the values do.
+//! Text forms of values, for stores that have no type of their own for them. They are exact, and sort as the values do.
 //!
 //! - a date: `2024-02-29`; before year 0 and from 10000 on with a sign: `-0043-03-15`, `+12024-01-01`
 //! - a time: `23:59:59.000000`; the end of a day is `24:00:00.000000`
@@ -8,11 +8,12 @@
 
 use std::fmt::Write as _;
 
-use tidegate_core::Value;
+use crate::value::Value;
 
 const DAY: i64 = 86_400_000_000;
 
-pub(crate) fn date(days: i32) -> String {
+/// A date, by its days since 1970-01-01.
+pub fn date(days: i32) -> String {
     match days {
         i32::MAX => "infinity".to_owned(),
         i32::MIN => "-infinity".to_owned(),
@@ -20,12 +21,14 @@ pub(crate) fn date(days: i32) -> String {
     }
 }
 
-pub(crate) fn time(micros: i64) -> String {
+/// A time, by its microseconds since midnight.
+pub fn time(micros: i64) -> String {
     let (seconds, fraction) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
     format!("{:02}:{:02}:{:02}.{fraction:06}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-pub(crate) fn timestamp(micros: i64) -> String {
+/// A timestamp, by its microseconds since 1970.
+pub fn timestamp(micros: i64) -> String {
     match micros {
         Value::INFINITY => "infinity".to_owned(),
         Value::NEG_INFINITY => "-infinity".to_owned(),
@@ -33,7 +36,8 @@ pub(crate) fn timestamp(micros: i64) -> String {
     }
 }
 
-pub(crate) fn timestamp_tz(micros: i64) -> String {
+/// An instant, by its microseconds since 1970 UTC.
+pub fn timestamp_tz(micros: i64) -> String {
     let mut text = timestamp(micros);
     if !text.ends_with("infinity") {
         text.push('Z');
@@ -42,7 +46,7 @@ pub(crate) fn timestamp_tz(micros: i64) -> String {
 }
 
 /// A list as JSON; `None` if it holds a number that JSON does not have.
-pub(crate) fn list(values: &[Value<'_>]) -> Option<String> {
+pub fn list(values: &[Value<'_>]) -> Option<String> {
     let mut out = String::from("[");
     for (at, value) in values.iter().enumerate() {
         if at > 0 {
