@@ -82,7 +82,8 @@ impl Crawler for MemoryCrawler {
                 }
             }
         } else {
-            let shape = Shape { table: table.clone().into(), codec: std::sync::Arc::clone(&held.shape.codec) };
+            let shape =
+                Shape { table: table.clone().into(), codec: std::sync::Arc::clone(&held.shape.codec) };
             let wanted = keys.iter().map(|key| identity(&shape, key)).collect::<Result<HashSet<_>>>()?;
             for frame in held.rows.values() {
                 let row = Row::parse(frame)?;

@@ -59,6 +59,33 @@ pub enum Type {
     Native(Box<str>),
 }
 
+impl Type {
+    /// Whether a column of this type can hold a value. Null is held by every type; whether the column allows it is
+    /// the column's.
+    pub fn holds(&self, value: &Value<'_>) -> bool {
+        match (self, value) {
+            (_, Value::Null) | (Type::Any, _) => true,
+            (Type::Int { bits }, Value::Int(v)) => {
+                *bits >= 64 || (*v >> (bits - 1) == 0 || *v >> (bits - 1) == -1)
+            }
+            (Type::Array(items), Value::Array(list)) => list.iter().all(|item| items.holds(item)),
+            (Type::Bool, Value::Bool(_))
+            | (Type::Float { bits: 32 }, Value::Float32(_))
+            | (Type::Float { bits: 64 }, Value::Float(_))
+            | (Type::Decimal { .. }, Value::Decimal(_))
+            | (Type::Text, Value::Text(_))
+            | (Type::Bytes, Value::Bytes(_))
+            | (Type::Uuid, Value::Uuid(_))
+            | (Type::Date, Value::Date(_))
+            | (Type::Time, Value::Time(_))
+            | (Type::Timestamp, Value::Timestamp(_))
+            | (Type::TimestampTz, Value::TimestampTz(_))
+            | (Type::Json | Type::Document, Value::Json(_)) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A value, borrowed from the bytes it was read from where possible.
 ///
 /// Instants and times count microseconds; dates count days since 1970-01-01. [`Value::INFINITY`] and

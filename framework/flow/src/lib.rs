@@ -14,6 +14,7 @@ pub mod plant;
 pub mod run;
 mod sequencer;
 pub mod status;
+pub mod transform;
 pub mod verify;
 pub mod window;
 
@@ -21,3 +22,4 @@ pub use engine::{Ended, Flow, Request, Until, run_once};
 pub use options::Options;
 pub use plan::{Plan, PlannedTable, Wanted, plan};
 pub use status::{Gauge, Status, TableState, TableStatus};
+pub use transform::Transformed;

@@ -16,6 +16,10 @@ pub enum Bug {
     MovesNotCompleted,
     /// A table that is crawled anew keeps its old rows.
     RecopyKeepsRows,
+    /// What a change did not tell is read at an instant that may not show the change.
+    MadeTooEarly,
+    /// A row that is left out from a change on stays as it was before.
+    FilterForgetsRows,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -2,6 +2,7 @@
 
 mod fault;
 mod kill;
+mod made;
 mod plant;
 mod sim;
 mod world;

@@ -28,6 +28,8 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("acknowledge what is only delivered", Plant::Engine(Bug::AcknowledgeDelivered)),
     ("moves not completed", Plant::Engine(Bug::MovesNotCompleted)),
     ("recopy keeps rows", Plant::Engine(Bug::RecopyKeepsRows)),
+    ("made too early", Plant::Engine(Bug::MadeTooEarly)),
+    ("filter forgets rows", Plant::Engine(Bug::FilterForgetsRows)),
     ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
     ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),
     ("checkpoint before effect", Plant::Port(PortBug::CheckpointBeforeEffect)),

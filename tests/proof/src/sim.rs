@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tidegate_core::error::Kind;
 use tidegate_core::port::{Route, Selection, Store};
-use tidegate_core::{Canonical, FlowName, Shape, SystemClock, Table};
+use tidegate_core::{FlowName, Shape, SystemClock, Table};
 use tidegate_flow::plant::plant;
-use tidegate_flow::{Ended, Flow, Gauge, Options, Request, TableState, Until, run_once};
+use tidegate_flow::{Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, run_once};
 use tidegate_memory::MemoryStore;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::fault::FaultyStore;
+use crate::made::Turn;
 use crate::plant::{PLANTS, Plant, PortBug};
 use crate::world::{Coverage, Difference, Shared, World};
 
@@ -32,6 +33,8 @@ pub(crate) const PATHS: &[&str] = &[
     "part of a batch done",
     "reads given up",
     "row healed",
+    "rows filtered and computed",
+    "rows of another table folded in",
     "run began again for a table",
     "run broke and another began",
     "table crawled anew",
@@ -190,8 +193,8 @@ async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
         Err(stuck) => Verdict::Stuck(stuck),
         Ok(()) => {
             let mut world = world.lock();
-            let honest = world.compare(&source);
-            let found = world.compare(&target);
+            let honest = world.compare_source(&source);
+            let found = world.compare_target(&target);
             let status = gauge.read(flow.clock.as_ref());
             for (what, times) in [
                 ("chunk row overtaken", status.tables.iter().map(|t| t.rows_overtaken).sum()),
@@ -223,11 +226,28 @@ async fn prepare(
     bug: Option<PortBug>,
 ) -> tidegate_core::Result<Flow> {
     let names = world.lock().tables().to_vec();
-    let (tables, _) = source.catalog().await?.describe(&Selection::These(names)).await?;
+    let wrap = |inner: &MemoryStore| -> Arc<dyn Store> {
+        Arc::new(FaultyStore { inner: Arc::new(inner.clone()), world: world.clone(), bug })
+    };
+    let (mut from, mut plain): (_, Arc<dyn Store>) = (wrap(source), Arc::new(source.clone()));
+    let turn = world.lock().turn;
+    if let Some(turn) = turn {
+        let turned = |store| -> Arc<dyn Store> {
+            Arc::new(Transformed::new(store, Arc::new(turn), SystemClock::shared()))
+        };
+        world.lock().count(match turn {
+            Turn::Filter => "rows filtered and computed",
+            Turn::Fold => "rows of another table folded in",
+        });
+        (from, plain) = (turned(from), turned(plain));
+    }
+    // Described without faults: a plan that fails is made again by hand.
+    let catalog = plain.catalog().await?;
+    let (tables, _) = catalog.describe(&Selection::These(names)).await?;
     let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
     target.catalog().await?.create(&tables).await?;
     let route = |table: &Arc<Table>| Route {
-        shape: Shape { table: Arc::clone(table), codec: Arc::new(Canonical) },
+        shape: Shape { table: Arc::clone(table), codec: catalog.codec(table) },
         target: Arc::clone(table),
     };
     let mut options = Options::default();
@@ -241,12 +261,9 @@ async fn prepare(
         options.window_bytes = if rng.u8(0..4) == 0 { 200 } else { 1 << 20 };
         options.acknowledge_every = Duration::from_millis(rng.u64(1..200));
     }
-    let wrap = |inner: &MemoryStore| -> Arc<dyn Store> {
-        Arc::new(FaultyStore { inner: Arc::new(inner.clone()), world: world.clone(), bug })
-    };
     Ok(Flow {
         name: FlowName::new("sim")?,
-        source: wrap(source),
+        source: from,
         target: wrap(target),
         routes: tables.iter().map(route).collect(),
         options,

@@ -9,6 +9,8 @@ use fastrand::Rng;
 use tidegate_core::{Column, Mark, TableName, Type, Value};
 use tidegate_memory::{MemoryStore, Write};
 
+use crate::made::{Turn, expected};
+
 /// Keys are few, so that everything happens to the same rows.
 const KEYS: i64 = 12;
 
@@ -25,6 +27,8 @@ pub(crate) struct World {
     source: MemoryStore,
     tables: Vec<TableName>,
     ledger: Vec<BTreeMap<i64, Row>>,
+    /// How rows are turned on their way to the target.
+    pub(crate) turn: Option<Turn>,
     writes_left: usize,
     pub(crate) faults_left: usize,
     unseen: Vec<Mark>,
@@ -58,7 +62,13 @@ impl World {
             source.create_table(table, columns, &["id"]);
             source.leave_out_unchanged(table, 2);
         }
+        let turn = match rng.u8(0..8) {
+            0 => Some(Turn::Filter),
+            1 if tables.len() > 1 => Some(Turn::Fold),
+            _ => None,
+        };
         let mut world = Self {
+            turn,
             coverage: Coverage::new(),
             source: source.clone(),
             ledger: tables.iter().map(|_| BTreeMap::new()).collect(),
@@ -142,7 +152,8 @@ impl World {
         };
         let free: Vec<i64> = (0..KEYS).filter(|id| !rows.contains_key(id)).collect();
         match self.rng.u8(0..20) {
-            0 => {
+            // A table that is folded into another may not be truncated: that stops the other by name.
+            0 if table == 0 || self.turn != Some(Turn::Fold) => {
                 self.count("truncate");
                 rows.clear();
                 Write::truncate(&name)
@@ -182,10 +193,20 @@ impl World {
         }
     }
 
-    /// Compares a store with the ledger: rows lost, not there in the ledger, and different.
-    pub(crate) fn compare(&self, store: &MemoryStore) -> Difference {
+    /// Compares the source with the ledger.
+    pub(crate) fn compare_source(&self, store: &MemoryStore) -> Difference {
+        self.compare(store, &self.ledger)
+    }
+
+    /// Compares the target with what is to be made of the ledger.
+    pub(crate) fn compare_target(&self, store: &MemoryStore) -> Difference {
+        self.compare(store, &expected(self.turn, &self.ledger))
+    }
+
+    /// Rows lost, not there in the ledger, and different.
+    fn compare(&self, store: &MemoryStore, ledger: &[BTreeMap<i64, Row>]) -> Difference {
         let mut found = Difference::default();
-        for (name, expected) in self.tables.iter().zip(&self.ledger) {
+        for (name, expected) in self.tables.iter().zip(ledger) {
             let rows: BTreeMap<i64, Row> = store.rows(name).iter().filter_map(|row| read(row)).collect();
             for (id, row) in expected {
                 match rows.get(id) {

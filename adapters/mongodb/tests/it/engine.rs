@@ -15,7 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::place::{Place, flow};
 
 async fn flow_of(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Flow {
-    let wanted = Wanted { tables: Selection::All, names: Default::default(), conversions: Conversions::new(), allow_non_empty: false };
+    let wanted = Wanted {
+        tables: Selection::All,
+        names: Default::default(),
+        conversions: Conversions::new(),
+        allow_non_empty: false,
+    };
     let (from, to) = (source.catalog().await.unwrap(), target.catalog().await.unwrap());
     let plan = plan(from.as_ref(), to.as_ref(), &wanted).await.unwrap();
     assert!(plan.obstacles.is_empty(), "{:?}", plan.obstacles);

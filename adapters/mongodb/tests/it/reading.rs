@@ -83,7 +83,8 @@ async fn every_key_is_read_once_whatever_its_type_and_however_the_table_is_cut()
     let found = crawl(crawler.as_mut(), &table, ranges[0].clone(), 50).await;
     assert_eq!(found.len(), mixed().len() - 1);
     // Keys of a fetch that are not there are left out.
-    let shape = Shape { table: Arc::clone(&table), codec: place.store.catalog().await.unwrap().codec(&table) };
+    let shape =
+        Shape { table: Arc::clone(&table), codec: place.store.catalog().await.unwrap().codec(&table) };
     let keys: Vec<_> =
         whole.iter().map(|frame| shape.cut_key(tidegate_core::Row::parse(frame).unwrap())).collect();
     items.delete_many(doc! { "_id": { "$in": [Bson::Null, Bson::Int32(10)] } }).await.unwrap();

@@ -24,8 +24,10 @@ async fn bench(name: &str, tables: &str) -> Bench {
     let catalog = store.catalog().await.unwrap();
     let (tables, obstacles) = catalog.describe(&Selection::All).await.unwrap();
     assert!(obstacles.is_empty(), "{obstacles:?}");
-    let shapes: Vec<_> =
-        tables.into_iter().map(|table| Shape { codec: catalog.codec(&table), table: Arc::new(table) }).collect();
+    let shapes: Vec<_> = tables
+        .into_iter()
+        .map(|table| Shape { codec: catalog.codec(&table), table: Arc::new(table) })
+        .collect();
     let flow = FlowName::new(name).unwrap();
     let tables: Vec<_> = shapes.iter().map(|shape| Arc::clone(&shape.table)).collect();
     let from = catalog.capture(&flow, &tables).await.unwrap();

@@ -114,7 +114,10 @@ impl<'a> Record<'a> {
 ///
 /// # Implementing
 /// `examples/fold-orders` folds orders and their lines into one document.
-#[diagnostic::on_unimplemented(message = "`{Self}` does not say how rows are made", label = "implement `make` and `row`")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say how rows are made",
+    label = "implement `make` and `row`"
+)]
 pub trait Transform: Send + Sync + fmt::Debug {
     /// What becomes of a table.
     ///
@@ -127,5 +130,10 @@ pub trait Transform: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `transform-failed` if the row cannot be turned.
-    fn row(&self, row: &Record<'_>, joined: &[Vec<Record<'_>>], out: &mut Vec<Value<'static>>) -> Result<bool>;
+    fn row(
+        &self,
+        row: &Record<'_>,
+        joined: &[Vec<Record<'_>>],
+        out: &mut Vec<Value<'static>>,
+    ) -> Result<bool>;
 }

@@ -1,10 +1,12 @@
 //! The engine over stores in memory.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod transforming;
+
 use std::sync::Arc;
 
-use tidegate_core::port::{Route, Store};
-use tidegate_core::{Canonical, Column, FlowName, Shape, SystemClock, TableName, Type, Value};
+use tidegate_core::port::{Catalog, Route, Store};
+use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, TableName, Type, Value};
 use tidegate_flow::{Ended, Flow, Gauge, Options, Request, Until, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -21,19 +23,22 @@ async fn flow(source: &MemoryStore, target: &MemoryStore, tables: &[TableName]) 
     assert!(obstacles.is_empty());
     let tables: Vec<Arc<_>> = tables.into_iter().map(Arc::new).collect();
     target.catalog().await.unwrap().create(&tables).await.unwrap();
-    let route = |table: &Arc<tidegate_core::Table>| Route {
-        shape: Shape { table: Arc::clone(table), codec: Arc::new(Canonical) },
-        target: Arc::clone(table),
-    };
     let mut options = Options::default();
     options.chunk_rows = 10;
     Flow {
         name: FlowName::new("shop").unwrap(),
         source: Arc::new(source.clone()),
         target: Arc::new(target.clone()),
-        routes: tables.iter().map(route).collect(),
+        routes: tables.iter().map(|table| route(catalog.as_ref(), table)).collect(),
         options,
         clock: SystemClock::shared(),
+    }
+}
+
+fn route(catalog: &dyn Catalog, table: &Arc<Table>) -> Route {
+    Route {
+        shape: Shape { table: Arc::clone(table), codec: catalog.codec(table) },
+        target: Arc::clone(table),
     }
 }
 

@@ -1,0 +1,270 @@
+//! Turns changes of the source's tables into changes of the tables that travel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{ChangeFeed, Crawler, Progress};
+use tidegate_core::{Change, Changes, Error, Key, Mark, Op, Position, Result, Row, Rows, Table};
+
+use super::Transformed;
+use super::making::Making;
+use crate::plant::{self, Bug};
+
+/// How many transactions are remembered without looking whether they are seen.
+const UNSEEN_MAX: usize = 10_000;
+
+/// How long to wait before looking again whether a logged commit is seen.
+const SEEN_WAIT: Duration = Duration::from_millis(10);
+
+/// What a table of the source is to a table that travels.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// What it is made from.
+    Root(usize),
+    /// One of its joins.
+    Join(usize, usize),
+}
+
+pub(super) struct MadeFeed {
+    store: Transformed,
+    inner: Box<dyn ChangeFeed>,
+    crawler: Option<Box<dyn Crawler>>,
+    makings: Vec<Arc<Making>>,
+    /// Transactions delivered that no read is known to show. A later change may be shown before an earlier one is,
+    /// and what is read for it must not bring back what the earlier one took away.
+    unseen: Vec<Mark>,
+    /// By the place of the source's table in the inner feed.
+    parts: Vec<Vec<Part>>,
+    raw: Changes,
+    /// What `raw` came with, until it was turned: kept here, so that a dropped call loses nothing.
+    pending: Option<Progress>,
+}
+
+/// Rows that were read again, made, by table and identity; `None` where there is no row any more.
+#[derive(Default)]
+struct Reread {
+    rows: Vec<Rows>,
+    places: HashMap<(usize, Vec<u8>), usize>,
+}
+
+impl Reread {
+    fn row(&self, making: usize, identity: &[u8]) -> Option<Row<'_>> {
+        self.places.get(&(making, identity.to_vec())).map(|at| self.rows[making].row(*at))
+    }
+}
+
+impl MadeFeed {
+    pub(super) fn new(
+        store: Transformed,
+        inner: Box<dyn ChangeFeed>,
+        makings: Vec<Arc<Making>>,
+        sources: &[Arc<Table>],
+    ) -> Self {
+        let parts_of = |source: &Arc<Table>| {
+            let mut parts = Vec::new();
+            for (at, making) in makings.iter().enumerate() {
+                if making.source.table.name == source.name {
+                    parts.push(Part::Root(at));
+                }
+                for (join, joined) in making.joins.iter().enumerate() {
+                    if joined.shape.table.name == source.name {
+                        parts.push(Part::Join(at, join));
+                    }
+                }
+            }
+            parts
+        };
+        let parts = sources.iter().map(parts_of).collect();
+        Self {
+            store,
+            inner,
+            crawler: None,
+            makings,
+            parts,
+            unseen: Vec::new(),
+            raw: Changes::new(),
+            pending: None,
+        }
+    }
+
+    /// The keys whose rows have to be read again for a change.
+    fn keys(&self, change: &Change<'_>, part: Part) -> Vec<(usize, Key)> {
+        match part {
+            Part::Root(at) => {
+                let making = &self.makings[at];
+                let again =
+                    |row: &Row<'_>| !making.joins.is_empty() || making.needs_whole_rows() && row.is_partial();
+                change.row.filter(again).map(|row| (at, making.source.cut_key(row))).into_iter().collect()
+            }
+            Part::Join(at, join) => {
+                let joined = &self.makings[at].joins[join];
+                let old = change.old_key.map(|key| joined.other_key(key));
+                let new = change.row.map(|row| joined.other_key_of_row(row));
+                old.into_iter().chain(new).map(|key| (at, key)).collect()
+            }
+        }
+    }
+
+    /// Reads what the changes do not tell, at an instant that shows them all.
+    async fn read_again(&mut self) -> Result<Reread> {
+        let mut wanted: Vec<HashMap<Vec<u8>, Key>> = vec![HashMap::new(); self.makings.len()];
+        let begins = self.unseen.len();
+        for transaction in self.raw.transactions() {
+            if self.unseen.get(begins..).and_then(<[_]>::last) != Some(&transaction.mark) {
+                self.unseen.push(transaction.mark);
+            }
+            for change in self.raw.of(transaction) {
+                for part in &self.parts[change.table] {
+                    for (at, key) in self.keys(&change, *part) {
+                        let mut identity = Vec::new();
+                        self.makings[at].source.key_of(key.row(), &mut identity)?;
+                        wanted[at].insert(identity, key);
+                    }
+                }
+            }
+        }
+        let mut found = Reread { rows: vec![Rows::new(); self.makings.len()], ..Reread::default() };
+        let again = wanted.iter().any(|wanted| !wanted.is_empty());
+        if !again && self.unseen.len() <= UNSEEN_MAX {
+            return Ok(found);
+        }
+        let crawler = match &mut self.crawler {
+            Some(crawler) => crawler,
+            none => none.insert(self.store.inner.crawler().await?),
+        };
+        loop {
+            let as_of = crawler.as_of().await?;
+            self.unseen.retain(|mark| !as_of.shows(*mark));
+            if self.unseen.is_empty() || !again || plant::is(Bug::MadeTooEarly) {
+                break;
+            }
+            self.store.clock.sleep(SEEN_WAIT).await;
+        }
+        for (at, wanted) in wanted.iter().enumerate().filter(|(_, wanted)| !wanted.is_empty()) {
+            let keys: Vec<Key> = wanted.values().cloned().collect();
+            let making = &self.makings[at];
+            making.fetch(crawler.as_mut(), &keys, &mut found.rows[at]).await?;
+            for (place, row) in found.rows[at].iter().enumerate() {
+                let mut identity = Vec::new();
+                making.made.identity_of_row(row, &mut identity)?;
+                found.places.insert((at, identity), place);
+            }
+        }
+        Ok(found)
+    }
+
+    fn turn(&self, found: &Reread, out: &mut Changes) -> Result<()> {
+        let mut made = Rows::new();
+        for transaction in self.raw.transactions() {
+            for change in self.raw.of(transaction) {
+                for part in &self.parts[change.table] {
+                    match *part {
+                        Part::Root(at) => self.turn_root(at, &change, found, &mut made, out)?,
+                        Part::Join(at, _) if change.op == Op::Truncate => {
+                            let table = &self.makings[at].source.table.name;
+                            let text = "a table that is folded into others was truncated";
+                            return Err(Error::new(code::TRANSFORM_FAILED, text)
+                                .with("table", table)
+                                .hint(format!("tidegate migrate recopy --table {table}")));
+                        }
+                        Part::Join(..) => {
+                            for (at, key) in self.keys(&change, *part) {
+                                self.push_found(at, key.row(), None, found, out)?;
+                            }
+                        }
+                    }
+                }
+            }
+            out.end(
+                transaction.mark,
+                transaction.position.clone(),
+                transaction.committed_at,
+                transaction.ends,
+            );
+        }
+        Ok(())
+    }
+
+    /// A change of the table that another is made from.
+    fn turn_root(
+        &self,
+        at: usize,
+        change: &Change<'_>,
+        found: &Reread,
+        made: &mut Rows,
+        out: &mut Changes,
+    ) -> Result<()> {
+        let making = &self.makings[at];
+        let Some(row) = change.row else {
+            out.push_rows(at, change.op, None, change.old_key);
+            return Ok(());
+        };
+        if making.is_plain() {
+            out.push_rows(at, change.op, Some(row), change.old_key);
+            return Ok(());
+        }
+        if !self.keys(change, Part::Root(at)).is_empty() {
+            let key = making.source.cut_key(row);
+            return self.push_found(at, key.row(), change.old_key, found, out);
+        }
+        made.clear();
+        if making.make(row, &[], made)? {
+            out.push_rows(at, change.op, Some(made.row(0)), change.old_key);
+            return Ok(());
+        }
+        // It is left out; what it was before may not have been.
+        if let Some(old) = change.old_key {
+            out.push_rows(at, Op::Delete, None, Some(old));
+        } else if change.op == Op::Update && !plant::is(Bug::FilterForgetsRows) {
+            out.push_rows(at, Op::Delete, None, Some(making.source.cut_key(row).row()));
+        }
+        Ok(())
+    }
+
+    /// The row as it was read again, or its deletion.
+    fn push_found(
+        &self,
+        at: usize,
+        key: Row<'_>,
+        old: Option<Row<'_>>,
+        found: &Reread,
+        out: &mut Changes,
+    ) -> Result<()> {
+        let mut identity = Vec::new();
+        self.makings[at].source.key_of(key, &mut identity)?;
+        match found.row(at, &identity) {
+            Some(row) => out.push_rows(at, Op::Update, Some(row), old),
+            None => {
+                if let Some(old) = old {
+                    out.push_rows(at, Op::Delete, None, Some(old));
+                }
+                out.push_rows(at, Op::Delete, None, Some(key));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ChangeFeed for MadeFeed {
+    async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress> {
+        if self.pending.is_none() {
+            self.raw = Changes::new();
+            self.pending = Some(self.inner.next(want, &mut self.raw).await?);
+        }
+        let found = self.read_again().await?;
+        self.turn(&found, out)?;
+        Ok(self.pending.take().unwrap_or_default())
+    }
+
+    async fn acknowledge(&mut self, upto: &Position) -> Result<()> {
+        self.inner.acknowledge(upto).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
+    }
+}

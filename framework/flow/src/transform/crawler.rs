@@ -1,0 +1,53 @@
+//! Reads rows and makes others of them.
+
+use async_trait::async_trait;
+use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::{AsOf, Key, Result, Rows, Table};
+
+use super::Transformed;
+
+pub(super) struct MadeCrawler {
+    store: Transformed,
+    inner: Box<dyn Crawler>,
+    raw: Rows,
+}
+
+impl MadeCrawler {
+    pub(super) fn new(store: Transformed, inner: Box<dyn Crawler>) -> Self {
+        Self { store, inner, raw: Rows::new() }
+    }
+}
+
+#[async_trait]
+impl Crawler for MadeCrawler {
+    async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
+        let making = self.store.making(&table.name).await?;
+        self.inner.split(&making.source.table, parts).await
+    }
+
+    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+        let making = self.store.making(&table.name).await?;
+        if making.is_plain() {
+            return self.inner.read(&making.source.table, range, rows, out).await;
+        }
+        self.raw.clear();
+        let mut chunk = self.inner.read(&making.source.table, range, rows, &mut self.raw).await?;
+        let later = making.make_all(self.inner.as_mut(), &self.raw, out).await?;
+        // What was folded in was read later and may show more: it has to be delivered before the chunk counts.
+        if let Some(later) = later
+            && later.barrier > chunk.as_of.barrier
+        {
+            chunk.as_of.barrier = later.barrier;
+        }
+        Ok(chunk)
+    }
+
+    async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        let making = self.store.making(&table.name).await?;
+        making.fetch(self.inner.as_mut(), keys, out).await
+    }
+
+    async fn as_of(&mut self) -> Result<AsOf> {
+        self.inner.as_of().await
+    }
+}

@@ -1,0 +1,136 @@
+//! A source whose rows are turned into others before anybody sees them.
+//!
+//! ```text
+//!   source ──rows, changes──▶ Transformed ──made rows, made changes──▶ crawl, capture, merge, apply, verify
+//! ```
+//!
+//! It stands at the source and not before the target, so that the merge, the checkpoint and the verification work
+//! on made rows and need not know. What a change does not tell (columns that were not sent, rows of joined tables)
+//! is read from the source at an instant that shows the change; what changes later is delivered, and read, later.
+
+mod catalog;
+mod change_feed;
+mod crawler;
+mod making;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tidegate_core::error::code;
+use tidegate_core::port::{
+    Catalog, ChangeFeed, Crawler, Identity, Made, Recipe, Route, Selection, Sink, StateStore, Store,
+    Transform,
+};
+use tidegate_core::{Clock, Error, FlowName, Position, Result, Shape, Table, TableName};
+
+use catalog::MadeCatalog;
+use change_feed::MadeFeed;
+use crawler::MadeCrawler;
+use making::Making;
+
+/// A store whose tables, as a source, are what a [`Transform`] makes of them.
+#[derive(Clone, Debug)]
+pub struct Transformed {
+    inner: Arc<dyn Store>,
+    transform: Arc<dyn Transform>,
+    clock: Arc<dyn Clock>,
+    makings: Arc<Mutex<BTreeMap<TableName, Arc<Making>>>>,
+}
+
+impl Transformed {
+    /// Puts a transform between a store and whoever reads it.
+    pub fn new(inner: Arc<dyn Store>, transform: Arc<dyn Transform>, clock: Arc<dyn Clock>) -> Self {
+        Self { inner, transform, clock, makings: Arc::default() }
+    }
+
+    /// How a table is made, if it was described before.
+    fn known(&self, table: &TableName) -> Option<Arc<Making>> {
+        self.makings.lock().unwrap_or_else(PoisonError::into_inner).get(table).cloned()
+    }
+
+    /// How a table is made.
+    async fn making(&self, table: &TableName) -> Result<Arc<Making>> {
+        if let Some(making) = self.known(table) {
+            return Ok(making);
+        }
+        let catalog = self.inner.catalog().await?;
+        let (mut tables, _) = catalog.describe(&Selection::These(vec![table.clone()])).await?;
+        let found = tables.pop().map(|table| self.make(catalog.as_ref(), table));
+        match found {
+            Some(making) => making.await?,
+            None => None,
+        }
+        .ok_or_else(|| Error::new(code::TABLE_MISSING, format!("there is no table {table}")))
+    }
+
+    /// Works out how a table is made; `None` if it does not travel.
+    async fn make(&self, catalog: &dyn Catalog, table: Table) -> Result<Option<Arc<Making>>> {
+        let recipe = match self.transform.make(&table)? {
+            Made::AsIs => None,
+            Made::LeftOut => return Ok(None),
+            Made::Into(recipe) => Some(recipe),
+        };
+        let joined = self.joined(catalog, recipe.as_ref()).await?;
+        let name = table.name.clone();
+        let source = Shape { codec: catalog.codec(&table), table: Arc::new(table) };
+        let making = Arc::new(Making::new(Arc::clone(&self.transform), source, recipe, joined)?);
+        self.makings.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&making));
+        Ok(Some(making))
+    }
+
+    async fn joined(&self, catalog: &dyn Catalog, recipe: Option<&Recipe>) -> Result<Vec<Shape>> {
+        let mut joined = Vec::new();
+        for join in recipe.iter().flat_map(|recipe| &recipe.joins) {
+            let (mut tables, obstacles) =
+                catalog.describe(&Selection::These(vec![join.table.clone()])).await?;
+            if let Some(obstacle) = obstacles.into_iter().next() {
+                return Err(obstacle.error);
+            }
+            let table = tables.pop().ok_or_else(|| {
+                Error::new(code::MAPPING_INVALID, format!("there is no table {} to fold in", join.table))
+            })?;
+            joined.push(Shape { codec: catalog.codec(&table), table: Arc::new(table) });
+        }
+        Ok(joined)
+    }
+}
+
+#[async_trait]
+impl Store for Transformed {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    async fn catalog(&self) -> Result<Arc<dyn Catalog>> {
+        Ok(Arc::new(MadeCatalog { store: self.clone(), inner: self.inner.catalog().await? }))
+    }
+
+    async fn crawler(&self) -> Result<Box<dyn Crawler>> {
+        Ok(Box::new(MadeCrawler::new(self.clone(), self.inner.crawler().await?)))
+    }
+
+    async fn change_feed(
+        &self,
+        flow: &FlowName,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
+    ) -> Result<Box<dyn ChangeFeed>> {
+        let mut makings = Vec::new();
+        for table in tables {
+            makings.push(self.making(&table.name).await?);
+        }
+        let wanted = making::sources(&makings);
+        let feed = self.inner.change_feed(flow, &wanted, source, from).await?;
+        Ok(Box::new(MadeFeed::new(self.clone(), feed, makings, &wanted)))
+    }
+
+    async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
+        self.inner.sink(flow, routes).await
+    }
+
+    async fn state(&self) -> Result<Arc<dyn StateStore>> {
+        self.inner.state().await
+    }
+}
