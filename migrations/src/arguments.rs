@@ -52,6 +52,12 @@ pub(crate) struct Ends {
     /// A table to move; repeat for more [default: all]
     #[arg(long = "table", value_name = "TABLE")]
     pub(crate) tables: Vec<String>,
+    /// What a table is called in the target: TABLE=NAME, for example public.orders=shop_orders
+    #[arg(long = "map", value_name = "TABLE=NAME")]
+    pub(crate) maps: Vec<String>,
+    /// A file with a mapping of rows, as [[map]] in the configuration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) transform: Option<PathBuf>,
     /// How to carry a type that has no exact equal: TYPE=FORM, for example interval=string
     #[arg(long = "convert", value_name = "TYPE=FORM")]
     pub(crate) conversions: Vec<String>,

@@ -12,6 +12,7 @@
 
 mod arguments;
 mod command;
+mod mapping;
 mod progress;
 mod registry;
 mod render;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::Store;
+use tidegate_core::port::{Store, Transform};
 use tidegate_core::{Endpoint, Error, Result};
 
 type Open = dyn Fn(&Endpoint) -> Result<Arc<dyn Store>> + Send + Sync;
@@ -13,6 +13,7 @@ type Open = dyn Fn(&Endpoint) -> Result<Arc<dyn Store>> + Send + Sync;
 #[derive(Default)]
 pub struct Registry {
     stores: BTreeMap<String, Arc<Open>>,
+    transform: Option<Arc<dyn Transform>>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -49,6 +50,15 @@ impl Registry {
         open: impl Fn(&Endpoint) -> Result<Arc<dyn Store>> + Send + Sync + 'static,
     ) {
         self.stores.insert(scheme.to_owned(), Arc::new(open));
+    }
+
+    /// Turns the rows of every source; a mapping in the configuration then sees the rows that this makes.
+    pub fn transform(&mut self, transform: impl Transform + 'static) {
+        self.transform = Some(Arc::new(transform));
+    }
+
+    pub(crate) fn turns_with(&self) -> Option<Arc<dyn Transform>> {
+        self.transform.clone()
     }
 
     /// Opens the store of a URL. Nothing is connected yet.

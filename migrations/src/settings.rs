@@ -8,11 +8,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tidegate_core::error::code;
-use tidegate_core::port::{Conversions, Selection, StateStore, Store};
+use tidegate_core::port::{Conversions, Selection, StateStore, Store, Transform};
 use tidegate_core::{Endpoint, Error, FlowName, Result, SystemClock, TableName};
-use tidegate_flow::{Flow, Options, Wanted};
+use tidegate_flow::{Flow, Options, Transformed, Wanted};
 
 use crate::arguments::{Common, Ends};
+use crate::mapping::{Map, Mapping, table_name};
 use crate::registry::Registry;
 
 /// The configuration file of a migration.
@@ -29,6 +30,15 @@ pub(crate) struct File {
     pub(crate) copy: Copy,
     /// Conversions of types that have no exact equal: type of the source = form in the target.
     pub(crate) convert: BTreeMap<String, String>,
+    /// What is done to the rows of tables on their way.
+    pub(crate) map: Vec<Map>,
+}
+
+/// The file of `--transform`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Maps {
+    map: Vec<Map>,
 }
 
 /// The migration itself.
@@ -68,13 +78,17 @@ pub(crate) struct Copy {
 impl File {
     /// Reads a file.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::new(code::CONFIG_INVALID, format!("cannot read {}: {e}", path.display())))?;
-        // The library's message has line, column, the words that are known, and a picture of the place.
-        toml::from_str(&text).map_err(|e| {
-            Error::new(code::CONFIG_INVALID, format!("{}: {}", path.display(), e.to_string().trim_end()))
-        })
+        read_toml(path)
     }
+}
+
+fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::new(code::CONFIG_INVALID, format!("cannot read {}: {e}", path.display())))?;
+    // The library's message has line, column, the words that are known, and a picture of the place.
+    toml::from_str(&text).map_err(|e| {
+        Error::new(code::CONFIG_INVALID, format!("{}: {}", path.display(), e.to_string().trim_end()))
+    })
 }
 
 /// What a verb works with.
@@ -85,6 +99,7 @@ pub(crate) struct Settings {
     pub(crate) target: Arc<dyn Store>,
     state: Option<Arc<dyn Store>>,
     pub(crate) wanted: Wanted,
+    pub(crate) mapping: Option<Arc<Mapping>>,
     pub(crate) options: Options,
     pub(crate) timeout: Duration,
 }
@@ -109,20 +124,35 @@ impl Settings {
             })?;
             conversions.insert(kind.to_owned(), form.to_owned());
         }
+        let mut maps = file.map;
+        if let Some(path) = &ends.transform {
+            maps.extend(read_toml::<Maps>(path)?.map);
+        }
+        let mapping = Mapping::compile(&maps)?.map(Arc::new);
+        let mut source = registry.open(&from)?;
+        if let Some(transform) = registry.turns_with() {
+            source = Arc::new(Transformed::new(source, transform, SystemClock::shared()));
+        }
+        if let Some(mapping) = &mapping {
+            let transform: Arc<dyn Transform> = Arc::<Mapping>::clone(mapping);
+            source = Arc::new(Transformed::new(source, transform, SystemClock::shared()));
+        }
         let mut options = Options::default();
         options.chunk_rows = file.copy.chunk_rows.unwrap_or(options.chunk_rows);
         options.workers = file.copy.workers.unwrap_or(options.workers);
         options.batch_changes = file.copy.batch_changes.unwrap_or(options.batch_changes);
         Ok(Self {
             name,
-            source: registry.open(&from)?,
+            source,
             target: registry.open(&to)?,
             state,
             wanted: Wanted {
                 tables: selection(tables),
+                names: names(&maps, &ends.maps)?,
                 conversions,
                 allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
             },
+            mapping,
             options,
             timeout: common.timeout,
         })
@@ -164,13 +194,23 @@ fn default_name(from: &Endpoint, to: &Endpoint) -> Result<FlowName> {
     })
 }
 
+/// What tables are called in the target; flags override the file.
+fn names(maps: &[Map], words: &[String]) -> Result<BTreeMap<String, TableName>> {
+    let in_file = maps.iter().filter_map(|map| Some((map.table.clone(), table_name(map.to.as_deref()?))));
+    let mut names: BTreeMap<_, _> = in_file.collect();
+    for word in words {
+        let (table, name) = word.split_once('=').ok_or_else(|| {
+            Error::new(code::CONFIG_INVALID, format!("--map {word} is not TABLE=NAME"))
+                .hint("for example --map public.orders=shop_orders")
+        })?;
+        names.insert(table.to_owned(), table_name(name));
+    }
+    Ok(names)
+}
+
 fn selection(tables: &[String]) -> Selection {
     if tables.is_empty() {
         return Selection::All;
     }
-    let name = |text: &String| match text.split_once('.') {
-        Some((schema, name)) => TableName::new(schema, name),
-        None => TableName::new("", text),
-    };
-    Selection::These(tables.iter().map(name).collect())
+    Selection::These(tables.iter().map(|name| table_name(name)).collect())
 }

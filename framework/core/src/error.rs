@@ -136,6 +136,17 @@ impl Error {
         &self.0.context
     }
 
+    /// The error in one line with its facts, for records that keep only text:
+    /// `TG0050 value-unfit: … (key: id=3, column: total)`.
+    pub fn line(&self) -> String {
+        if self.0.context.is_empty() {
+            return self.to_string();
+        }
+        let facts: Vec<String> =
+            self.0.context.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        format!("{self} ({})", facts.join(", "))
+    }
+
     /// What to do, if more can be said than the code's page says.
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()

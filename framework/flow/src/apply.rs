@@ -15,6 +15,9 @@ use crate::plant::{self, Bug};
 /// Why a table takes no part between the moment it is to be crawled anew and the moment it is empty.
 pub(crate) const CRAWL_ANEW: &str = "to be crawled anew";
 
+/// Why a table takes no part that somebody left out.
+pub(crate) const SKIPPED: &str = "skipped on request";
+
 /// Work, in the order in which it has to reach the target.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -204,7 +207,7 @@ impl Applier {
             batch.tables.retain(|part| part.table != table);
             let commit = commit.get_or_insert_default();
             commit.ranges.retain(|range| range.table != table);
-            commit.exclude.push((table, error.to_string()));
+            commit.exclude.push((table, error.line()));
             self.report(Report::Failed { table, error });
         }
     }

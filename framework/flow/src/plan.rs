@@ -12,13 +12,19 @@ use tidegate_core::{Column, Error, Result, Shape, Table, TableName};
 pub struct Wanted {
     /// Which tables of the source.
     pub tables: Selection,
-    /// Names in the target that the user chose, by the name in the source; the others are as the target would have
-    /// them.
-    pub names: BTreeMap<TableName, TableName>,
+    /// Names in the target that the user chose, by the name in the source, with or without its schema. The others are
+    /// as the target would have them.
+    pub names: BTreeMap<String, TableName>,
     /// Conversions that the user named.
     pub conversions: Conversions,
     /// Whether rows may be in the target already.
     pub allow_non_empty: bool,
+}
+
+impl Wanted {
+    fn name_of<'a>(&'a self, table: &'a TableName) -> &'a TableName {
+        self.names.get(&table.to_string()).or_else(|| self.names.get(&table.name)).unwrap_or(table)
+    }
 }
 
 /// One table of a plan.
@@ -81,7 +87,7 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
             generated: false,
         });
         let held = Table {
-            name: wanted.names.get(&table.name).cloned().unwrap_or_else(|| target.name_for(&table.name)),
+            name: target.name_for(wanted.name_of(&table.name)),
             native_id: 0,
             columns: columns.collect(),
             key: table.key.clone(),

@@ -133,7 +133,7 @@ async fn write_status(
 ) -> Result<()> {
     let mut status = gauge.read(flow.clock.as_ref());
     status.running = false;
-    status.error = ended.as_ref().err().map(ToString::to_string);
+    status.error = ended.as_ref().err().map(Error::line);
     change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
     Ok(())
 }

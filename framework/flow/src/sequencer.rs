@@ -9,7 +9,7 @@ use tidegate_core::port::{Checkpoint, Crawler, RangeProgress};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
-use crate::apply::{CRAWL_ANEW, Report, Work};
+use crate::apply::{CRAWL_ANEW, Report, SKIPPED, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
 use crate::engine::{Flow, Request};
@@ -156,7 +156,7 @@ impl<'a> Sequencer<'a> {
         let table = self.flow.table_of(&error).filter(|table| !self.excluded.contains(table));
         let Some(table) = table.filter(|_| error.kind() == Kind::Data) else { return Err(error) };
         self.leave_out(table);
-        self.send(Work::Exclude { table, reason: error.to_string() }).await?;
+        self.send(Work::Exclude { table, reason: error.line() }).await?;
         tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
         self.gauge.hear(&Report::Failed { table, error });
         Ok(())
@@ -444,7 +444,7 @@ impl<'a> Sequencer<'a> {
             Request::Skip(table) => {
                 self.leave_out(table);
                 self.gauge.skipped(table);
-                self.send(Work::Exclude { table, reason: "skipped on request".to_owned() }).await?;
+                self.send(Work::Exclude { table, reason: SKIPPED.to_owned() }).await?;
             }
             Request::Recopy(table) => self.restart(table).await?,
         }

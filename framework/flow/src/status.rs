@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tidegate_core::port::{Checkpoint, Progress, Route};
 use tidegate_core::{Changes, Clock};
 
-use crate::apply::Report;
+use crate::apply::{Report, SKIPPED};
 use crate::options::Options;
 
 /// The state of a table.
@@ -84,7 +84,7 @@ pub struct Status {
     pub rows_healed: u64,
     /// How often reads were given up because too many changes came meanwhile.
     pub reads_given_up: u64,
-    /// Rows crawled and changes applied by this run, and its time, for rates.
+    /// Rows crawled by this run, for its rate.
     pub run_rows: u64,
     /// Microseconds since 1970 when this record was made.
     pub at: i64,
@@ -184,8 +184,11 @@ impl Gauge {
             inner.count(table);
         }
         for (table, reason) in &checkpoint.excluded {
-            inner.status.tables[*table].state = TableState::Failed;
-            inner.status.tables[*table].error = Some(reason.clone());
+            let status = &mut inner.status.tables[*table];
+            (status.state, status.error) = match reason.as_str() {
+                SKIPPED => (TableState::Skipped, None),
+                reason => (TableState::Failed, Some(reason.to_owned())),
+            };
         }
     }
 
@@ -261,7 +264,7 @@ impl Gauge {
             Report::Holes(holes) => inner.status.rows_awaited += holes.len() as u64,
             Report::Failed { table, error } => {
                 inner.status.tables[*table].state = TableState::Failed;
-                inner.status.tables[*table].error = Some(error.to_string());
+                inner.status.tables[*table].error = Some(error.line());
             }
         }
     }

@@ -6,6 +6,7 @@ use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 
 use crate::arguments::{Common, ConfigVerb};
+use crate::mapping::Mapping;
 use crate::settings::File;
 
 #[allow(clippy::print_stdout, reason = "the answer goes to stdout")]
@@ -26,6 +27,7 @@ pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
             for url in [&file.source.url, &file.target.url, &file.run.state].into_iter().flatten() {
                 Endpoint::parse(url)?;
             }
+            Mapping::compile(&file.map)?;
             println!("{} is valid", path.display());
         }
     }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
+use tidegate_core::port::Obstacle;
 use tidegate_core::{Error, Result};
 use tidegate_flow::{Plan, Wanted, plan};
 
@@ -12,7 +13,14 @@ use crate::settings::Settings;
 async fn make(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
     let source = settings.source.catalog().await?;
     let target = settings.target.catalog().await?;
-    plan(source.as_ref(), target.as_ref(), wanted).await
+    let mut plan = plan(source.as_ref(), target.as_ref(), wanted).await?;
+    if let Some(mapping) = &settings.mapping {
+        let planned = plan.tables.iter().map(|planned| &planned.route.shape.table.name);
+        let names: Vec<_> = planned.chain(plan.obstacles.iter().filter_map(|o| o.table.as_ref())).collect();
+        let unknown = mapping.unknown(&names).into_iter();
+        plan.obstacles.extend(unknown.map(|error| Obstacle { table: None, column: None, error }));
+    }
+    Ok(plan)
 }
 
 /// The plan, or the error of its first obstacle with all of them named.

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod lifecycle;
+mod mapping;
 mod pairs;
 
 use std::path::Path;
@@ -66,6 +67,19 @@ fn sqlite(file: &Path, sql: &str) {
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
     });
+}
+
+/// The first column of a query of a SQLite file, as text.
+fn sqlite_rows(file: &Path, sql: &str) -> Vec<String> {
+    use sqlx::{Connection, Row};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+        let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        let sql = format!("WITH q(x) AS ({sql}) SELECT CAST(x AS TEXT) FROM q");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>(0)).collect()
+    })
 }
 
 /// A folder with a WAL database `shop.db` made by this SQL, and the URLs of it and of a new one.

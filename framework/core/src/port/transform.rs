@@ -60,6 +60,11 @@ impl<'a> Record<'a> {
         Self { shape, row }
     }
 
+    /// The name of its table in the source.
+    pub fn table(&self) -> &'a TableName {
+        &self.shape.table.name
+    }
+
     /// The columns, in the order of the cells.
     pub fn columns(&self) -> &'a [Column] {
         &self.shape.table.columns

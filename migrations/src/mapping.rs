@@ -1,0 +1,353 @@
+//! Rows turned by the configuration: columns renamed, dropped and computed, rows filtered.
+//!
+//! Expressions are CEL, the Common Expression Language: they always end, and have no effect. They see the source's
+//! row as `row`, whose fields are its columns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cel::common::ast::{EntryExpr, Expr, IdedExpr};
+use cel::{Context, Env, ExecutionError, Program};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tidegate_core::error::code;
+use tidegate_core::port::{Made, MadeColumn, Recipe, Record, Transform};
+use tidegate_core::{Column, Error, Result, Table, TableName, Type, Value};
+
+/// What is done to the rows of one table.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Map {
+    /// The table of the source, with or without its schema.
+    pub(crate) table: String,
+    /// Its name in the target.
+    #[serde(default)]
+    pub(crate) to: Option<String>,
+    /// Only rows for which this is true are moved: a CEL expression over `row`.
+    #[serde(default)]
+    pub(crate) filter: Option<String>,
+    /// Columns that are not moved.
+    #[serde(default)]
+    pub(crate) drop: BTreeSet<String>,
+    /// Columns by their name in the source, and their name in the target.
+    #[serde(default)]
+    pub(crate) rename: BTreeMap<String, String>,
+    /// Columns that are computed, by their name in the target. One that the table has is replaced.
+    #[serde(default)]
+    pub(crate) compute: BTreeMap<String, Compute>,
+}
+
+/// A computed column.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Compute {
+    /// The type of its values.
+    #[serde(rename = "type")]
+    kind: Kind,
+    /// A CEL expression over `row`.
+    value: String,
+}
+
+/// The types that a computed column can have.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    Bool,
+    Int16,
+    Int32,
+    Int64,
+    Float64,
+    Decimal,
+    Text,
+    Bytes,
+    Uuid,
+    Json,
+}
+
+impl Kind {
+    fn of_column(self) -> Type {
+        match self {
+            Kind::Bool => Type::Bool,
+            Kind::Int16 => Type::Int { bits: 16 },
+            Kind::Int32 => Type::Int { bits: 32 },
+            Kind::Int64 => Type::Int { bits: 64 },
+            Kind::Float64 => Type::Float { bits: 64 },
+            Kind::Decimal => Type::Decimal { precision: None, scale: None },
+            Kind::Text => Type::Text,
+            Kind::Bytes => Type::Bytes,
+            Kind::Uuid => Type::Uuid,
+            Kind::Json => Type::Json,
+        }
+    }
+
+    /// The answer of an expression as a value of this type; the word for what it is instead, if it is not of it.
+    fn take(self, answer: cel::Value) -> std::result::Result<Value<'static>, String> {
+        let found = answer.type_of().to_string();
+        Ok(match (self, answer) {
+            (_, cel::Value::Null) => Value::Null,
+            (Kind::Bool, cel::Value::Bool(v)) => Value::Bool(v),
+            (Kind::Int16 | Kind::Int32 | Kind::Int64, cel::Value::Int(v)) => Value::Int(v),
+            (Kind::Float64, cel::Value::Float(v)) => Value::Float(v),
+            (Kind::Decimal, cel::Value::Int(v)) => Value::Decimal(v.to_string().into()),
+            (Kind::Decimal, cel::Value::String(v)) if is_decimal(&v) => Value::Decimal(v.to_string().into()),
+            (Kind::Text, cel::Value::String(v)) => Value::Text(v.to_string().into()),
+            (Kind::Bytes, cel::Value::Bytes(v)) => Value::Bytes(v.as_ref().clone().into()),
+            (Kind::Uuid, cel::Value::String(v)) => {
+                Value::Uuid(*uuid::Uuid::parse_str(&v).map_err(|_| "text that is no UUID")?.as_bytes())
+            }
+            (Kind::Json, answer) => {
+                let json = answer.json().map_err(|_| format!("{found}, which JSON does not have"))?;
+                Value::Json(json.to_string().into())
+            }
+            _ => return Err(found),
+        })
+    }
+}
+
+/// An optional sign, digits, and optionally a point and digits.
+fn is_decimal(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
+    [whole, part].iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// The mapping of a migration, its expressions compiled.
+pub(crate) struct Mapping {
+    environment: Arc<Env>,
+    tables: Vec<TableMap>,
+}
+
+impl std::fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.tables.iter().map(|table| &table.map.table)).finish()
+    }
+}
+
+struct TableMap {
+    map: Map,
+    filter: Option<Program>,
+    compute: BTreeMap<String, (Kind, Program)>,
+}
+
+impl Mapping {
+    /// Compiles a mapping; `None` if it says nothing.
+    pub(crate) fn compile(maps: &[Map]) -> Result<Option<Self>> {
+        let mut tables: Vec<TableMap> = Vec::new();
+        for map in maps {
+            if tables.iter().any(|known| known.map.table == map.table) {
+                return Err(invalid(&map.table, "it stands twice in the mapping"));
+            }
+            let compile = |place: &str, text: &str| {
+                let program = Program::compile(text).map_err(|e| {
+                    invalid(&map.table, format!("{place} = {text:?} is no expression")).because(e)
+                })?;
+                if let Some(other) = program.references().variables().iter().find(|name| **name != "row") {
+                    let why = format!("{place} = {text:?} uses {other}, which is not there");
+                    return Err(invalid(&map.table, why).hint("columns are written row.NAME"));
+                }
+                Ok(program)
+            };
+            let filter = map.filter.as_deref().map(|text| compile("filter", text)).transpose()?;
+            let mut compute = BTreeMap::new();
+            for (name, column) in &map.compute {
+                compute.insert(name.clone(), (column.kind, compile(name, &column.value)?));
+            }
+            tables.push(TableMap { map: map.clone(), filter, compute });
+        }
+        Ok((!tables.is_empty()).then(|| Self { environment: Arc::new(Env::stdlib()), tables }))
+    }
+
+    /// Tables that the mapping names and that are not among these.
+    pub(crate) fn unknown(&self, tables: &[&TableName]) -> Vec<Error> {
+        let is_unknown = |map: &&TableMap| !tables.iter().any(|table| map.is_of(table));
+        let unknown = self.tables.iter().filter(is_unknown);
+        unknown.map(|map| invalid(&map.map.table, "it is not among the tables that are moved")).collect()
+    }
+
+    fn of(&self, table: &TableName) -> Option<&TableMap> {
+        self.tables.iter().find(|map| map.is_of(table))
+    }
+
+    fn evaluate(&self, program: &Program, row: &cel::Value) -> Result<cel::Value> {
+        let mut context = Context::with_env(Arc::clone(&self.environment));
+        context.add_variable_from_value("row", row.clone());
+        program.execute(&context).map_err(|e| Error::new(code::TRANSFORM_FAILED, failure(&e)))
+    }
+}
+
+/// What went wrong, without the values it went wrong with.
+fn failure(error: &ExecutionError) -> String {
+    match error {
+        ExecutionError::NoSuchKey(name) => format!("there is no field {name}"),
+        ExecutionError::UndeclaredReference(name) => format!("there is no {name}"),
+        ExecutionError::UnexpectedType { got, want } => format!("there is {got} where {want} belongs"),
+        other => {
+            let words = format!("{other:?}");
+            let name = words.split(['(', '{', ' ']).next().unwrap_or_default();
+            format!("an expression has no answer ({name})")
+        }
+    }
+}
+
+impl TableMap {
+    fn is_of(&self, table: &TableName) -> bool {
+        self.map.table == table.to_string() || self.map.table == table.name
+    }
+
+    fn recipe(&self, table: &Table) -> Result<Recipe> {
+        let known = |name: &String, what: &str| match table.position(name) {
+            Some(at) => Ok(at),
+            None => {
+                Err(invalid(&self.map.table, format!("{what} names {name}, which the table does not have")))
+            }
+        };
+        let mut gone = BTreeSet::new();
+        for name in &self.map.drop {
+            gone.insert(known(name, "drop")?);
+        }
+        for name in self.map.rename.keys() {
+            known(name, "rename")?;
+        }
+        let mut used = BTreeSet::new();
+        self.filter.iter().for_each(|program| fields(program.expression(), &mut used));
+        self.compute.values().for_each(|(_, program)| fields(program.expression(), &mut used));
+        for name in &used {
+            known(name, "an expression")?;
+        }
+        if let Some(key) = table.key.iter().find(|at| gone.contains(at)) {
+            let why = format!("column {} is part of the key and cannot be dropped", table.columns[*key].name);
+            return Err(invalid(&self.map.table, why));
+        }
+        let mut recipe = Recipe { filters: self.filter.is_some(), ..Recipe::default() };
+        let computed = |name: &str| {
+            let column = |(kind, _): &(Kind, Program)| MadeColumn {
+                column: Column::new(name, kind.of_column()),
+                carries: None,
+            };
+            self.compute.get(name).map(column)
+        };
+        for (at, column) in table.columns.iter().enumerate().filter(|(at, _)| !gone.contains(at)) {
+            let name = self.map.rename.get(&column.name).unwrap_or(&column.name);
+            recipe.columns.push(computed(name).unwrap_or_else(|| MadeColumn {
+                column: Column { name: name.clone(), ..column.clone() },
+                carries: Some(at),
+            }));
+        }
+        let there: BTreeSet<String> = recipe.columns.iter().map(|made| made.column.name.clone()).collect();
+        let new = self.compute.keys().filter(|name| !there.contains(*name));
+        recipe.columns.extend(new.filter_map(|name| computed(name)));
+        Ok(recipe)
+    }
+}
+
+impl Transform for Mapping {
+    fn make(&self, table: &Table) -> Result<Made> {
+        match self.of(&table.name) {
+            Some(map) => Ok(Made::Into(map.recipe(table)?)),
+            None => Ok(Made::AsIs),
+        }
+    }
+
+    fn row(&self, row: &Record<'_>, _: &[Vec<Record<'_>>], out: &mut Vec<Value<'static>>) -> Result<bool> {
+        let Some(map) = self.of(row.table()) else { return Ok(true) };
+        let mut fields = std::collections::HashMap::with_capacity(row.columns().len());
+        for (at, column) in row.columns().iter().enumerate() {
+            fields.insert(column.name.clone(), field(row.value_at(at)?)?);
+        }
+        let seen: cel::Value = fields.into();
+        if let Some(filter) = &map.filter {
+            match self.evaluate(filter, &seen).map_err(|e| e.with("expression", "filter"))? {
+                cel::Value::Bool(true) => {}
+                cel::Value::Bool(false) => return Ok(false),
+                other => {
+                    let text = format!("the filter answers {} and not true or false", other.type_of());
+                    return Err(Error::new(code::TRANSFORM_FAILED, text));
+                }
+            }
+        }
+        // In the order of the columns as they travel, which the recipe gave: those that replace come in their place.
+        let replaced = row.columns().iter().filter(|column| !map.map.drop.contains(&column.name));
+        let replaced = replaced.map(|column| map.map.rename.get(&column.name).unwrap_or(&column.name));
+        let replaced: Vec<&String> = replaced.filter(|name| map.compute.contains_key(*name)).collect();
+        let new = map.compute.keys().filter(|name| !replaced.contains(name));
+        for name in replaced.iter().copied().chain(new) {
+            let (kind, program) = &map.compute[name];
+            let answer = self.evaluate(program, &seen).map_err(|e| e.with("column", name))?;
+            out.push(kind.take(answer).map_err(|found| {
+                Error::new(code::TRANSFORM_FAILED, format!("the expression of {name} answers {found}"))
+                    .with("column", name)
+            })?);
+        }
+        Ok(true)
+    }
+}
+
+/// A value as expressions see it. What CEL has no type for is text.
+fn field(value: Value<'_>) -> Result<cel::Value> {
+    Ok(match value {
+        Value::Null => cel::Value::Null,
+        Value::Bool(v) => v.into(),
+        Value::Int(v) => v.into(),
+        Value::Float32(v) => f64::from(v).into(),
+        Value::Float(v) => v.into(),
+        Value::Bytes(v) => cel::Value::Bytes(Arc::new(v.into_owned())),
+        Value::Json(v) => {
+            let json: serde_json::Value = serde_json::from_str(&v)
+                .map_err(|e| Error::new(code::TRANSFORM_FAILED, "a JSON value cannot be read").because(e))?;
+            cel::to_value(json)
+                .map_err(|e| Error::new(code::TRANSFORM_FAILED, "a JSON value cannot be read").because(e))?
+        }
+        Value::Array(list) => {
+            cel::Value::List(Arc::new(list.into_iter().map(field).collect::<Result<Vec<_>>>()?))
+        }
+        Value::Text(v) | Value::Decimal(v) => v.into_owned().into(),
+        other => other.to_string().into(),
+    })
+}
+
+/// The fields of `row` that an expression names.
+fn fields(expression: &IdedExpr, out: &mut BTreeSet<String>) {
+    match &expression.expr {
+        Expr::Select(select) => {
+            if matches!(&select.operand.expr, Expr::Ident(name) if name == "row") && !select.test {
+                out.insert(select.field.clone());
+            }
+            fields(&select.operand, out);
+        }
+        Expr::Call(call) => {
+            call.target.iter().for_each(|target| fields(target, out));
+            call.args.iter().for_each(|argument| fields(argument, out));
+        }
+        Expr::List(list) => list.elements.iter().for_each(|element| fields(element, out)),
+        Expr::Comprehension(each) => {
+            for part in [&each.iter_range, &each.accu_init, &each.loop_cond, &each.loop_step, &each.result] {
+                fields(part, out);
+            }
+        }
+        Expr::Map(map) => map.entries.iter().for_each(|entry| entry_fields(&entry.expr, out)),
+        Expr::Struct(made) => made.entries.iter().for_each(|entry| entry_fields(&entry.expr, out)),
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
+    }
+}
+
+fn entry_fields(entry: &EntryExpr, out: &mut BTreeSet<String>) {
+    match entry {
+        EntryExpr::MapEntry(entry) => {
+            fields(&entry.key, out);
+            fields(&entry.value, out);
+        }
+        EntryExpr::StructField(field) => fields(&field.value, out),
+    }
+}
+
+/// `public.orders` or `orders`.
+pub(crate) fn table_name(text: &str) -> TableName {
+    match text.split_once('.') {
+        Some((schema, name)) => TableName::new(schema, name),
+        None => TableName::new("", text),
+    }
+}
+
+fn invalid(table: &str, why: impl Into<String>) -> Error {
+    Error::new(code::MAPPING_INVALID, format!("the mapping of {table} cannot be followed: {}", why.into()))
+}
