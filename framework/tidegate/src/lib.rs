@@ -1,0 +1,34 @@
+//! Tidegate: data that moves.
+//!
+//! This crate is the door to the others and has no logic of its own: the vocabulary and the ports
+//! ([`core`]), crawl and capture from one store to another ([`flow`]), and the stores whose features are on.
+//!
+//! ```
+//! use tidegate::prelude::*;
+//!
+//! let shop = Endpoint::parse("sqlite:shop.db")?;
+//! let store = tidegate::sqlite::open(&shop)?; // nothing is opened before a port is asked for
+//! assert!(store.location().ends_with("shop.db"));
+//! # Ok::<(), Error>(())
+//! ```
+
+pub use tidegate_core as core;
+pub use tidegate_flow as flow;
+
+#[cfg(feature = "memory")]
+pub use tidegate_memory as memory;
+#[cfg(feature = "mongodb")]
+pub use tidegate_mongodb as mongodb;
+#[cfg(feature = "postgres")]
+pub use tidegate_postgres as postgres;
+#[cfg(feature = "sqlite")]
+pub use tidegate_sqlite as sqlite;
+
+/// What nearly every program needs.
+pub mod prelude {
+    pub use tidegate_core::port::{Join, Made, MadeColumn, Recipe, Record, Store, Transform};
+    pub use tidegate_core::{
+        Clock, Column, Endpoint, Error, FlowName, Result, SystemClock, Table, Type, Value,
+    };
+    pub use tidegate_flow::{Flow, Gauge, Options, Transformed, Until, Wanted, plan, run_once};
+}
