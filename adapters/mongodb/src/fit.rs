@@ -25,8 +25,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
         return Ok(Fit { native: column.native.clone(), kind: column.kind.clone(), note: None });
     }
     check_name(column)?;
-    let wanted = conversions.get(&column.native).or_else(|| conversions.get(word(&column.kind)));
-    held(column, &column.kind, wanted.map(String::as_str))
+    held(column, &column.kind, column.conversion(conversions))
 }
 
 fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
@@ -66,7 +65,7 @@ fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
         (Type::Json | Type::Document, None) => same("object"),
         (Type::Any, None) => same("any"),
         (Type::Timestamp | Type::TimestampTz, None) => {
-            let named = if column.native.is_empty() { word(kind) } else { &column.native };
+            let named = kind.word();
             let hint = format!(
                 "--convert {named}=date if whole milliseconds are enough, or --convert {named}=string"
             );
@@ -77,7 +76,7 @@ fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
 }
 
 fn refused(column: &Column, why: String) -> Error {
-    let named = if column.native.is_empty() { word(&column.kind) } else { &column.native };
+    let named = if column.native.is_empty() { column.kind.word() } else { &column.native };
     Error::new(code::TYPE_REFUSED, format!("column {} of type {named} {why}", column.name))
         .with("column", &column.name)
         .hint(format!("--convert {named}=string"))
@@ -92,19 +91,6 @@ fn check_name(column: &Column) -> Result<()> {
     Err(Error::new(code::TYPE_REFUSED, format!("the name of column {name:?} cannot be a field's"))
         .with("column", name)
         .hint("rename the column, or leave it out"))
-}
-
-fn word(kind: &Type) -> &str {
-    match kind {
-        Type::Date => "date",
-        Type::Time => "time",
-        Type::Timestamp => "timestamp",
-        Type::TimestampTz => "timestamptz",
-        Type::Decimal { .. } => "numeric",
-        Type::Native(name) => name,
-        Type::Array(item) => word(item),
-        _ => "",
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
-use tidegate_core::{Codec, Column, Encoding, FlowName, Position, Result, Table, TableName};
+use tidegate_core::{Codec, Column, Encoding, FlowName, Position, Result, Table, TableName, Value};
 
 use crate::codec::{Binary, ENCODING};
 use crate::connect::Session;
@@ -56,6 +56,10 @@ impl Catalog for PostgresCatalog {
 
     fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
         target::fit(column, encoding, conversions)
+    }
+
+    fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
+        Ok(target::stored(column, value))
     }
 
     fn name_for(&self, source: &TableName) -> TableName {

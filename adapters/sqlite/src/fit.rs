@@ -28,7 +28,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
     if is_ours(column, encoding) {
         return Ok(Fit { native: column.native.clone(), kind: column.kind.clone(), note: None });
     }
-    if conversions.get(&column.native).is_some_and(|to| to == "string") {
+    if column.conversion(conversions) == Some("string") {
         return Ok(held("TEXT", Type::Text, Some("converted to text")));
     }
     let kind = column.kind.clone();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::port::Conversions;
 use crate::value::{Type, Value};
 
 /// The name of a table or collection: a schema (empty where the store has none) and a name in it.
@@ -56,6 +57,14 @@ pub struct Column {
 }
 
 impl Column {
+    /// The conversion that the user named for it: by its type in the store's own words, with or without what is in
+    /// brackets, or by [`Type::word`].
+    pub fn conversion<'c>(&self, conversions: &'c Conversions) -> Option<&'c str> {
+        let bare = self.native.split('(').next().unwrap_or_default().trim();
+        let names = [self.native.as_str(), bare, self.kind.word()];
+        names.iter().find_map(|name| conversions.get(*name)).map(String::as_str)
+    }
+
     /// A plain, nullable column.
     pub fn new(name: impl Into<String>, kind: Type) -> Self {
         Self {

@@ -72,6 +72,38 @@ pub fn list(values: &[Value<'_>]) -> Option<String> {
     Some(out)
 }
 
+/// A value of any type, so that values that differ have texts that differ: text that is no JSON stands as it is,
+/// everything else as JSON, of which kinds that JSON does not have are objects with one field (`{"$decimal":"1.10"}`).
+pub fn any(value: &Value<'_>) -> String {
+    match value {
+        Value::Text(v) if serde_json::from_str::<serde::de::IgnoredAny>(v).is_err() => v.to_string(),
+        other => tagged_json(other),
+    }
+}
+
+fn tagged_json(value: &Value<'_>) -> String {
+    let text = |text: &str| serde_json::Value::from(text).to_string();
+    let tagged = |tag: &str, value: String| format!("{{\"${tag}\":{}}}", text(&value));
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(v) => v.to_string(),
+        Value::Int(v) => v.to_string(),
+        Value::Float32(v) if v.is_finite() => format!("{v:?}"),
+        Value::Float(v) if v.is_finite() => format!("{v:?}"),
+        Value::Float32(_) | Value::Float(_) => tagged("float", value.to_string()),
+        Value::Decimal(v) => tagged("decimal", v.to_string()),
+        Value::Text(v) => text(v),
+        Value::Bytes(_) => tagged("bytes", value.to_string()),
+        Value::Uuid(_) => tagged("uuid", value.to_string()),
+        Value::Date(_) => tagged("date", value.to_string()),
+        Value::Time(_) => tagged("time", value.to_string()),
+        Value::Timestamp(_) => tagged("timestamp", value.to_string()),
+        Value::TimestampTz(_) => tagged("timestamptz", value.to_string()),
+        Value::Json(v) => v.to_string(),
+        Value::Array(list) => format!("[{}]", list.iter().map(tagged_json).collect::<Vec<_>>().join(",")),
+    }
+}
+
 /// A day of the proleptic Gregorian calendar. Method: Howard Hinnant, "chrono-compatible low-level date algorithms".
 fn day(days: i64) -> String {
     let shifted = days + 719_468;
@@ -122,6 +154,25 @@ mod tests {
         assert_eq!(timestamp_tz(0), "1970-01-01 00:00:00.000000Z");
         assert_eq!(timestamp_tz(i64::MIN), "-infinity");
         assert_eq!(time(DAY), "24:00:00.000000");
+    }
+
+    #[test]
+    fn a_text_of_any_value_is_of_that_value_alone() {
+        for (value, text) in [
+            (Value::Text("507f1f77bcf86cd799439011".into()), "507f1f77bcf86cd799439011"),
+            (Value::Text("4".into()), "\"4\""),
+            (Value::Int(4), "4"),
+            (Value::Float(4.0), "4.0"),
+            (Value::Float(f64::NAN), "{\"$float\":\"NaN\"}"),
+            (Value::Text("null".into()), "\"null\""),
+            (Value::Text(String::new().into()), ""),
+            (Value::Json("{\"a\":1}".into()), "{\"a\":1}"),
+            (Value::Text("{\"a\":1}".into()), "\"{\\\"a\\\":1}\""),
+            (Value::Bytes((&b"\0\xff"[..]).into()), "{\"$bytes\":\"00ff\"}"),
+            (Value::Array(vec![Value::Text("a".into()), Value::Int(1)]), "[\"a\",1]"),
+        ] {
+            assert_eq!(any(&value), text, "{value:?}");
+        }
     }
 
     #[test]

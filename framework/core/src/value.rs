@@ -60,6 +60,28 @@ pub enum Type {
 }
 
 impl Type {
+    /// Its name in conversions and reports.
+    pub fn word(&self) -> &str {
+        match self {
+            Type::Bool => "bool",
+            Type::Int { .. } => "int",
+            Type::Float { .. } => "float",
+            Type::Decimal { .. } => "numeric",
+            Type::Text => "text",
+            Type::Bytes => "bytes",
+            Type::Uuid => "uuid",
+            Type::Date => "date",
+            Type::Time => "time",
+            Type::Timestamp => "timestamp",
+            Type::TimestampTz => "timestamptz",
+            Type::Json => "json",
+            Type::Array(items) => items.word(),
+            Type::Document => "document",
+            Type::Any => "any",
+            Type::Native(name) => name,
+        }
+    }
+
     /// Whether a column of this type can hold a value. Null is held by every type; whether the column allows it is
     /// the column's.
     pub fn holds(&self, value: &Value<'_>) -> bool {

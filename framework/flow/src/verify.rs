@@ -15,12 +15,12 @@ use tidegate_core::{Clock, Error, FlowName, Position, Result, Row, Rows, Shape, 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::run::{STATUS, read};
-use crate::status::{Status, hex};
+use crate::status::{Gauge, Status, hex};
 
 /// Rounds that a difference has to survive.
 pub const ROUNDS: usize = 3;
-/// Rounds until rows that still change are left unsettled.
-const ROUNDS_MAX: usize = 8;
+/// Rounds in which no row became equal until those that still change are left unsettled.
+const ROUNDS_IDLE_MAX: usize = 8;
 /// Buckets of a table.
 const BUCKETS: usize = 1 << 16;
 /// About how many rows are compared by key at most.
@@ -91,6 +91,8 @@ pub struct Verification<'a> {
     pub target: &'a dyn Store,
     /// The tables.
     pub routes: &'a [Route],
+    /// The run that goes on in this process; else the record of one in another process is asked.
+    pub run: Option<&'a Gauge>,
     /// How long to wait for the target to reach a position.
     pub patience: Duration,
     /// The clock.
@@ -101,6 +103,8 @@ pub struct Verification<'a> {
 struct Side {
     crawler: Box<dyn Crawler>,
     shape: Shape,
+    /// Its values are compared with what the target would give back for them.
+    is_source: bool,
     /// The place of each of the route's columns in this side's rows.
     places: Vec<usize>,
 }
@@ -111,6 +115,12 @@ struct Seen {
     hash: u128,
     cells: Vec<u64>,
     key: BTreeMap<String, String>,
+}
+
+/// A row that is not the same on both sides, and for how many rounds it has been like that.
+struct Differing {
+    pair: (Option<Seen>, Option<Seen>),
+    rounds: usize,
 }
 
 type Digests = Vec<(u64, u128)>;
@@ -141,6 +151,7 @@ async fn verify_table(
     let mut source = Side {
         crawler: verification.source.crawler().await?,
         shape: route.shape.clone(),
+        is_source: true,
         places: (0..columns).collect(),
     };
     let mut held = target_side(verification.target, target, &route.target).await?;
@@ -162,10 +173,10 @@ async fn verify_table(
         suspects.insert(at);
     }
 
-    // Each round keeps only what differs in the same way as before.
-    let mut last: BTreeMap<Vec<u8>, (Option<Seen>, Option<Seen>)> = BTreeMap::new();
-    let mut stable = 0;
-    for round in 1..=ROUNDS_MAX {
+    // A row is believed to differ when it has done so in the same way for some rounds, whatever other rows do.
+    let mut differing: BTreeMap<Vec<u8>, Differing> = BTreeMap::new();
+    let (mut fewest, mut idle) = (usize::MAX, 0);
+    while idle < ROUNDS_IDLE_MAX {
         if suspects.is_empty() {
             return Ok(());
         }
@@ -173,22 +184,28 @@ async fn verify_table(
         reach(verification, state, source.crawler.as_of().await?.barrier).await?;
         let found = held.collect(route, target, &suspects).await?;
         let keys: BTreeSet<&Vec<u8>> = expected.keys().chain(found.keys()).collect();
-        let differing: BTreeMap<Vec<u8>, (Option<Seen>, Option<Seen>)> = keys
-            .into_iter()
-            .filter(|key| expected.get(*key).map(|s| s.hash) != found.get(*key).map(|s| s.hash))
-            .map(|key| (key.clone(), (expected.get(key).cloned(), found.get(key).cloned())))
-            .collect();
+        let now = keys.into_iter().filter_map(|key| {
+            let (expected, found) = (expected.get(key), found.get(key));
+            (expected.map(|s| s.hash) != found.map(|s| s.hash)).then(|| {
+                let pair = (expected.cloned(), found.cloned());
+                let before = differing.get(key).filter(|before| before.pair == pair);
+                let rounds = before.map_or(1, |before| before.rounds + 1);
+                (key.clone(), Differing { pair, rounds })
+            })
+        });
+        differing = now.collect();
         suspects = differing.keys().map(|key| bucket(key)).collect();
-        stable = if round > 1 && differing == last { stable + 1 } else { 1 };
-        last = differing;
-        if stable == ROUNDS {
+        let unsettled = differing.values().filter(|row| row.rounds < ROUNDS).count();
+        if unsettled == 0 {
             break;
         }
+        idle = if differing.len() < fewest { 0 } else { idle + 1 };
+        fewest = fewest.min(differing.len());
         verification.clock.sleep(POSITION_WAIT).await;
     }
-    for (expected, found) in last.into_values() {
+    for Differing { pair: (expected, found), rounds } in differing.into_values() {
         let kind = match (&expected, &found) {
-            _ if stable < ROUNDS => Kind::Unsettled,
+            _ if rounds < ROUNDS => Kind::Unsettled,
             (Some(_), None) => Kind::Missing,
             (None, Some(_)) => Kind::Extra,
             _ => Kind::Different,
@@ -229,7 +246,7 @@ async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Tabl
     let places = wanted.columns.iter().map(|column| place(&column.name)).collect::<Result<Vec<_>>>()?;
     let codec = catalog.codec(&table);
     let shape = Shape { table: Arc::new(table), codec };
-    Ok(Side { crawler: store.crawler().await?, shape, places })
+    Ok(Side { crawler: store.crawler().await?, shape, is_source: false, places })
 }
 
 /// Waits until the target has everything up to a position, if a runner is at work.
@@ -237,7 +254,10 @@ async fn reach(verification: &Verification<'_>, state: &dyn StateStore, position
     let wanted = hex(position.bytes());
     let until = verification.clock.elapsed() + verification.patience;
     loop {
-        let (status, _) = read::<Status>(state, verification.name, STATUS).await?;
+        let status = match verification.run {
+            Some(gauge) => Status { running: true, ..gauge.read(verification.clock) },
+            None => read::<Status>(state, verification.name, STATUS).await?.0,
+        };
         if !status.running || status.position >= wanted {
             return Ok(());
         }
@@ -280,7 +300,12 @@ impl Side {
                         out.clear();
                         let place = self.places[at];
                         let value = self.shape.value(place, all[place])?.unwrap_or(Value::Null);
-                        target.stored(&route.target.columns[at], value)?.encode(out);
+                        let value = if self.is_source {
+                            target.stored(&route.target.columns[at], value)?
+                        } else {
+                            value
+                        };
+                        value.encode(out);
                     }
                     identity.clear();
                     for at in &route.target.key {

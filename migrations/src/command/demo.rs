@@ -79,7 +79,7 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
     if !ended.success() {
         return Err(Error::new(code::INTERNAL, format!("the last run ended with {ended}")));
     }
-    let report = verify::compare(&settings).await?;
+    let report = verify::compare(&settings, None).await?;
     let state = settings.state().await?;
     let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
     say(&*clock, &format!("the service has ended; compared at rest: {}", outcome_of(&report)));
@@ -161,7 +161,7 @@ async fn migrate(
     );
 
     let before = service.transactions.load(Ordering::Relaxed);
-    let report = verify::compare(settings).await?;
+    let report = verify::compare(settings, None).await?;
     let meanwhile = service.transactions.load(Ordering::Relaxed) - before;
     say(
         &**clock,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::run::run as run_flow;
+use tidegate_flow::verify::Report;
 use tidegate_flow::{Ended, Flow, Gauge, TableState, Until};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,8 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
     scope.spawn(stop_on_signal(stop.clone()));
     let holder = format!("{}:{}", std::process::id(), SystemIds.next().simple());
 
-    let wanted = if until.is_some() { Until::CaughtUp } else { Until::Stopped };
+    // A comparison needs the run to go on: rows are believed to differ only if they still do when changes have passed.
+    let wanted = if until == Some(UntilWord::CaughtUp) { Until::CaughtUp } else { Until::Stopped };
     let mut progress = Progress::new(common.quiet);
     let running = run_flow(
         &flow,
@@ -38,11 +40,22 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
         settings.timeout.max(Duration::from_secs(60)),
         &stop,
     );
-    tokio::pin!(running);
+    let comparing = async {
+        match until {
+            Some(UntilWord::Verified) => compare_when_crawled(settings, &gauge, &flow).await,
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::pin!(running, comparing);
+    let mut compared = None;
     let ended = loop {
         tokio::select! {
             biased;
             ended = &mut running => break ended,
+            report = &mut comparing, if compared.is_none() => {
+                compared = Some(report);
+                stop.cancel();
+            }
             () = flow.clock.sleep(DRAW) => progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed()),
         }
     };
@@ -50,25 +63,44 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
     progress.show(&status, flow.clock.elapsed());
     progress.finish();
     match ended? {
-        Ended::Stopped => {
+        Ended::Stopped if compared.is_none() => {
             return Err(Error::new(
                 code::STOPPED,
                 "stopped on request; everything in flight is in the target",
             )
             .hint("the same command goes on from here"));
         }
-        Ended::CaughtUp | Ended::Again => {}
+        Ended::Stopped | Ended::CaughtUp | Ended::Again => {}
     }
     if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
         let why = table.error.clone().unwrap_or_default();
         return Err(Error::new(code::STORE_FAILED, format!("table {} stopped: {why}", table.source))
             .hint(format!("tidegate migrate recopy --table {}", table.source)));
     }
-    if until == Some(UntilWord::Verified) {
-        return verify::show(settings, common.json).await;
+    if let Some(compared) = compared.and_then(Result::transpose) {
+        return verify::show(&compared?, common.json);
     }
     eprintln!("caught up; next: tidegate migrate verify");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Compares both sides as soon as every table is crawled, while the run goes on; nothing if a table stopped.
+async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -> Result<Option<Report>> {
+    loop {
+        let status = gauge.read(flow.clock.as_ref());
+        if status.tables.iter().any(|table| table.state == TableState::Failed) {
+            return Ok(None);
+        }
+        if status.is_crawled() && status.drained {
+            let report = verify::compare(settings, Some(gauge)).await?;
+            if report.equal || report.missing + report.extra + report.different > 0 {
+                return Ok(Some(report));
+            }
+            // Nothing is wrong, and some rows never came to rest: neither equal nor different.
+            tracing::info!(rows = report.unsettled, "rows change all the time; comparing again");
+        }
+        flow.clock.sleep(DRAW).await;
+    }
 }
 
 /// Plans, and creates what is missing in the target. A flow that is known there already skips the guards for new ones.

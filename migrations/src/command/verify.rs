@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result, SystemClock};
+use tidegate_flow::Gauge;
 use tidegate_flow::run::change;
 use tidegate_flow::verify::{Kind, Report, Verification, verify};
 
@@ -15,8 +16,8 @@ use crate::settings::Settings;
 /// Rows that are listed for a person; the JSON has all.
 const LISTED_ROWS_MAX: usize = 20;
 
-/// Compares both sides and keeps what was found on record.
-pub(super) async fn compare(settings: &Settings) -> Result<Report> {
+/// Compares both sides, while a run goes on in this process or none does, and keeps what was found on record.
+pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<Report> {
     let state = settings.state().await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty = true;
@@ -27,6 +28,7 @@ pub(super) async fn compare(settings: &Settings) -> Result<Report> {
         source: settings.source.as_ref(),
         target: settings.target.as_ref(),
         routes: &plan.routes(),
+        run,
         patience: settings.timeout,
         clock: clock.as_ref(),
     };
@@ -41,10 +43,9 @@ pub(super) async fn compare(settings: &Settings) -> Result<Report> {
 }
 
 #[allow(clippy::print_stdout, reason = "the report is the answer")]
-pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
-    let report = compare(settings).await?;
+pub(super) fn show(report: &Report, json: bool) -> Result<ExitCode> {
     if json {
-        let text = serde_json::to_string(&report)
+        let text = serde_json::to_string(report)
             .map_err(|e| Error::new(code::INTERNAL, "the report cannot be written").because(e))?;
         println!("{text}");
     } else if report.equal {

@@ -21,6 +21,11 @@ const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, s
     CREATE TABLE lines (o text, n integer, x text, PRIMARY KEY (o, n));
     INSERT INTO lines SELECT 'O' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
 
+const CHANGES: &str =
+    "UPDATE orders SET note = 'changed' WHERE id = 5; UPDATE orders SET id = 100000 WHERE id = 6;
+     DELETE FROM orders WHERE id = 7; INSERT INTO orders (id, note) VALUES (100001, 'new');
+     UPDATE lines SET o = 'moved' WHERE n = 9";
+
 fn run(name: &str, from: &str, to: &str) {
     tidegate(&["migrate", "run", "--from", from, "--to", to, "--name", name, "--until", "verified"]).ended(0);
 }
@@ -28,11 +33,7 @@ fn run(name: &str, from: &str, to: &str) {
 /// Moves the rows, changes them, and moves the changes. Slots are known to a whole server, so names differ.
 fn move_and_change(name: &str, from: &str, to: &str, change: impl Fn(&str)) {
     run(name, from, to);
-    change(
-        "UPDATE orders SET note = 'changed' WHERE id = 5; UPDATE orders SET id = 100000 WHERE id = 6;
-         DELETE FROM orders WHERE id = 7; INSERT INTO orders (id, note) VALUES (100001, 'new');
-         UPDATE lines SET o = 'moved' WHERE n = 9",
-    );
+    change(CHANGES);
     run(name, from, to);
 }
 
@@ -47,20 +48,11 @@ fn sqlite_to_sqlite_while_a_writer_is_at_work() {
             while !stop.load(Ordering::Relaxed) {
                 n += 1;
                 sqlite(&file, &format!("UPDATE orders SET note = 'n{n}' WHERE id % 100 = {}; INSERT INTO orders (id) VALUES ({})", n % 100, 10_000 + n));
+                std::thread::sleep(std::time::Duration::from_millis(20));
             }
         });
-        // What the writer does afterwards is for the next run.
         let answer = tidegate(&[
-            "migrate",
-            "run",
-            "--from",
-            &from,
-            "--to",
-            &to,
-            "--name",
-            "pair",
-            "--until",
-            "caught-up",
+            "migrate", "run", "--from", &from, "--to", &to, "--name", "pair", "--until", "verified",
         ]);
         stop.store(true, Ordering::Relaxed);
         answer.ended(0);
@@ -109,6 +101,73 @@ async fn sqlite_to_mongodb() {
         let (folder, from, _) = shop(SQLITE);
         move_and_change("pair", &from, &to, |sql| sqlite(&folder.path().join("shop.db"), sql));
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_to_mongodb() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let (from, to) = (server.create_database("pair").await.unwrap(), documents.database("pair"));
+    psql(&from, POSTGRES);
+    tokio::task::block_in_place(|| {
+        let words = ["migrate", "run", "--from", &from, "--to", &to, "--name", "postgres_mongodb"];
+        // Microseconds have no exact form in a document's dates.
+        let refused = tidegate(&words).ended(3);
+        assert!(refused.err.contains("TG0022 type-refused"), "{}", refused.err);
+        assert!(refused.err.contains("--convert timestamptz=string"), "{}", refused.err);
+        let words = [&words[..], &["--until", "verified", "--convert", "timestamptz=string"]].concat();
+        tidegate(&words).ended(0);
+        psql(&from, CHANGES);
+        tidegate(&words).ended(0);
+        abort("postgres_mongodb", &from, &to);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mongodb_to_postgres() {
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let (from, to) = (documents.database("pair"), server.create_database("pair").await.unwrap());
+    move_documents(&from, &to).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mongodb_to_sqlite() {
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    move_documents(&documents.database("pair"), &to).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mongodb_to_mongodb() {
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    move_documents(&documents.database("pair"), &documents.database("pair")).await;
+}
+
+/// Documents of every shape, moved and changed.
+async fn move_documents(from: &str, to: &str) {
+    use mongodb::bson::{Bson, Decimal128, doc, oid::ObjectId};
+    let client = mongodb::Client::with_uri_str(from).await.unwrap();
+    let database = client.default_database().unwrap();
+    let items = database.collection::<mongodb::bson::Document>("items");
+    let document = |n: i32| {
+        doc! {
+            "_id": if n % 2 == 0 { Bson::Int32(n) } else { Bson::String(format!("key {n}")) },
+            "n": n, "long": i64::from(n) << 40, "half": f64::from(n) / 3.0, "none": Bson::Null,
+            "deep": { "a": [n, "é'", { "b": true }], "at": mongodb::bson::DateTime::from_millis(i64::from(n) * 86_400_000) },
+            "exact": "1.10".parse::<Decimal128>().unwrap(), "id": ObjectId::from_bytes([7; 12]),
+        }
+    };
+    items.insert_many((0..2_000).map(document)).await.unwrap();
+    database.collection("more").insert_one(doc! { "_id": { "a": 1, "b": "x" }, "v": 1 }).await.unwrap();
+    let go = || tokio::task::block_in_place(|| run("documents", from, to));
+    go();
+    items.update_one(doc! { "_id": 4 }, doc! { "$set": { "n": "changed" } }).await.unwrap();
+    items.delete_many(doc! { "_id": { "$in": [6, "key 7"] } }).await.unwrap();
+    items.insert_one(document(5_000)).await.unwrap();
+    items.update_one(doc! { "_id": 8 }, doc! { "$unset": { "deep.a": 1 } }).await.unwrap();
+    go();
 }
 
 /// Gives the slot back, so that the shared server keeps no log for it.

@@ -45,6 +45,7 @@ async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ende
 async fn verified(flow: &Flow) -> (u64, u64, u64) {
     let state = flow.target.state().await.unwrap();
     let verification = Verification {
+        run: None,
         name: &flow.name,
         source: flow.source.as_ref(),
         target: flow.target.as_ref(),

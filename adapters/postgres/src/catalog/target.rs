@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Conversions, Fit, Obstacle};
-use tidegate_core::{Column, Encoding, Error, Result, Table, Type};
+use tidegate_core::{Column, Encoding, Error, Result, Table, Type, Value, text};
 
 use crate::catalog::describe::{Resolved, Types};
 use crate::codec::ENCODING;
@@ -16,9 +16,8 @@ use crate::sql;
 
 /// How a column of a source is held here.
 pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
-    let bare = column.native.split('(').next().unwrap_or_default().trim();
-    if let Some(to) = conversions.get(&column.native).or_else(|| conversions.get(bare)) {
-        let (native, kind) = match to.as_str() {
+    if let Some(to) = column.conversion(conversions) {
+        let (native, kind) = match to {
             "string" => ("text", Type::Text),
             "json" => ("json", Type::Json),
             other => {
@@ -27,6 +26,10 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
         };
         let note = Some(format!("{} → {native}", column.native));
         return Ok(Fit { native: native.to_owned(), kind, note });
+    }
+    if column.kind == Type::Any {
+        let note = Some("any type → text, as JSON where it is no text".to_owned());
+        return Ok(Fit { native: "text".to_owned(), kind: Type::Any, note });
     }
     let native = if encoding == ENCODING { column.native.clone() } else { native(column, &column.kind)? };
     Ok(Fit { native, kind: column.kind.clone(), note: None })
@@ -69,6 +72,18 @@ fn native(column: &Column, kind: &Type) -> Result<String> {
 
 fn refused(column: &Column, message: &'static str) -> Error {
     Error::new(code::TYPE_REFUSED, message).with("column", &column.name).with("type", &column.native)
+}
+
+/// The value that a column gives back.
+pub(crate) fn stored<'a>(column: &Column, value: Value<'a>) -> Value<'a> {
+    match (&column.kind, value) {
+        (_, Value::Null) => Value::Null,
+        (Type::Any, value) => Value::Text(text::any(&value).into()),
+        (Type::Text, Value::Text(v) | Value::Json(v)) => Value::Text(v),
+        (Type::Text, Value::Array(list)) => Value::Text(text::any(&Value::Array(list)).into()),
+        (Type::Text, value) => Value::Text(value.to_string().into()),
+        (_, value) => value,
+    }
 }
 
 /// A column of a table that is there.
@@ -257,7 +272,7 @@ mod tests {
         assert_eq!(same.native, "numeric(12,2)");
         let list = Type::Array(Box::new(Type::Array(Box::new(Type::Int { bits: 32 }))));
         assert_eq!(fit(&column("", list), Encoding::CANONICAL, &none).unwrap().native, "integer[]");
-        let error = fit(&column("", Type::Any), Encoding::CANONICAL, &none).unwrap_err();
+        let error = fit(&column("", Type::Native("cube".into())), Encoding::CANONICAL, &none).unwrap_err();
         assert_eq!(error.code(), code::TYPE_REFUSED);
         let conversions = Conversions::from([("interval".to_owned(), "string".to_owned())]);
         let interval = column("interval(3)", Type::Native("interval".into()));

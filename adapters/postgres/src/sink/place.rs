@@ -1,9 +1,11 @@
 //! Where the rows of one route go, and how they are written there.
 
+use std::sync::Arc;
+
 use bytes::{BufMut as _, BytesMut};
 use tidegate_core::error::code;
 use tidegate_core::port::Route;
-use tidegate_core::{Cell, Error, Result, Row, Rows, Shape, Value};
+use tidegate_core::{Cell, Error, Result, Row, Rows, Shape, Table, Value};
 
 use crate::binary::{put_field, put_null};
 use crate::catalog::target;
@@ -22,6 +24,7 @@ pub(crate) struct Place {
     /// Its name in statements.
     pub(crate) table: String,
     pub(crate) shape: Shape,
+    held: Arc<Table>,
     /// The columns' names in statements.
     columns: Vec<String>,
     taken: Vec<Taken>,
@@ -58,6 +61,7 @@ impl Place {
             table: sql::table(&route.target.name),
             columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
             shape: route.shape.clone(),
+            held: Arc::clone(&route.target),
             name,
             taken,
             passes,
@@ -252,7 +256,10 @@ impl Place {
                     put_null(out);
                     return Ok(());
                 }
-                Ok(value) => put_field(out, |out| put_value(out, &self.taken[at], &value)),
+                Ok(value) => {
+                    let value = target::stored(&self.held.columns[at], value);
+                    put_field(out, |out| put_value(out, &self.taken[at], &value))
+                }
                 Err(error) => Err(error),
             },
             Cell::Unchanged => Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")),

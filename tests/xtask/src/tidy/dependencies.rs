@@ -94,8 +94,8 @@ mod tests {
             ("framework/core", "adapters/memory"),
             ("framework/runtime", "framework/flow"),
             ("framework/flow", "framework/cqrs"),
-            ("framework/cqrs", "migrations"),
-            ("framework/tidegate", "adapters/sqlite"),
+            ("framework/cqrs", "adapters/sqlite"),
+            ("framework/tidegate", "migrations"),
             ("migrations", "tests/services"),
             ("examples/01-first-message", "tests/services"),
         ] {
