@@ -26,6 +26,18 @@ pub(crate) async fn create(database: &Database) -> Result<()> {
     Ok(())
 }
 
+/// Ends a transaction that an earlier runner left open. A runner that was killed cannot, and the server keeps it, with
+/// its hold on the checkpoint, for a minute.
+pub(crate) async fn end_earlier(database: &Database, flow: &FlowName) -> Result<()> {
+    let checkpoints = database.collection::<Document>(CHECKPOINT);
+    let known = checkpoints.find_one(doc! { "_id": flow.as_str() }).await.during("look at the checkpoint")?;
+    if let Some(session) = known.as_ref().and_then(|known| known.get_document("session").ok()) {
+        let command = doc! { "killSessions": [session] };
+        database.run_command(command).await.during("end an earlier runner's transaction")?;
+    }
+    Ok(())
+}
+
 /// Takes the flow over: from here on nobody who opened it before can commit. To be called in a transaction.
 pub(crate) async fn open(
     database: &Database,
@@ -36,14 +48,17 @@ pub(crate) async fn open(
 ) -> Result<(i64, Opened)> {
     let collection = database.collection::<Document>(CHECKPOINT);
     let known = collection
-        .find_one_and_update(doc! { "_id": flow.as_str() }, doc! { "$inc": { "fence": 1_i64 } })
+        .find_one_and_update(
+            doc! { "_id": flow.as_str() },
+            doc! { "$inc": { "fence": 1_i64 }, "$set": { "session": session.id() } },
+        )
         .return_document(mongodb::options::ReturnDocument::After)
         .session(&mut *session)
         .await
         .during("take the flow over")?;
     let Some(known) = known else {
         let new = doc! {
-            "_id": flow.as_str(), "fence": 1_i64, "writes": 0_i64, "source": &first.source.0,
+            "_id": flow.as_str(), "fence": 1_i64, "writes": 0_i64, "session": session.id(), "source": &first.source.0,
             "position": bytes(first.position.bytes()), "replay": bytes(first.replay.bytes()),
         };
         collection.insert_one(new).session(&mut *session).await.during("store the checkpoint")?;

@@ -150,11 +150,15 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
             (code::BODY_TOO_LARGE, "a document is larger than the server takes")
         }
         14031 => (code::LIMIT_REACHED, "the disk is full"),
-        50 | 262 => (code::TIMED_OUT, "the server did not answer in time"),
-        6 | 7 | 89 | 91 | 189 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435 | 13436 => {
+        50 | 64 | 262 => (code::TIMED_OUT, "the server did not answer in time"),
+        6 | 7 | 89 | 91 | 189 | 9001 | 10058 | 10107 | 11600..=11602 | 13435 | 13436 => {
             (code::CONNECTION_LOST, "the server is not the primary any more, or stops")
         }
-        112 | 251 | 24 | 239 | 246 => (code::STORE_FAILED, "another program has the same documents in hand"),
+        43 | 237 => (code::CONNECTION_LOST, "the server has forgotten what was being read"),
+        133 | 134 | 211 => (code::UNREACHABLE, "the server is not ready yet"),
+        112 | 225 | 251 | 24 | 239 | 246 => {
+            (code::STORE_FAILED, "another program has the same documents in hand")
+        }
         115 | 59 => (code::VERSION_UNSUPPORTED, "the server does not know what was asked"),
         _ => (code::STORE_FAILED, "the server refused"),
     }
@@ -163,7 +167,7 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
 /// The verdict where the code's own does not fit.
 fn verdict_of(number: i32) -> Option<Verdict> {
     match number {
-        112 | 251 | 24 | 239 | 246 => Some(Verdict::Retry),
+        112 | 225 | 251 | 24 | 239 | 246 => Some(Verdict::Retry),
         _ => None,
     }
 }
@@ -207,6 +211,9 @@ mod tests {
             (246, "", code::STORE_FAILED, Some(Verdict::Retry)),
             (251, "", code::STORE_FAILED, Some(Verdict::Retry)),
             (10107, "", code::CONNECTION_LOST, None),
+            (11601, "operation was interrupted", code::CONNECTION_LOST, None),
+            (64, "", code::TIMED_OUT, None),
+            (225, "", code::STORE_FAILED, Some(Verdict::Retry)),
             (50, "", code::TIMED_OUT, None),
         ] {
             assert_eq!((meaning(number, text).0, verdict_of(number)), (code, verdict), "{number} {text}");

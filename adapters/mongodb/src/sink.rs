@@ -34,13 +34,15 @@ pub(crate) struct MongoSink {
     routes: Vec<Route>,
     writers: Vec<Writer>,
     fence: i64,
+    /// The one session of all its transactions: a new one there ends an old one that was left open.
+    session: Option<ClientSession>,
 }
 
 impl MongoSink {
     pub(crate) async fn open(database: Database, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         checkpoint::create(&database).await?;
         let writers = routes.iter().map(Writer::new).collect::<Result<_>>()?;
-        Ok(Self { database, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0 })
+        Ok(Self { database, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0, session: None })
     }
 
     fn writer(&self, table: usize) -> Result<&Writer> {
@@ -95,13 +97,27 @@ impl MongoSink {
     }
 
     /// One transaction of statements, done again as long as it had no effect.
-    async fn transact(&self, statements: &[Statement], commit: Option<&Commit>) -> Result<Applied> {
-        let mut session = start(&self.database).await?;
+    async fn transact(&mut self, statements: &[Statement], commit: Option<&Commit>) -> Result<Applied> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => start(&self.database).await?,
+        };
+        let done = self.transact_in(&mut session, statements, commit).await;
+        self.session = Some(session);
+        done
+    }
+
+    async fn transact_in(
+        &self,
+        session: &mut ClientSession,
+        statements: &[Statement],
+        commit: Option<&Commit>,
+    ) -> Result<Applied> {
         let mut attempt = 0;
         loop {
             session.start_transaction().await.during("begin")?;
-            let done = match self.write(&mut session, statements, commit).await {
-                Ok(applied) => end(&mut session).await.map(|()| applied),
+            let done = match self.write(session, statements, commit).await {
+                Ok(applied) => end(session).await.map(|()| applied),
                 Err(error) => {
                     // Where the server has ended it already there is nothing left to undo.
                     let _ = session.abort_transaction().await;
@@ -217,6 +233,7 @@ async fn end(session: &mut ClientSession) -> Result<()> {
 #[async_trait]
 impl Sink for MongoSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
+        checkpoint::end_earlier(&self.database, &self.flow).await?;
         let mut session = start(&self.database).await?;
         let mut attempt = 0;
         loop {
@@ -233,6 +250,7 @@ impl Sink for MongoSink {
             match done {
                 Ok((fence, opened)) => {
                     self.fence = fence;
+                    self.session = Some(session);
                     return Ok(opened);
                 }
                 Err(error) if is_worth_again(&error) && attempt < ATTEMPTS => pause(attempt).await,

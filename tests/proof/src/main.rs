@@ -41,6 +41,9 @@ enum Proof {
         /// How many kills.
         #[arg(long, default_value_t = 5)]
         n: u64,
+        /// From which kind of store to which.
+        #[arg(long, value_enum, default_value = "postgres-postgres")]
+        pair: kill::Pair,
         /// What the random moments follow from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -62,7 +65,7 @@ fn main() -> ExitCode {
             let line = report.line();
             (serde_json::to_string_pretty(&report), report.is_clean(), line, json)
         }
-        Proof::Kill { n, seed, program, json } => {
+        Proof::Kill { n, pair, seed, program, json } => {
             let runtime =
                 match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
                     Ok(runtime) => runtime,
@@ -71,7 +74,7 @@ fn main() -> ExitCode {
                         return ExitCode::FAILURE;
                     }
                 };
-            match runtime.block_on(kill::run(&program, seed, n)) {
+            match runtime.block_on(kill::run(&program, pair, seed, n)) {
                 Ok(report) => {
                     let line = report.line();
                     (serde_json::to_string_pretty(&report), report.is_clean(), line, json)

@@ -214,3 +214,21 @@ async fn several_key_columns_are_a_document_and_targets_are_looked_at() {
     );
     place.end().await;
 }
+
+/// Found by killing: the server keeps the transaction of a runner that is gone, and with it the checkpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_a_killed_runner_left_open_is_ended() {
+    let Some(place) = Place::new("left_open").await else { return };
+    let route = route(&place.store, &items()).await;
+    let (_, found) = opened(&place, std::slice::from_ref(&route)).await;
+    assert_eq!(found, Opened::New);
+    let checkpoints = place.database.collection::<Document>("tidegate.checkpoint");
+    let mut killed = place.database.client().start_session().await.unwrap();
+    checkpoints.update_one(doc! {}, doc! { "$set": { "session": killed.id() } }).await.unwrap();
+    killed.start_transaction().await.unwrap();
+    checkpoints.update_one(doc! {}, doc! { "$inc": { "writes": 1 } }).session(&mut killed).await.unwrap();
+    let (mut sink, found) = opened(&place, std::slice::from_ref(&route)).await;
+    assert!(matches!(found, Opened::Resumed(_)));
+    sink.apply(&batch(upserts([item(1, "a")])), Some(&commit(5))).await.unwrap();
+    assert!(killed.commit_transaction().await.is_err(), "what the killed one left is undone");
+}
