@@ -88,6 +88,22 @@ pub(crate) enum Verb {
     /// Check a configuration, or print its JSON Schema
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Look at every server of the configuration: what could be lost there, and how to avoid it
+    Doctor {
+        #[command(flatten)]
+        ends: Ends,
+    },
+    /// Print the script that gives a user the least rights that work
+    Grants {
+        /// What the rights are for
+        #[arg(long = "for", value_enum)]
+        side: SideWord,
+        /// The user
+        #[arg(long, default_value = "tidegate")]
+        user: String,
+        /// The database
+        url: String,
+    },
     /// Print the page of an error: what happened, is data safe, what to do
     Explain {
         /// TG0040, 40 or slot-lost
@@ -98,6 +114,8 @@ pub(crate) enum Verb {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Print the manual page
+    Man,
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,6 +124,9 @@ pub(crate) enum Migrate {
     Run {
         #[command(flatten)]
         ends: Ends,
+        /// Answer /health, /ready and /metrics over HTTP here, for example 127.0.0.1:9100
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<std::net::SocketAddr>,
         /// End by itself, with exit status 0
         #[arg(long, value_enum)]
         until: Option<UntilWord>,
@@ -158,6 +179,14 @@ pub(crate) enum Migrate {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SideWord {
+    /// Reading rows and their changes
+    Source,
+    /// Writing them
+    Target,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -12,6 +12,7 @@
 
 mod arguments;
 mod command;
+mod listen;
 mod mapping;
 mod progress;
 mod registry;

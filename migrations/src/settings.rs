@@ -28,6 +28,8 @@ pub(crate) struct File {
     pub(crate) target: End,
     /// The crawl and the writing.
     pub(crate) copy: Copy,
+    /// What a migration may cost.
+    pub(crate) limits: Limits,
     /// Conversions of types that have no exact equal: type of the source = form in the target.
     pub(crate) convert: BTreeMap<String, String>,
     /// What is done to the rows of tables on their way.
@@ -73,6 +75,14 @@ pub(crate) struct Copy {
     pub(crate) batch_changes: Option<usize>,
     /// Allow rows in the target's tables.
     pub(crate) allow_non_empty: bool,
+}
+
+/// What a migration may cost.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// Bytes of log or journal that the source may keep for the migration; the run stops beyond it.
+    pub(crate) held_bytes_max: Option<u64>,
 }
 
 impl File {
@@ -141,6 +151,7 @@ impl Settings {
         options.chunk_rows = file.copy.chunk_rows.unwrap_or(options.chunk_rows);
         options.workers = file.copy.workers.unwrap_or(options.workers);
         options.batch_changes = file.copy.batch_changes.unwrap_or(options.batch_changes);
+        options.held_bytes_max = file.limits.held_bytes_max.unwrap_or(options.held_bytes_max);
         Ok(Self {
             name,
             source,

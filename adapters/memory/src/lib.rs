@@ -19,6 +19,7 @@
 mod catalog;
 mod change_feed;
 mod crawler;
+mod examiner;
 mod sink;
 mod state;
 mod store;

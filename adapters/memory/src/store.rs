@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Catalog, ChangeFeed, Checkpoint, Crawler, Identity, Route, Sink, StateStore, Store, Stored,
+    Catalog, ChangeFeed, Checkpoint, Crawler, Examiner, Identity, Route, Sink, StateStore, Store, Stored,
 };
 use tidegate_core::{
     Canonical, Cell, Column, Error, FlowName, Mark, Op, Position, Result, Row, RowWriter, Shape, Table,
@@ -436,6 +436,10 @@ impl Store for MemoryStore {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         Ok(Box::new(crate::sink::MemorySink::new(self.clone(), flow, routes)))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        Ok(Arc::new(self.clone()))
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

@@ -20,6 +20,7 @@ mod crawler;
 mod decimal;
 mod documents;
 mod error;
+mod examiner;
 mod extended;
 mod fit;
 mod json;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use mongodb::Database;
 use mongodb::bson::{Document, doc};
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Identity, Route, Sink, StateStore, Store};
+use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Route, Sink, StateStore, Store};
 use tidegate_core::{Endpoint, Error, FlowName, Position, Result, Table};
 use tokio::sync::OnceCell;
 
@@ -43,6 +43,10 @@ impl MongoStore {
                 Ok(database)
             })
             .await
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) async fn identity(&self) -> Result<Identity> {
@@ -105,6 +109,10 @@ impl Store for MongoStore {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         Ok(Box::new(MongoSink::open(self.database().await?.clone(), flow, routes).await?))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        Ok(Arc::new(self.clone()))
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

@@ -63,6 +63,14 @@ pub(crate) fn read(position: &Position) -> Result<From<'_>> {
     std::str::from_utf8(token).map(From::Token).map_err(|_| malformed())
 }
 
+/// The seconds since 1970 that a position begins with.
+pub(crate) fn seconds(position: &Position) -> Result<f64> {
+    let first = position.bytes().first_chunk::<4>();
+    first
+        .map(|first| f64::from(u32::from_be_bytes(*first)))
+        .ok_or_else(|| Error::new(code::STREAM_MALFORMED, "a position is not one of MongoDB's"))
+}
+
 /// The text of a token.
 pub(crate) fn text_of(token: &ResumeToken) -> Result<String> {
     let malformed = || Error::new(code::STREAM_MALFORMED, "a resume token has no text");

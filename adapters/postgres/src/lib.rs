@@ -27,6 +27,7 @@ mod crawler;
 mod cursor;
 mod encode;
 mod error;
+mod examiner;
 mod form;
 mod link;
 mod lsn;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Identity, Route, Sink, StateStore, Store};
+use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Route, Sink, StateStore, Store};
 use tidegate_core::{Endpoint, FlowName, Position, Result, Table};
 
 use crate::catalog::PostgresCatalog;
@@ -37,6 +37,10 @@ impl PostgresStore {
     }
 
     /// A new session, set up.
+    pub(crate) fn database(&self) -> &str {
+        &self.settings.database
+    }
+
     pub(crate) async fn session(&self) -> Result<Session> {
         let session = Session::connect(&self.settings).await?;
         session.batch_execute(SETUP).await.map_err(|e| from_driver(e, "connect"))?;
@@ -70,6 +74,10 @@ impl Store for PostgresStore {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         Ok(Box::new(PostgresSink::open(self, flow, routes).await?))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        Ok(Arc::new(self.clone()))
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

@@ -21,6 +21,7 @@ mod connect;
 mod crawler;
 mod describe;
 mod error;
+mod examiner;
 mod fit;
 pub mod journal;
 mod sink;

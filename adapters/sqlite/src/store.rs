@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Identity, Route, Sink, StateStore, Store};
+use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Route, Sink, StateStore, Store};
 use tidegate_core::{Endpoint, Error, FlowName, Ids, Position, Result, SystemIds, Table};
 
 use crate::change_feed::SqliteFeed;
@@ -81,6 +81,10 @@ impl Store for SqliteStore {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         Ok(Box::new(SqliteSink::open(&self.path, flow, routes).await?))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        Ok(Arc::new(self.clone()))
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

@@ -16,6 +16,7 @@ mod sequencer;
 pub mod status;
 pub mod transform;
 pub mod verify;
+mod watch;
 pub mod window;
 
 pub use engine::{Ended, Flow, Request, Until, run_once};

@@ -19,6 +19,9 @@ pub struct Options {
     pub batch_bytes: usize,
     /// Bytes of changes kept for chunks that are being read. Beyond it reads are given up and done again.
     pub window_bytes: usize,
+    /// Bytes of log or journal that the source may keep for the flow. Beyond it the run stops, before the source's
+    /// disk is in danger.
+    pub held_bytes_max: u64,
     /// How often the source is told what it may forget.
     pub acknowledge_every: Duration,
 }
@@ -32,6 +35,7 @@ impl Default for Options {
             batch_changes: 20_000,
             batch_bytes: 8 << 20,
             window_bytes: 32 << 20,
+            held_bytes_max: 64 << 30,
             acknowledge_every: Duration::from_secs(1),
         }
     }

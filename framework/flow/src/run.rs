@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Ended, Flow, Request, Until, run_once};
 use crate::status::{Gauge, Status};
+use crate::watch::watch;
 
 /// The record that a runner keeps of itself.
 pub const STATUS: &str = "status";
@@ -159,7 +160,12 @@ async fn runs(
                 Err(error) => Err(error),
                 Ok(never) => match never {},
             },
+            danger = watch(flow, gauge) => match danger {
+                Err(error) => Err(error),
+                Ok(never) => match never {},
+            },
         };
+        gauge.broke();
         let error = match outcome {
             Ok(Ended::Again) => continue,
             Ok(ended) => return Ok(ended),

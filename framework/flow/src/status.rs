@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_core::port::{Checkpoint, Progress, Route};
-use tidegate_core::{Changes, Clock};
+use tidegate_core::{Changes, Clock, Position};
 
 use crate::apply::{Report, SKIPPED};
 use crate::options::Options;
@@ -62,6 +62,9 @@ pub struct TableStatus {
 pub struct Status {
     /// Whether a runner had it when this record was made.
     pub running: bool,
+    /// Whether the run is connected to both sides.
+    #[serde(default)]
+    pub connected: bool,
     /// What ended the last run.
     pub error: Option<String>,
     /// The tables, in the order of the plan.
@@ -72,6 +75,12 @@ pub struct Status {
     pub position: String,
     /// Bytes, or journal entries, that the source has and the target has not.
     pub behind: u64,
+    /// Bytes of log or journal that the source keeps for the flow.
+    #[serde(default)]
+    pub held_bytes: u64,
+    /// How much of what the source can bear that is, from 0 to 1; 0 if it has no bound.
+    #[serde(default)]
+    pub held_used: f64,
     /// When the change was committed that the target has last, in microseconds since 1970; 0 if the source does not say.
     pub applied_until: i64,
     /// Whether everything delivered is in the target.
@@ -116,7 +125,8 @@ pub struct Gauge {
 struct Inner {
     status: Status,
     /// Transactions delivered and not yet durable: position and time of commit.
-    delivered: std::collections::VecDeque<(tidegate_core::Position, i64)>,
+    delivered: std::collections::VecDeque<(Position, i64)>,
+    replay: Position,
     ranges: std::collections::BTreeMap<(usize, u32), (u64, bool)>,
 }
 
@@ -174,10 +184,27 @@ impl Gauge {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn strained(&self, held_bytes: u64, used: f64) {
+        let mut inner = self.lock();
+        inner.status.held_bytes = held_bytes;
+        inner.status.held_used = used;
+    }
+
+    /// Where a restart would begin to read, as far as this run knows.
+    pub(crate) fn replay(&self) -> Position {
+        self.lock().replay.clone()
+    }
+
+    pub(crate) fn broke(&self) {
+        self.lock().status.connected = false;
+    }
+
     pub(crate) fn begin(&self, checkpoint: &Checkpoint) {
         let mut inner = self.lock();
+        inner.status.connected = true;
         inner.ranges = checkpoint.ranges.iter().map(|r| ((r.table, r.range), (r.rows, r.done))).collect();
         inner.delivered.clear();
+        inner.replay = checkpoint.replay.clone();
         inner.status.position = hex(checkpoint.position.bytes());
         inner.status.drained = false;
         for table in 0..inner.status.tables.len() {
@@ -240,7 +267,10 @@ impl Gauge {
     pub(crate) fn hear(&self, report: &Report) {
         let mut inner = self.lock();
         match report {
-            Report::Durable { position, changes, .. } => {
+            Report::Durable { position, replay, changes } => {
+                if let Some(replay) = replay {
+                    inner.replay = replay.clone();
+                }
                 inner.status.changes_applied += changes;
                 inner.status.position = hex(position.bytes());
                 while inner.delivered.front().is_some_and(|(delivered, _)| delivered <= position) {

@@ -4,6 +4,7 @@ mod abort;
 mod completions;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
 mod knobs;
 mod plan;
@@ -27,7 +28,9 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
         Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref()).await,
         Verb::Plan { ends } => plan::show(&settings(ends)?, common.json).await,
         Verb::Migrate(verb) => match verb {
-            Migrate::Run { ends, until } => run::run(&settings(ends)?, *until, &common).await,
+            Migrate::Run { ends, listen, until } => {
+                run::run(&settings(ends)?, *until, *listen, &common).await
+            }
             Migrate::Status { ends, watch } => status::status(&settings(ends)?, *watch, common.json).await,
             Migrate::Pause { ends } => knobs::pause(&settings(ends)?, &ends.tables, true).await,
             Migrate::Resume { ends } => knobs::pause(&settings(ends)?, &ends.tables, false).await,
@@ -39,8 +42,11 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             }
             Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
         },
+        Verb::Doctor { ends } => doctor::doctor(&settings(ends)?, common.json).await,
+        Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user).await,
         Verb::Config(verb) => config::config(verb, &common),
         Verb::Explain { code } => explain::explain(code),
         Verb::Completions { shell } => completions::completions(*shell),
+        Verb::Man => completions::man(),
     }
 }

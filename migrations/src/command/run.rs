@@ -1,5 +1,6 @@
 //! `tidegate migrate run`.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +14,29 @@ use tokio_util::sync::CancellationToken;
 
 use super::{plan, verify};
 use crate::arguments::{Common, UntilWord};
+use crate::listen::Listener;
 use crate::progress::Progress;
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
 const DRAW: Duration = Duration::from_millis(250);
 
-pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &Common) -> Result<ExitCode> {
+pub(super) async fn run(
+    settings: &Settings,
+    until: Option<UntilWord>,
+    listen: Option<SocketAddr>,
+    common: &Common,
+) -> Result<ExitCode> {
     let state = patiently(settings, || settings.state()).await?;
     let flow = prepare(settings).await?;
-    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let gauge = Arc::new(Gauge::new(&flow.routes, &flow.options));
+    let listener = Listener::new(Arc::clone(&gauge), Arc::clone(&flow.clock));
     let stop = CancellationToken::new();
     let mut scope = Scope::new();
     scope.spawn(stop_on_signal(stop.clone()));
+    if let Some(address) = listen {
+        scope.spawn(listener.clone().serve(address));
+    }
     let holder = format!("{}:{}", std::process::id(), SystemIds.next().simple());
 
     // A comparison needs the run to go on: rows are believed to differ only if they still do when changes have passed.
@@ -56,7 +67,12 @@ pub(super) async fn run(settings: &Settings, until: Option<UntilWord>, common: &
                 compared = Some(report);
                 stop.cancel();
             }
-            () = flow.clock.sleep(DRAW) => progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed()),
+            // Who asked to be told is not left without.
+            Some(broken) = scope.next() => break broken.map(|()| Ended::Stopped),
+            () = flow.clock.sleep(DRAW) => {
+                listener.is_alive();
+                progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed());
+            }
         }
     };
     let status = gauge.read(flow.clock.as_ref());

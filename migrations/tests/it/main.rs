@@ -5,6 +5,7 @@
 mod bad_input;
 mod lifecycle;
 mod mapping;
+mod operating;
 mod pairs;
 
 use std::path::Path;

@@ -175,7 +175,7 @@ fn abort(name: &str, from: &str, to: &str) {
     tidegate(&["migrate", "abort", "--yes", "--from", from, "--to", to, "--name", name]).ended(0);
 }
 
-fn psql(url: &str, sql: &str) {
+pub(crate) fn psql(url: &str, sql: &str) {
     let output = std::process::Command::new("psql")
         .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", url, "--command", sql])
         .output()

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{
-    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Identity, KeyRange, Opened,
-    Progress, Route, Sink, StateStore, Store,
+    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Examiner, Identity, KeyRange,
+    Opened, Progress, Route, Sink, StateStore, Store,
 };
 use tidegate_core::{
     AsOf, Cell, Changes, Error, FlowName, Key, Op, Position, Result, RowWriter, Rows, Table,
@@ -101,6 +101,10 @@ impl Store for FaultyStore {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         Ok(Box::new(Faulty { store: self.clone(), inner: self.inner.sink(flow, routes).await? }))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        self.inner.examiner().await
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

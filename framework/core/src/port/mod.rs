@@ -6,6 +6,7 @@
 mod catalog;
 mod change_feed;
 mod crawler;
+mod examiner;
 mod sink;
 mod state;
 mod store;
@@ -14,6 +15,7 @@ mod transform;
 pub use catalog::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 pub use change_feed::{ChangeFeed, Progress};
 pub use crawler::{Chunk, Crawler, KeyRange};
+pub use examiner::{Examiner, Finding, Side, Strain, Weight};
 pub use sink::{Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch};
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;

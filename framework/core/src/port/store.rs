@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::error::Result;
 use crate::flow::FlowName;
 use crate::port::sink::Route;
-use crate::port::{Catalog, ChangeFeed, Crawler, Identity, Sink, StateStore};
+use crate::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Sink, StateStore};
 use crate::position::Position;
 use crate::table::Table;
 
@@ -42,6 +42,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// A writer of a flow's rows.
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>>;
+
+    /// What could be lost there, and what a flow costs it.
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>>;
 
     /// The records of flows.
     async fn state(&self) -> Result<Arc<dyn StateStore>>;

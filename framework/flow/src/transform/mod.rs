@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Catalog, ChangeFeed, Crawler, Identity, Made, Recipe, Route, Selection, Sink, StateStore, Store,
-    Transform,
+    Catalog, ChangeFeed, Crawler, Examiner, Identity, Made, Recipe, Route, Selection, Sink, StateStore,
+    Store, Transform,
 };
 use tidegate_core::{Clock, Error, FlowName, Position, Result, Shape, Table, TableName};
 
@@ -128,6 +128,10 @@ impl Store for Transformed {
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         self.inner.sink(flow, routes).await
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        self.inner.examiner().await
     }
 
     async fn state(&self) -> Result<Arc<dyn StateStore>> {

@@ -1,0 +1,137 @@
+//! What an operator asks: is it sound, is it alive, what does it cost.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tidegate_services::postgres::{Options, Server};
+
+use crate::{shop, tidegate};
+
+const SHOP: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO orders VALUES (1, 'a')";
+
+/// A server with settings of its own; nothing where PostgreSQL is skipped by name.
+async fn server(options: Options) -> Option<Server> {
+    tidegate_services::postgres::shared().await?;
+    Some(Server::start(options).await.unwrap())
+}
+
+#[test]
+fn doctor_finds_nothing_on_a_sound_file_and_says_so() {
+    let (_folder, from, to) = shop(SHOP);
+    let answer = tidegate(&["doctor", "--from", &from, "--to", &to]).ended(0);
+    assert!(answer.out.contains("journal_mode") && answer.out.contains("nothing to mend"), "{}", answer.out);
+    let json = tidegate(&["--json", "doctor", "--from", &from, "--to", &to]).ended(0).json();
+    assert_eq!(json[0]["findings"][0]["weight"], "good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_what_loses_data_and_ends_with_3() {
+    let options = Options::default().with_setting("wal_level", "replica");
+    let Some(server) = server(options.with_setting("synchronous_commit", "off")).await else { return };
+    let url = server.create_database("shop").await.unwrap();
+    let answer = tokio::task::block_in_place(|| tidegate(&["doctor", "--from", &url, "--to", &url]).ended(3));
+    for words in [
+        "LOSS",
+        "wal_level",
+        "ALTER SYSTEM SET wal_level = logical",
+        "synchronous_commit",
+        "max_slot_wal_keep_size",
+    ] {
+        assert!(answer.out.contains(words), "{words:?} is not in: {}", answer.out);
+    }
+    let refused =
+        tokio::task::block_in_place(|| tidegate(&["plan", "--from", &url, "--to", "sqlite:new.db"]).ended(3));
+    assert!((refused.out + &refused.err).contains("TG0025 wal-level"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_looks_at_mongodb() {
+    let Some(server) = tidegate_services::mongodb::shared().await else { return };
+    let url = server.database("doctor");
+    let answer = tokio::task::block_in_place(|| tidegate(&["doctor", "--from", &url, "--to", &url]).ended(0));
+    assert!(answer.out.contains("the log reaches back"), "{}", answer.out);
+}
+
+#[test]
+fn grants_are_a_script_for_each_store_and_side() {
+    for (url, side, words) in [
+        ("postgres://u@h/shop", "source", "LOGIN REPLICATION"),
+        ("postgres://u@h/shop", "target", "GRANT CONNECT, CREATE, TEMPORARY ON DATABASE \"shop\""),
+        ("mongodb://h/shop?replicaSet=r", "source", "readWrite"),
+        ("sqlite:/data/shop.db", "source", "setfacl"),
+    ] {
+        let answer = tidegate(&["grants", "--for", side, "--user", "mover", url]).ended(0);
+        assert!(answer.out.contains(words) && answer.out.contains("mover"), "{url}: {}", answer.out);
+    }
+}
+
+#[test]
+fn a_manual_page_is_printed() {
+    assert!(tidegate(&["man"]).ended(0).out.contains(".TH tidegate 1"));
+}
+
+#[test]
+fn a_run_answers_whether_it_is_alive_and_ready_and_gives_its_numbers() {
+    let (_folder, from, to) = shop(SHOP);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let mut run = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["migrate", "run", "--from", &from, "--to", &to, "--listen", &address])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    while !get(&address, "/ready").contains("200 OK")
+        || !get(&address, "/metrics").contains("rows_crawled_total{table=\"orders\"} 1")
+    {
+        assert!(Instant::now() < until, "{}", get(&address, "/metrics"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(get(&address, "/health").contains("alive"));
+    let metrics = get(&address, "/metrics");
+    for name in ["tidegate_lag_seconds", "tidegate_changes_applied_total", "tidegate_table_stopped", "# EOF"]
+    {
+        assert!(metrics.contains(name), "{name} is not in {metrics}");
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let taken = std::net::TcpListener::bind(&address).unwrap();
+    let words = ["migrate", "run", "--from", &from, "--to", &to, "--listen", &address];
+    tidegate(&words).failed(2, &format!("TG0001 config-invalid: cannot listen on {address}"), &[]);
+    drop(taken);
+}
+
+fn get(address: &str, path: &str) -> String {
+    let Ok(mut stream) = std::net::TcpStream::connect(address) else { return String::new() };
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: tidegate\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_stops_before_its_source_is_in_danger() {
+    let options = Options::default().with_setting("max_prepared_transactions", 5);
+    let Some(server) = server(options).await else { return };
+    let from = server.create_database("danger").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    crate::pairs::psql(&from, "CREATE TABLE t (id int PRIMARY KEY, v text)");
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, "[limits]\nheld_bytes_max = 1000000\n").unwrap();
+    let file = file.to_str().unwrap();
+    tokio::task::block_in_place(|| {
+        let words = ["-c", file, "migrate", "run", "--from", &from, "--to", &to, "--name", "danger"];
+        tidegate(&[&words[..], &["--until", "caught-up"]].concat()).ended(0);
+        // A transaction that does not end keeps the log, whatever is applied.
+        crate::pairs::psql(&from, "BEGIN; INSERT INTO t VALUES (0); PREPARE TRANSACTION 'held'");
+        crate::pairs::psql(
+            &from,
+            "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i",
+        );
+        tidegate(&words).failed(3, "TG0072 source-in-danger", &["held_bytes", "used_percent"]);
+        crate::pairs::psql(&from, "ROLLBACK PREPARED 'held'");
+        tidegate(&["migrate", "abort", "--yes", "--from", &from, "--to", &to, "--name", "danger"]).ended(0);
+    });
+}
