@@ -7,6 +7,7 @@ mod lifecycle;
 mod mapping;
 mod operating;
 mod pairs;
+mod values;
 
 use std::path::Path;
 use std::process::{Command, Output};

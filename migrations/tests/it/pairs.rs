@@ -171,7 +171,7 @@ async fn move_documents(from: &str, to: &str) {
 }
 
 /// Gives the slot back, so that the shared server keeps no log for it.
-fn abort(name: &str, from: &str, to: &str) {
+pub(crate) fn abort(name: &str, from: &str, to: &str) {
     tidegate(&["migrate", "abort", "--yes", "--from", from, "--to", to, "--name", name]).ended(0);
 }
 

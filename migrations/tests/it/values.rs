@@ -1,0 +1,262 @@
+//! The value matrix: every base type of PostgreSQL with hostile values, through each pair. A type arrives exactly, or is
+//! refused by name: by the plan, or at the row that does not fit. Never as something else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::pairs::{abort, psql};
+use crate::tidegate;
+
+/// A type, and its values as SQL.
+type Values = (&'static str, &'static [&'static str]);
+
+/// The base types, by their name in the catalog.
+const TYPES: &[Values] = &[
+    ("bool", &["true", "false"]),
+    ("bytea", &["''", "'\\x00ff'", "decode(repeat('ab', 5000), 'hex')"]),
+    ("char", &["'a'", "''"]),
+    ("name", &["'x'", "repeat('n', 63)"]),
+    ("int8", &["0", "-9223372036854775808", "9223372036854775807"]),
+    ("int2", &["-32768", "32767"]),
+    ("int4", &["-2147483648", "2147483647"]),
+    ("text", &["''", "' '", "E'tab\\tline\\n\"quote\\''", "'žluťoučký 🦀'", "repeat('x', 9000)"]),
+    ("oid", &["0", "4294967295"]),
+    ("json", &["'{\"b\": 1, \"a\": 1.50, \"b\": 2}'", "'[1e400, null]'", "'\"x\"'"]),
+    ("jsonb", &["'{\"b\": 1, \"a\": [1.50, null, \"é\"]}'", "'{}'", "'1'"]),
+    ("xml", &["'<a b=\"c\">d</a>'"]),
+    ("point", &["'(1.5,-2)'"]),
+    ("lseg", &["'[(0,0),(1,1)]'"]),
+    ("path", &["'((0,0),(1,1))'"]),
+    ("box", &["'(1,1),(0,0)'"]),
+    ("polygon", &["'((0,0),(1,1),(1,0))'"]),
+    ("line", &["'{1,2,3}'"]),
+    ("circle", &["'<(0,0),1>'"]),
+    ("float4", &["'NaN'", "'-Infinity'", "'-0'", "0.1", "3.4028235e38"]),
+    ("float8", &["'NaN'", "'Infinity'", "'-0'", "0.1", "5e-324", "1.7976931348623157e308"]),
+    ("float8_plain", &["0.1", "5e-324", "-1e300"]),
+    ("money", &["'12.34'", "'-92233720368547758.08'"]),
+    ("macaddr", &["'08:00:2b:01:02:03'"]),
+    ("macaddr8", &["'08:00:2b:01:02:03:04:05'"]),
+    ("inet", &["'10.1.2.3/8'", "'::1'"]),
+    ("cidr", &["'10.0.0.0/8'"]),
+    ("bpchar", &["'ab  '", "''"]),
+    ("varchar", &["'v'", "repeat('é', 300)"]),
+    ("date", &["'1970-01-01'", "'0044-03-15 BC'", "'5874897-12-31'", "'infinity'", "'-infinity'"]),
+    ("time", &["'00:00'", "'24:00:00'", "'23:59:59.999999'"]),
+    (
+        "timestamp",
+        &["'2024-02-29 23:59:60'", "'0044-03-15 BC'", "'294276-12-31 23:59:59.999999'", "'infinity'"],
+    ),
+    ("timestamptz", &["'2024-10-27 02:30:00 Europe/Prague'", "'1970-01-01 00:00:00.000001Z'", "'-infinity'"]),
+    ("interval", &["'1 mon -1 day 00:00:00.000001'", "'-178000000 years'"]),
+    ("timetz", &["'23:59:59.999999+15:59'", "'00:00-12'"]),
+    ("bit", &["B'1'"]),
+    ("varbit", &["B''", "B'10101'"]),
+    ("numeric", &["'NaN'", "'1.10'", "'-0.00'", "repeat('9', 200)::numeric", "'1e-100'"]),
+    ("numeric_plain", &["1.10", "-0.5", "12345678901234567890.123456789"]),
+    ("uuid", &["'00000000-0000-0000-0000-000000000000'", "'ffffffff-ffff-ffff-ffff-ffffffffffff'"]),
+    ("pg_lsn", &["'16/B374D848'"]),
+    ("tsvector", &["'a:1 fat:2'"]),
+    ("tsquery", &["'fat & rat'"]),
+    ("jsonpath", &["'$.a[*]'"]),
+    ("txid_snapshot", &["'10:20:10,14'"]),
+    ("pg_snapshot", &["'10:20:10,14'"]),
+    ("xid8", &["'18446744073709551615'"]),
+    ("xid", &["'4294967295'"]),
+    ("cid", &["'1'"]),
+    ("tid", &["'(0,1)'"]),
+    ("int2vector", &["'1 2'"]),
+    ("oidvector", &["'1 2'"]),
+    ("regclass", &["'pg_class'"]),
+    ("regtype", &["'int4'"]),
+    ("regproc", &["'now'"]),
+    ("regprocedure", &["'now()'"]),
+    ("regoper", &["'||/'"]),
+    ("regoperator", &["'+(int4,int4)'"]),
+    ("regrole", &["'pg_monitor'"]),
+    ("regnamespace", &["'pg_catalog'"]),
+    ("regcollation", &["'\"C\"'"]),
+    ("regconfig", &["'simple'"]),
+    ("regdictionary", &["'simple'"]),
+    ("refcursor", &["'c'"]),
+];
+
+/// Base types that no column of a user has: the catalog's own statistics and rights.
+const OF_THE_CATALOG: &[&str] = &[
+    "aclitem",
+    "gtsvector",
+    "pg_brin_bloom_summary",
+    "pg_brin_minmax_multi_summary",
+    "pg_dependencies",
+    "pg_mcv_list",
+    "pg_ndistinct",
+    "pg_node_tree",
+];
+
+fn table(kind: &str) -> String {
+    format!("v_{kind}")
+}
+
+fn query(url: &str, sql: &str) -> Vec<String> {
+    let output = std::process::Command::new("psql")
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--tuples-only",
+            "--no-align",
+            "--set",
+            "ON_ERROR_STOP=1",
+            "--dbname",
+            url,
+        ])
+        .args(["--command", sql])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// A database with a table a type.
+async fn source() -> Option<String> {
+    let server = tidegate_services::postgres::shared().await?;
+    let url = server.create_database("values").await.unwrap();
+    tokio::task::block_in_place(|| {
+        let all = query(
+            &url,
+            "SELECT typname FROM pg_type WHERE typtype = 'b' AND typcategory <> 'A' AND typnamespace = 'pg_catalog'::regnamespace",
+        );
+        let known: BTreeSet<&str> =
+            TYPES.iter().map(|(kind, _)| *kind).chain(OF_THE_CATALOG.iter().copied()).collect();
+        let left: Vec<_> = all.iter().filter(|kind| !known.contains(kind.as_str())).collect();
+        assert!(left.is_empty(), "the matrix lacks {left:?}");
+        let mut script = String::new();
+        for (kind, values) in TYPES {
+            let native = match *kind {
+                "float8_plain" => "float8",
+                "numeric_plain" => "numeric",
+                "char" => "\"char\"",
+                "bpchar" => "char(4)",
+                "bit" => "bit(1)",
+                other => other,
+            };
+            let table = table(kind);
+            script += &format!(
+                "CREATE TABLE {table} (id int PRIMARY KEY, v {native}); INSERT INTO {table} VALUES (0, NULL);"
+            );
+            for (at, value) in values.iter().enumerate() {
+                script += &format!("INSERT INTO {table} VALUES ({}, ({value})::{native});", at + 1);
+            }
+        }
+        psql(&url, &script);
+    });
+    Some(url)
+}
+
+/// What became of each type: `exact`, `refused` by the plan, or `stopped` at a row. Everything that was moved is
+/// compared by the program, and must be equal.
+fn moved(name: &str, from: &str, to: &str) -> BTreeMap<String, &'static str> {
+    let ends = ["--from", from, "--to", to, "--name", name];
+    let plan = tidegate(&[&["--json", "plan"], &ends[..]].concat()).json();
+    let refused: BTreeSet<String> = plan["refusals"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|refusal| {
+            assert_eq!(refusal["name"], "type-refused", "{refusal}");
+            assert!(refusal["column"] == "v" && refusal["hint"].is_string(), "{refusal}");
+            refusal["table"].as_str().unwrap().trim_start_matches("public.").to_owned()
+        })
+        .collect();
+    let mut outcome = BTreeMap::new();
+    let mut words: Vec<String> =
+        ["--json", "migrate", "run", "--until", "verified"].map(str::to_owned).into();
+    words.extend(ends.map(str::to_owned));
+    for (kind, _) in TYPES {
+        if refused.contains(&table(kind)) {
+            outcome.insert((*kind).to_owned(), "refused");
+        } else {
+            words.extend(["--table".to_owned(), table(kind)]);
+        }
+    }
+    let mut stopped = BTreeSet::new();
+    for _ in 0..2 {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let answer = tidegate(&words);
+        let status = tidegate(&[&["--json", "migrate", "status"], &ends[..]].concat()).ended(0).json();
+        for table in status["tables"].as_array().unwrap() {
+            if table["state"] == "failed" {
+                let error = table["error"].as_str().unwrap();
+                assert!(error.contains("TG0050 value-unfit") && error.contains("column: v"), "{error}");
+                stopped.insert(table["source"].as_str().unwrap().trim_start_matches("public.").to_owned());
+            }
+        }
+        if answer.status == 0 {
+            break;
+        }
+        assert!(!stopped.is_empty(), "{answer:?}");
+        // What stopped is left out; the rest has to be equal.
+        let names: Vec<_> = stopped.iter().flat_map(|table| ["--table", table.as_str()]).collect();
+        tidegate(&[&["migrate", "skip"], &ends[..], &names[..]].concat()).ended(0);
+    }
+    for (kind, _) in TYPES {
+        let what = if stopped.contains(&table(kind)) { "stopped" } else { "exact" };
+        outcome.entry((*kind).to_owned()).or_insert(what);
+    }
+    outcome
+}
+
+fn of(outcome: &BTreeMap<String, &'static str>, wanted: &str) -> Vec<String> {
+    outcome.iter().filter(|(_, what)| **what == wanted).map(|(kind, _)| kind.clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_arrives_exactly_in_postgres() {
+    let Some(from) = source().await else { return };
+    let server = tidegate_services::postgres::shared().await.unwrap();
+    let to = server.create_database("values").await.unwrap();
+    tokio::task::block_in_place(|| {
+        let outcome = moved("values_postgres", &from, &to);
+        assert!(outcome.values().all(|what| *what == "exact"), "{outcome:?}");
+        for (kind, values) in TYPES {
+            let sql = format!("SELECT id, v::text FROM {} ORDER BY id", table(kind));
+            let expected = query(&from, &sql);
+            assert!(expected.len() > values.len());
+            assert_eq!(expected, query(&to, &sql), "{kind}");
+        }
+        abort("values_postgres", &from, &to);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_arrives_exactly_in_sqlite_or_is_refused_by_name() {
+    let Some(from) = source().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    tokio::task::block_in_place(|| {
+        let outcome = moved("values_sqlite", &from, &to);
+        abort("values_sqlite", &from, &to);
+        assert_eq!(of(&outcome, "stopped"), ["float4", "float8"], "{outcome:?}");
+        for kind in
+            ["bool", "bytea", "int8", "text", "date", "timestamptz", "numeric", "uuid", "json", "time"]
+        {
+            assert_eq!(outcome[kind], "exact", "{kind}");
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_type_arrives_exactly_in_mongodb_or_is_refused_by_name() {
+    let Some(from) = source().await else { return };
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let to = documents.database("values");
+    tokio::task::block_in_place(|| {
+        let outcome = moved("values_mongodb", &from, &to);
+        abort("values_mongodb", &from, &to);
+        for kind in ["timestamp", "timestamptz", "time", "interval", "xml"] {
+            assert_eq!(outcome[kind], "refused", "{kind}");
+        }
+        for kind in ["bool", "bytea", "int8", "text", "float8", "numeric_plain", "uuid", "jsonb"] {
+            assert_eq!(outcome[kind], "exact", "{kind}");
+        }
+        assert!(of(&outcome, "stopped").contains(&"numeric".to_owned()), "{outcome:?}");
+    });
+}
