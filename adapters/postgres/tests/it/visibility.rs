@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidegate_core::port::{ChangeFeed, KeyRange, Selection, Store};
+use tidegate_core::port::{ChangeFeed, KeyRange, Selection};
 use tidegate_core::{Changes, Endpoint, FlowName, Op, Position, Rows, Shape, Value};
 use tidegate_flow::window::Window;
 use tidegate_flow::{Gauge, Until, run_once};
