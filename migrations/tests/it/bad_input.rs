@@ -2,6 +2,9 @@
 
 use rstest::rstest;
 
+use tidegate_services::postgres::Options;
+
+use crate::operating::server;
 use crate::{shop, sqlite, tidegate};
 
 const ORDERS: &str =
@@ -121,6 +124,102 @@ fn an_error_is_also_a_json_document() {
     let document = answer.json();
     assert_eq!(document["error"]["code"], "TG0002");
     assert_eq!(document["error"]["exit"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_fails_at_once_and_is_never_shown() {
+    let Some(server) = server(Options::default().with_password("right")).await else { return };
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let postgres = server.create_database("shop").await.unwrap().replace("right", "wr0ng-secret");
+    let mongodb = documents.database("shop").replace("mongodb://", "mongodb://mover:wr0ng-secret@");
+    tokio::task::block_in_place(|| {
+        for url in [postgres, mongodb] {
+            for ends in
+                [["--from", &url, "--to", "sqlite:new.db"], ["--from", "sqlite:shop.db", "--to", &url]]
+            {
+                let began = std::time::Instant::now();
+                let answer = tidegate(&[&["--timeout", "60s", "migrate", "run"], &ends[..]].concat());
+                // The side that is asked first may be the other one, which is not there.
+                if !answer.err.contains("shop.db") {
+                    answer.failed(1, "TG0011 access-denied", &["more: tidegate explain access-denied"]);
+                }
+                assert!(began.elapsed() < std::time::Duration::from_secs(30), "it was waited for");
+            }
+            let answer = tidegate(&["-v", "plan", "--from", &url, "--to", "sqlite:new.db"]);
+            assert!(!(answer.out + &answer.err).contains("wr0ng"), "the password is shown");
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_down_is_waited_for_and_then_ends_with_5() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for url in [
+        format!("postgres://u@127.0.0.1:{free}/d"),
+        format!("mongodb://127.0.0.1:{free}/d?serverSelectionTimeoutMS=500"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let to = format!("sqlite:{}", folder.path().join("new.db").display());
+        let answer = tidegate(&["--timeout", "2s", "migrate", "run", "--from", &url, "--to", &to]);
+        answer.failed(5, "TG0010 unreachable", &["waiting up to 2 s", "127.0.0.1"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_up_while_it_is_waited_for_is_used() {
+    let Some(server) = server(Options::default()).await else { return };
+    let url = server.create_database("shop").await.unwrap();
+    crate::pairs::psql(&url, "CREATE TABLE t (id int PRIMARY KEY)");
+    server.kill().await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    let words = ["--timeout", "60s", "migrate", "run", "--until", "caught-up", "--from", &url, "--to", &to];
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(words)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    server.restart().await.unwrap();
+    let answer = tokio::task::block_in_place(|| crate::Outcome::of(run.wait_with_output().unwrap())).ended(0);
+    assert!(answer.err.contains("waiting up to 60 s"), "{}", answer.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_slot_left_is_named_and_nothing_is_left_behind() {
+    let Some(server) = server(Options::default().with_setting("max_replication_slots", 1)).await else {
+        return;
+    };
+    let url = server.create_database("shop").await.unwrap();
+    crate::pairs::psql(&url, "CREATE TABLE t (id int PRIMARY KEY)");
+    crate::pairs::psql(&url, "SELECT pg_create_logical_replication_slot('mine', 'pgoutput')");
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    let run = || {
+        tokio::task::block_in_place(|| {
+            tidegate(&["migrate", "run", "--until", "caught-up", "--from", &url, "--to", &to])
+        })
+    };
+    run().failed(3, "TG0026 slot-unavailable", &["max_replication_slots"]);
+    crate::pairs::psql(&url, "SELECT pg_drop_replication_slot('mine')");
+    run().ended(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mongodb_without_a_replica_set_is_refused_on_either_side() {
+    if tidegate_services::mongodb::shared().await.is_none() {
+        return;
+    }
+    let options = tidegate_services::mongodb::Options::default().with_no_replica_set();
+    let server = tidegate_services::mongodb::Server::start(options).await.unwrap();
+    let url = format!("mongodb://127.0.0.1:{}/shop?directConnection=true", server.port());
+    let (_folder, from, to) = std::thread::spawn(|| shop(ORDERS)).join().unwrap();
+    tokio::task::block_in_place(|| {
+        for ends in [["--from", &url, "--to", &to], ["--from", &from, "--to", &url]] {
+            let answer = tidegate(&[&["migrate", "run"], &ends[..]].concat());
+            answer.failed(3, "TG0027 replica-set-required", &["rs.initiate()"]);
+        }
+    });
 }
 
 #[test]

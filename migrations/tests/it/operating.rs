@@ -11,7 +11,7 @@ use crate::{shop, tidegate};
 const SHOP: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO orders VALUES (1, 'a')";
 
 /// A server with settings of its own; nothing where PostgreSQL is skipped by name.
-async fn server(options: Options) -> Option<Server> {
+pub(crate) async fn server(options: Options) -> Option<Server> {
     tidegate_services::postgres::shared().await?;
     Some(Server::start(options).await.unwrap())
 }

@@ -72,9 +72,12 @@ impl Member {
     pub(super) fn run_process(&self) -> Result<()> {
         let path = |name: &str| self.folder().join(name).display().to_string();
         let mut arguments: Vec<String> =
-            ["--replSet", SET, "--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"]
+            ["--bind_ip", "127.0.0.1", "--nounixsocket", "--wiredTigerCacheSizeGB", "0.5"]
                 .map(str::to_owned)
                 .to_vec();
+        if !self.options.standalone {
+            arguments.extend(["--replSet".to_owned(), SET.to_owned()]);
+        }
         arguments.extend(["--port".to_owned(), self.port().to_string(), "--dbpath".to_owned(), path("data")]);
         // Without them an ordinary end takes fifteen seconds, and the folder fills with diagnostics.
         for parameter in

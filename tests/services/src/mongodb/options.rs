@@ -6,6 +6,8 @@
 pub struct Options {
     /// The size of the oplog; the server's own default if not given (990 MB is its lowest).
     pub oplog_size_mb: Option<u32>,
+    /// Without a replica set: no transactions and no stream of changes.
+    pub standalone: bool,
     /// Further arguments of `mongod`.
     pub arguments: Vec<String>,
 }
@@ -15,6 +17,13 @@ impl Options {
     #[must_use]
     pub fn with_oplog_size_mb(mut self, size: u32) -> Self {
         self.oplog_size_mb = Some(size);
+        self
+    }
+
+    /// Leaves the replica set out.
+    #[must_use]
+    pub fn with_no_replica_set(mut self) -> Self {
+        self.standalone = true;
         self
     }
 

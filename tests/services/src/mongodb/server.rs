@@ -43,8 +43,11 @@ impl Server {
     }
 
     fn launch(options: Options, lifetime: Lifetime) -> Result<Server> {
+        let standalone = options.standalone;
         let member = Member::start(options, lifetime)?;
-        admin::initiate(&[member.port()])?;
+        if !standalone {
+            admin::initiate(&[member.port()])?;
+        }
         Ok(Server(Arc::new(member)))
     }
 
