@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
 mod ci;
+mod docs;
 mod examples;
 mod gates;
 mod libtest;
@@ -40,6 +41,8 @@ enum Command {
     Proof(proof::Arguments),
     /// The rules of the tree, and its ten longest files.
     Tidy,
+    /// The book.
+    Docs,
     /// The gates without the tests.
     Ci(ci::Arguments),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Services(arguments) => services::run(&arguments),
         Command::Proof(arguments) => proof::run(&arguments),
         Command::Tidy => tidy::run(),
+        Command::Docs => docs::run(),
         Command::Ci(arguments) => ci::run(&arguments),
     };
     match result {

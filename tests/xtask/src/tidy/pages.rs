@@ -4,14 +4,17 @@ use std::path::Path;
 
 use crate::workspace::TextFile;
 
+const SUMMARY: &str = "docs/SUMMARY.md";
 const CODES: &str = "framework/core/src/code.rs";
 const LICENCES: &[&str] = &["LICENSE-MIT", "LICENSE-APACHE"];
 
 pub(super) fn findings(files: &[TextFile], root: &Path) -> Vec<String> {
     let codes = files.iter().find(|file| file.path == CODES).map_or("", |file| file.text.as_str());
+    let summary = files.iter().find(|file| file.path == SUMMARY).map_or("", |file| file.text.as_str());
     let mut findings = Vec::new();
     for file in files {
         findings.extend(unused_page(&file.path, codes));
+        findings.extend(page_without_entry(&file.path, summary));
         if is_prose(&file.path) {
             let absent = quoted_paths(&file.text).into_iter().filter(|path| !root.join(path).exists());
             findings.extend(absent.map(|path| format!("{}: there is no `{path}`", file.path)));
@@ -27,6 +30,12 @@ fn unused_page(path: &str, codes: &str) -> Option<String> {
     let name = path.strip_prefix("docs/errors/")?.strip_suffix(".md")?;
     (name != "README" && !codes.contains(&format!("\"{name}\"")))
         .then(|| format!("{path}: no code has this page"))
+}
+
+/// A page that the book does not have.
+fn page_without_entry(path: &str, summary: &str) -> Option<String> {
+    let page = path.strip_prefix("docs/").filter(|page| page.ends_with(".md") && path != SUMMARY)?;
+    (!summary.contains(&format!("({page})"))).then(|| format!("{path}: {SUMMARY} does not name it"))
 }
 
 /// The changelog speaks of what was, so it is not looked at.
@@ -72,6 +81,11 @@ mod tests {
                 "docs/start.md",
                 "see `docs/here.md`, `docs/gone.md` and `docs/<name>.md`\n```\n`docs/fenced.md`\n```",
             ),
+            file(
+                "docs/SUMMARY.md",
+                "[Start](start.md) [Lost](errors/slot-lost.md) [Found](errors/slot-found.md)",
+            ),
+            file("docs/unlisted.md", ""),
             file("LICENSE-MIT", ""),
         ];
         let root = tempfile::tempdir().unwrap();
@@ -82,6 +96,7 @@ mod tests {
             [
                 "docs/errors/slot-found.md: no code has this page",
                 "docs/start.md: there is no `docs/gone.md`",
+                "docs/unlisted.md: docs/SUMMARY.md does not name it",
                 "LICENSE-APACHE is missing",
             ]
         );
