@@ -28,6 +28,7 @@ impl MemoryProducer {
         let now = self.broker.data.clock.now();
         let mut channels = self.broker.data.lock();
         let channel = channels.get_mut(&self.channel).ok_or_else(|| missing(&self.channel))?;
+        let before = sent.len();
         while let Some(message) = batch.get(sent.len()) {
             let size_max = self.broker.capabilities().message_bytes_max;
             sent.push(match message.check().and_then(|()| check_size(message, size_max)) {
@@ -41,7 +42,10 @@ impl MemoryProducer {
                 },
             });
         }
-        channel.changed.notify_waiters();
+        // Whoever waits for room is woken by this too, this producer included: not without need.
+        if sent.len() > before {
+            channel.changed.notify_waiters();
+        }
         Ok(())
     }
 

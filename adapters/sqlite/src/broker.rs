@@ -117,6 +117,8 @@ pub(crate) struct Link {
     pub(crate) clock: Arc<dyn Clock>,
     /// Something was committed by this process.
     pub(crate) changed: Arc<Notify>,
+    /// Something was settled by this process: there may be room.
+    pub(crate) settled: Notify,
     members: Arc<Mutex<BTreeMap<Member, Arc<Shared>>>>,
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Erased>>>>,
     writer: Mutex<Option<Scope>>,
@@ -167,6 +169,7 @@ impl Link {
             settings,
             clock,
             changed,
+            settled: Notify::new(),
             members,
             jobs: Mutex::new(Some(sender)),
             writer: Mutex::new(Some(scope)),

@@ -36,8 +36,8 @@ impl SqliteProducer {
         let until = clock.elapsed() + self.link.settings.patience;
         while sent.len() < lines.len() {
             self.link.check_open()?;
-            let mut changed = std::pin::pin!(self.link.changed.notified());
-            changed.as_mut().enable();
+            let mut settled = std::pin::pin!(self.link.settled.notified());
+            settled.as_mut().enable();
             let range = sent.len()..lines.len().min(sent.len() + PIECE_MAX);
             let job = Publish {
                 channel: self.channel,
@@ -83,7 +83,7 @@ impl SqliteProducer {
                 ));
             }
             tokio::select! {
-                () = changed => {}
+                () = settled => {}
                 () = clock.sleep(left.min(ROOM_WAIT)) => {}
             }
         }

@@ -116,6 +116,7 @@ impl Settle for SqliteSettle {
             Some(answer) => answer.await.unwrap_or_else(|_| Err(never_answered())),
             None => Ok(BTreeSet::new()),
         };
+        self.link.settled.notify_waiters();
         self.answer(asked, answer)
     }
 

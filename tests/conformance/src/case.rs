@@ -294,3 +294,22 @@ pub(crate) async fn settle(consumer: &dyn Consumer, deliveries: &[Delivery], how
     }
     Ok(())
 }
+
+/// Lets a call run until it has been looked at so often, and drops it then: a caller that goes away at any point, not
+/// at those that a timer happens to meet.
+pub(crate) async fn dropped_after<T>(polls: u32, call: impl Future<Output = T>) -> Option<T> {
+    let mut left = polls;
+    let out_of_patience = std::future::poll_fn(|context| {
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    });
+    tokio::select! {
+        biased;
+        answer = call => Some(answer),
+        () = out_of_patience => None,
+    }
+}

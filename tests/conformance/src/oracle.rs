@@ -49,6 +49,8 @@ struct Seen {
     suspects: HashMap<(u64, Token), String>,
     /// The first message of a subject that is not acknowledged.
     firsts: HashMap<Arc<str>, usize>,
+    /// The last message of a subject that is acknowledged.
+    lasts: HashMap<Arc<str>, usize>,
 }
 
 impl Oracle {
@@ -118,25 +120,40 @@ impl Oracle {
             return;
         }
         if let Some(key) = &delivery.message.subject {
-            let first = seen.firsts.get(key).copied().unwrap_or(0);
-            for earlier in &book.keys[key][first.min(published.version)..published.version] {
-                let is_stored = book.messages[earlier].state == State::Stored;
-                let is_settled = seen.acked.contains(earlier) || seen.acking.contains(earlier);
-                let same = |(known, token): &(u64, Token)| {
-                    *known == member
-                        && (token.lane, token.epoch) == (delivery.token.lane, delivery.token.epoch)
-                };
-                let in_hand = || seen.in_hand.iter().any(|(who, id)| id == earlier && same(who));
-                if is_stored && !is_settled && !in_hand() {
-                    let text = format!(
-                        "{subscription}: {} came while the earlier {} was neither settled nor in hand",
-                        delivery.message.data.escape_ascii(),
-                        book.messages[earlier].message.data.escape_ascii()
-                    );
-                    book.faults.push(text);
-                    break;
-                }
+            if let Some(last) = seen.lasts.get(key).filter(|last| **last > published.version) {
+                let text = format!(
+                    "{subscription}: {} came after {} had been settled",
+                    delivery.message.data.escape_ascii(),
+                    book.messages[&book.keys[key][*last]].message.data.escape_ascii()
+                );
+                book.faults.push(text);
             }
+            let is_here = |(known, token): &(u64, Token)| {
+                *known == member && (token.lane, token.epoch) == (delivery.token.lane, delivery.token.epoch)
+            };
+            let in_hand: HashSet<&Arc<str>> =
+                seen.in_hand.iter().filter(|(who, _)| is_here(who)).map(|(_, id)| id).collect();
+            let say = |text: &str, other: &Arc<str>| {
+                let body = |message: &Message| message.data.escape_ascii().to_string();
+                let (this, other) = (body(&delivery.message), body(&book.messages[other].message));
+                format!("{subscription}: {this} came {text} {other}")
+            };
+            let is_later = |other: &&&Arc<str>| {
+                let other = &book.messages[**other];
+                other.message.subject.as_ref() == Some(key) && other.version > published.version
+            };
+            let mut faults: Vec<String> =
+                in_hand.iter().find(is_later).map(|other| say("behind", other)).into_iter().collect();
+            let first = seen.firsts.get(key).copied().unwrap_or(0).min(published.version);
+            let is_passed_over = |earlier: &&Arc<str>| {
+                book.messages[*earlier].state == State::Stored
+                    && !seen.acked.contains(*earlier)
+                    && !seen.acking.contains(*earlier)
+                    && !in_hand.contains(earlier)
+            };
+            let earlier = book.keys[key][first..published.version].iter().find(is_passed_over);
+            faults.extend(earlier.map(|earlier| say("before", earlier)));
+            book.faults.extend(faults);
         }
         seen.in_hand.insert((member, delivery.token), Arc::clone(id));
     }
@@ -185,6 +202,8 @@ impl Oracle {
             seen.acked.insert(Arc::clone(&id));
             let published = &book.messages[&id];
             if let Some(key) = &published.message.subject {
+                let last = seen.lasts.entry(Arc::clone(key)).or_default();
+                *last = published.version.max(*last);
                 let ids = &book.keys[key];
                 let first = seen.firsts.entry(Arc::clone(key)).or_default();
                 while *first < ids.len() && seen.acked.contains(&ids[*first]) {

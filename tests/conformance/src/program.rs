@@ -62,7 +62,7 @@ async fn suite(fixture: &mut dyn Fixture, arguments: &Arguments) -> Result<bool,
             Outcome::Failed | Outcome::NotRun => format!(" ({:?})", row.outcome),
         };
         println!("test {}::{} {} ... {word}", row.adapter, row.id, row.rule);
-        if !note.is_empty() || !row.detail.is_empty() || time.as_secs() >= 2 {
+        if !note.is_empty() || !row.detail.is_empty() || time.as_millis() >= 1_000 {
             println!("    {:.1} s{note} {}", time.as_secs_f64(), row.detail);
         }
     })

@@ -111,10 +111,9 @@ pub struct Leftover {
 /// 4. At most `window` deliveries of a consumer are in hand. (B21)
 /// 5. A settled message does not come again, after a clean close of the broker least of all. (B18)
 /// 6. `receive` waits at most `wait`, and returns at once when something has come or changed. (B20)
-/// 7. An error leaves the consumer usable if its verdict is retry; otherwise close it.
-/// 8. `close` stops the delivery, waits until what is in hand is settled, and at the deadline releases the rest, which
+/// 7. `close` stops the delivery, waits until what is in hand is settled, and at the deadline releases the rest, which
 ///    is no attempt. (B18, B19)
-/// 9. A consumer that is dropped without `close` is a crash: nothing is settled. (B15)
+/// 8. A consumer that is dropped without `close` is a crash: nothing is settled. (B15)
 ///
 /// # Capabilities
 /// `competing_consumers`, `order_by_key`, `delivery_count`, `consumers_per_lane_max`.
@@ -123,7 +122,8 @@ pub struct Leftover {
 /// One task receives; settlers may be used from any others.
 ///
 /// # Cancel safety
-/// A dropped `receive` loses nothing: what it had taken comes with the next call. (B20)
+/// A dropped `receive` loses nothing: what it had taken comes with the next call. (B20) After an error whose verdict is
+/// retry the consumer is usable as well; after another one, close it.
 ///
 /// # Implementing
 /// What was taken from the broker is kept in the consumer until a call returns it. Connections are mended inside;

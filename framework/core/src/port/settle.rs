@@ -55,15 +55,15 @@ impl Settled {
 /// Settles the deliveries of one consumer.
 ///
 /// # Contract
-/// 1. There is one answer a token, in the order of the tokens.
+/// 1. There is one answer a token, in the order of the tokens. (B16)
 /// 2. A delivery that was settled may be settled again: the answer is done or lost and nothing happens. (B16)
 /// 3. A token of an earlier ownership of its lane is lost, also after the lane has come back. (B17, C26)
 /// 4. `Ack` done means that the message does not come to this subscription again. (B18)
 /// 5. `Retry` counts as an attempt, and the message does not come before its time; later ones of its subject wait for
 ///    it. (C25)
 /// 6. `Release` does not count as an attempt. (B19)
-/// 7. What a capability declares as missing is refused, and the delivery stays in hand.
-/// 8. `extend` done means that the lane is not taken away for that time, as long as the process lives.
+/// 7. What a capability declares as missing is refused, and the delivery stays in hand. (G52)
+/// 8. `extend` done means that the lane is not taken away for that time, as long as the process lives. (D38)
 ///
 /// # Capabilities
 /// `retry_later`, `dead_letter`, `lock_extend`.

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tidegate_core::port::{Producer, Settlement};
 use tidegate_core::{Channel, Lane, Message, Subscription};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::worker::{Crew, Manner};
 use crate::case::{
-    ARRIVAL, Check, Context, Stop, ack, ensure, message, messages, publish, settle, take, take_exactly,
+    ARRIVAL, Check, Context, Stop, ack, dropped_after, ensure, message, messages, publish, settle, take,
+    take_exactly,
 };
 
 const SLOW: Manner = Manner { failing: 0, slow: Duration::from_millis(2) };
@@ -144,7 +145,7 @@ async fn latencies(
 
 pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
     // Narrow, so that publishing is refused in the midst of a batch too.
-    let channel = Channel::new("again")?.with_limits(40, 1 << 20);
+    let channel = Channel::new("again")?.with_limits(10, 1 << 20);
     let subscription = context.declare(&channel, &["s"]).await?.remove(0);
     let mut crew = Crew::new(&context.oracle);
     crew.hire(context.broker.subscribe(&subscription).await?, "s", SLOW);
@@ -160,8 +161,8 @@ pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
         let mut open: Vec<Message> = batch.to_vec();
         while !open.is_empty() {
             ensure!(Instant::now() < until, "messages could not be stored: {:?}", open[0]);
-            let wait = Duration::from_micros(random.u64(0..20_000));
-            let Ok(sent) = timeout(wait, producer.publish(&open)).await else { continue };
+            let polls = 1 << random.u32(0..12);
+            let Some(sent) = dropped_after(polls, producer.publish(&open)).await else { continue };
             context.oracle.answered(&open, &sent)?;
             // In order, before newer ones: from the first that is not known to be stored.
             let first = sent.iter().position(|sent| !sent.is_stored()).unwrap_or(open.len());

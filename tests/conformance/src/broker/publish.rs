@@ -7,11 +7,12 @@ use std::time::Duration;
 use tidegate_core::error::Verdict;
 use tidegate_core::port::{Sent, Signal};
 use tidegate_core::{Apply, Channel, Difference, LossEvent, Message, SystemIds, Topology, error::code};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::worker::{Crew, Manner};
 use crate::case::{
-    ARRIVAL, Check, Context, QUIET, Stop, ack, ensure, message, messages, publish, take, take_exactly,
+    ARRIVAL, Check, Context, QUIET, Stop, ack, dropped_after, ensure, message, messages, publish, take,
+    take_exactly,
 };
 use crate::fixture::numbered;
 
@@ -163,7 +164,7 @@ pub(crate) async fn lost_answer(context: &mut Context<'_>) -> Check {
     for _ in 0..context.size.count(60) {
         let batch: Vec<Message> = (0..5).map(|at| message("dropped", at)).collect();
         expected += batch.len();
-        let _ = timeout(Duration::from_micros(random.u64(0..2_000)), producer.publish(&batch)).await;
+        dropped_after(1 << random.u32(0..10), producer.publish(&batch)).await;
         for sent in producer.publish(&batch).await {
             ensure!(sent.is_stored(), "publishing again says {sent:?}");
         }
@@ -186,11 +187,10 @@ pub(crate) async fn close_flushes(context: &mut Context<'_>) -> Check {
     let subscription = context.declare(&channel, &["s"]).await?.remove(0);
     let mut consumer = context.broker.subscribe(&subscription).await?;
     let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..context.size.count(10) {
+    for round in 0..context.size.count(5) {
         let mut producer = context.broker.producer(&channel).await?;
         let batch: Vec<Message> = (0..50).map(|at| message("k", round * 50 + at)).collect();
-        let patience = Duration::from_micros(random.u64(0..3_000));
-        let answered = timeout(patience, producer.publish(&batch)).await.ok();
+        let answered = dropped_after(1 << random.u32(0..10), producer.publish(&batch)).await;
         producer.close(ARRIVAL).await?;
         let first = take(&mut *consumer, batch.len(), QUIET).await?;
         ack(&*consumer, &first).await?;
