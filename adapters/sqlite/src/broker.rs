@@ -37,7 +37,7 @@ use crate::error::During;
 use crate::producer::SqliteProducer;
 use membership::Leave;
 use retain::Sweep;
-use topology::{ApplyTopology, Join, Unregister};
+use topology::{ApplyTopology, Join, Removed, Unregister};
 use writer::{Erased, JOBS_MAX, Job, Writer, micros, never_answered, pending, unsigned};
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
@@ -307,7 +307,10 @@ impl Broker for SqliteBroker {
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
         topology.channels.iter().try_for_each(Channel::check)?;
-        self.link().await?.ask(ApplyTopology { topology: topology.clone(), mode }).await
+        self.link()
+            .await?
+            .ask(ApplyTopology { topology: topology.clone(), mode, now: self.clock.now() })
+            .await
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
@@ -327,8 +330,9 @@ impl Broker for SqliteBroker {
     async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn Consumer>> {
         let link = self.link().await?;
         let reader = self.reader().await?;
-        let until = self.clock.now().saturating_add(micros(self.settings.lease));
-        let joined = link.ask(Join { subscription: subscription.clone(), until }).await?;
+        let now = self.clock.now();
+        let until = now.saturating_add(micros(self.settings.lease));
+        let joined = link.ask(Join { subscription: subscription.clone(), now, until }).await?;
         let shared = Arc::new(Shared::new(joined.subscription));
         link.enter(unsigned(joined.member), &shared);
         Ok(Box::new(SqliteConsumer::new(Arc::clone(link), shared, joined, subscription, reader)))
@@ -336,14 +340,14 @@ impl Broker for SqliteBroker {
 
     async fn unregister(&self, subscription: &Subscription) -> Result<()> {
         let link = self.link().await?;
-        let Some(channel) = link.ask(Unregister { subscription: subscription.clone() }).await? else {
-            return Ok(());
-        };
+        let asked = link.ask(Unregister { subscription: subscription.clone() }).await?;
+        let Some((channel, subscription)) = asked else { return Ok(()) };
         let mut after = 0;
         while let Some(next) = link.ask(Sweep { channel, after, now: self.clock.now() }).await? {
             after = next;
         }
-        Ok(())
+        link.settled.notify_waiters();
+        link.ask(Removed { subscription }).await
     }
 
     async fn close(&self, deadline: Duration) -> Result<Leftover> {

@@ -143,7 +143,9 @@ impl Publish {
     async fn room(&self, connection: &mut SqliteConnection) -> Result<Option<Room>> {
         let row = sqlx::query(
             "SELECT messages_max - messages, bytes_max - bytes,
-                 keep IS NOT NULL OR EXISTS (SELECT 1 FROM tidegate_subscription AS b WHERE b.channel = c.id)
+                 keep IS NOT NULL OR EXISTS (
+                     SELECT 1 FROM tidegate_subscription AS b JOIN tidegate_seat AS s ON s.subscription = b.id
+                     WHERE b.channel = c.id)
              FROM tidegate_channel AS c WHERE id = ?",
         )
         .bind(self.channel)

@@ -40,8 +40,11 @@ fn kept(row: &SqliteRow) -> Result<Kept> {
 /// The messages at these places that are there, in order.
 pub(crate) async fn at(
     connection: &mut SqliteConnection,
-    places: impl IntoIterator<Item = u64>,
+    places: impl ExactSizeIterator<Item = u64>,
 ) -> Result<Vec<Kept>> {
+    if places.len() == 0 {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query(
         "SELECT place, at, envelope, data FROM tidegate_message
          WHERE place IN (SELECT value FROM json_each(?)) ORDER BY place",

@@ -1,11 +1,13 @@
 //! Channels and subscriptions: what is there, what is to be there, and what is to go.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{Row as _, SqliteConnection};
-use std::time::Duration;
 use tidegate_core::error::code;
 use tidegate_core::{Apply, Channel, Difference, Error, Keep, Name, Result, Start, Subscription, Topology};
 
+use super::retain::Sweep;
 use super::writer::{Job, micros, signed, unsigned};
 use crate::error::During;
 
@@ -38,17 +40,37 @@ pub(crate) async fn channel(connection: &mut SqliteConnection, name: &Name) -> R
     }))
 }
 
-pub(crate) async fn subscription(
+/// A subscription that is there. One that was being unregistered when its process died is removed to the end first.
+async fn subscription(
     connection: &mut SqliteConnection,
-    channel: i64,
+    found: &Found,
     name: &Name,
+    now: i64,
 ) -> Result<Option<i64>> {
-    sqlx::query_scalar("SELECT id FROM tidegate_subscription WHERE channel = ? AND name = ?")
-        .bind(channel)
-        .bind(name.as_str())
-        .fetch_optional(connection)
-        .await
-        .during("look for a subscription")
+    let Some((id, is_whole)) = look(connection, found.id, name).await? else { return Ok(None) };
+    if is_whole {
+        return Ok(Some(id));
+    }
+    let mut after = 0;
+    while let Some(next) = (Sweep { channel: found.id, after, now }).run(connection).await? {
+        after = next;
+    }
+    Removed { subscription: id }.run(connection).await?;
+    Ok(None)
+}
+
+/// A subscription's number, and whether it still has its lanes.
+async fn look(connection: &mut SqliteConnection, channel: i64, name: &Name) -> Result<Option<(i64, bool)>> {
+    let row = sqlx::query(
+        "SELECT id, EXISTS (SELECT 1 FROM tidegate_seat AS s WHERE s.subscription = b.id)
+         FROM tidegate_subscription AS b WHERE channel = ? AND name = ?",
+    )
+    .bind(channel)
+    .bind(name.as_str())
+    .fetch_optional(connection)
+    .await
+    .during("look for a subscription")?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
 pub(crate) fn missing(channel: &Name) -> Error {
@@ -59,6 +81,7 @@ pub(crate) fn missing(channel: &Name) -> Error {
 pub(crate) struct ApplyTopology {
     pub(crate) topology: Topology,
     pub(crate) mode: Apply,
+    pub(crate) now: i64,
 }
 
 #[async_trait]
@@ -96,7 +119,11 @@ impl Job for ApplyTopology {
                 }
                 continue;
             };
-            if subscription(connection, found.id, &wanted.name).await?.is_none() {
+            let known = match self.mode {
+                Apply::Verify => look(connection, found.id, &wanted.name).await?.map(|(id, _)| id),
+                Apply::Create => subscription(connection, &found, &wanted.name, self.now).await?,
+            };
+            if known.is_none() {
                 let (channel, name) = (wanted.channel.clone(), wanted.name.clone());
                 differences.push(Difference::SubscriptionMissing { channel, name });
                 if self.mode == Apply::Create {
@@ -176,6 +203,7 @@ async fn register(connection: &mut SqliteConnection, found: &Found, wanted: &Sub
 /// Makes a new member of a subscription, which is registered if it is not.
 pub(crate) struct Join {
     pub(crate) subscription: Subscription,
+    pub(crate) now: i64,
     pub(crate) until: i64,
 }
 
@@ -194,7 +222,7 @@ impl Job for Join {
     async fn run(&self, connection: &mut SqliteConnection) -> Result<Joined> {
         let wanted = &self.subscription;
         let found = channel(connection, &wanted.channel).await?.ok_or_else(|| missing(&wanted.channel))?;
-        let subscription = match subscription(connection, found.id, &wanted.name).await? {
+        let subscription = match subscription(connection, &found, &wanted.name, self.now).await? {
             Some(id) => id,
             None => register(connection, &found, wanted).await?,
         };
@@ -209,29 +237,48 @@ impl Job for Join {
     }
 }
 
-/// Removes a subscription; the channel, to be swept.
+/// Begins to remove a subscription: nothing is kept for it from here on. The channel is to be swept, then the
+/// subscription's name is to be [`Removed`]: until then nobody can register it anew and be given what was not swept yet.
 pub(crate) struct Unregister {
     pub(crate) subscription: Subscription,
 }
 
 #[async_trait]
 impl Job for Unregister {
-    type Answer = Option<i64>;
+    /// The channel and the subscription.
+    type Answer = Option<(i64, i64)>;
 
-    async fn run(&self, connection: &mut SqliteConnection) -> Result<Option<i64>> {
+    async fn run(&self, connection: &mut SqliteConnection) -> Result<Option<(i64, i64)>> {
         let Some(found) = channel(connection, &self.subscription.channel).await? else { return Ok(None) };
-        let Some(id) = subscription(connection, found.id, &self.subscription.name).await? else {
-            // Somebody may have died between removing it and sweeping behind it.
-            return Ok(Some(found.id));
+        let Some((id, _)) = look(connection, found.id, &self.subscription.name).await? else {
+            return Ok(None);
         };
         for text in [
             "DELETE FROM tidegate_unsettled WHERE subscription = ?",
             "DELETE FROM tidegate_seat WHERE subscription = ?",
             "DELETE FROM tidegate_member WHERE subscription = ?",
-            "DELETE FROM tidegate_subscription WHERE id = ?",
         ] {
             sqlx::query(text).bind(id).execute(&mut *connection).await.during("remove a subscription")?;
         }
-        Ok(Some(found.id))
+        Ok(Some((found.id, id)))
+    }
+}
+
+/// Ends the removal of a subscription.
+pub(crate) struct Removed {
+    pub(crate) subscription: i64,
+}
+
+#[async_trait]
+impl Job for Removed {
+    type Answer = ();
+
+    async fn run(&self, connection: &mut SqliteConnection) -> Result<()> {
+        sqlx::query("DELETE FROM tidegate_subscription WHERE id = ?")
+            .bind(self.subscription)
+            .execute(connection)
+            .await
+            .during("remove the name of a subscription")?;
+        Ok(())
     }
 }
