@@ -80,6 +80,7 @@ pub enum Keep {
 
 /// Where messages go, cut into lanes.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
 pub struct Channel {
     /// Its name.
     pub name: Name,
@@ -168,6 +169,7 @@ pub enum Start {
 /// It is durable: registered when it is first subscribed to or applied, it keeps its place while no member is there,
 /// until it is unregistered.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Subscription {
     /// The channel.
     pub channel: Name,

@@ -33,6 +33,7 @@ pub const SPEC_VERSION: &str = "1.0";
 /// # Ok::<(), tidegate_core::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
     /// Unique together with [`source`](Self::source): the same id of the same source is the same message.
     pub id: Arc<str>,

@@ -25,19 +25,16 @@ pub(crate) async fn channel(connection: &mut SqliteConnection, name: &Name) -> R
             .fetch_optional(connection)
             .await
             .during("look for a channel")?;
-    Ok(row.map(|row| Found {
-        id: row.get(0),
-        channel: Channel {
-            name: name.clone(),
-            lanes: row.get(1),
-            keep: match row.get::<Option<i64>, _>(2) {
-                None => Keep::UntilSettled,
-                Some(keep) => Keep::AtLeast(Duration::from_micros(unsigned(keep))),
-            },
-            messages_max: unsigned(row.get(3)),
-            bytes_max: unsigned(row.get(4)),
-        },
-    }))
+    let Some(row) = row else { return Ok(None) };
+    let keep = match row.get::<Option<i64>, _>(2) {
+        None => Keep::UntilSettled,
+        Some(keep) => Keep::AtLeast(Duration::from_micros(unsigned(keep))),
+    };
+    let channel = Channel::new(name.as_str())?
+        .with_lanes(row.get(1))
+        .with_keep(keep)
+        .with_limits(unsigned(row.get(3)), unsigned(row.get(4)));
+    Ok(Some(Found { id: row.get(0), channel }))
 }
 
 /// A subscription that is there. One that was being unregistered when its process died is removed to the end first.

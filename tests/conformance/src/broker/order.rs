@@ -26,10 +26,6 @@ async fn scene(
     Ok((channel, subscription, messages((count / 20).min(1_000), count)))
 }
 
-fn patience(context: &Context<'_>) -> Duration {
-    ARRIVAL + Duration::from_secs(context.size.count(1) as u64)
-}
-
 pub(crate) async fn plain(context: &mut Context<'_>) -> Check {
     let (channel, subscription, all) = scene(context, "plain", 2_000).await?;
     let mut crew = Crew::new(&context.oracle);
@@ -37,7 +33,7 @@ pub(crate) async fn plain(context: &mut Context<'_>) -> Check {
         crew.hire(context.broker.subscribe(&subscription).await?, "s", SLOW);
     }
     publish(&mut *context.broker.producer(&channel).await?, &context.oracle, &all).await?;
-    crew.finish(&["s"], patience(context)).await
+    crew.finish(&["s"], ARRIVAL).await
 }
 
 pub(crate) async fn failing(context: &mut Context<'_>) -> Check {
@@ -48,7 +44,7 @@ pub(crate) async fn failing(context: &mut Context<'_>) -> Check {
         crew.hire(context.broker.subscribe(&subscription).await?, "s", manner);
     }
     publish(&mut *context.broker.producer(&channel).await?, &context.oracle, &all).await?;
-    crew.finish(&["s"], patience(context)).await
+    crew.finish(&["s"], ARRIVAL).await
 }
 
 pub(crate) async fn rebalance(context: &mut Context<'_>) -> Check {
@@ -70,7 +66,7 @@ pub(crate) async fn rebalance(context: &mut Context<'_>) -> Check {
             guest.send_home();
         }
     }
-    crew.finish(&["s"], patience(context)).await
+    crew.finish(&["s"], ARRIVAL).await
 }
 
 pub(crate) async fn reconnect(context: &mut Context<'_>) -> Check {
@@ -98,7 +94,7 @@ pub(crate) async fn reconnect(context: &mut Context<'_>) -> Check {
         }
         sleep(Duration::from_millis(30)).await;
     }
-    crew.finish(&["s"], patience(context)).await
+    crew.finish(&["s"], ARRIVAL).await
 }
 
 pub(crate) async fn blocked_key(context: &mut Context<'_>) -> Check {
@@ -161,7 +157,7 @@ pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
         let mut open: Vec<Message> = batch.to_vec();
         while !open.is_empty() {
             ensure!(Instant::now() < until, "messages could not be stored: {:?}", open[0]);
-            let polls = 1 << random.u32(0..12);
+            let polls = 1 << random.u32(0..15);
             let Some(sent) = dropped_after(polls, producer.publish(&open)).await else { continue };
             context.oracle.answered(&open, &sent)?;
             // In order, before newer ones: from the first that is not known to be stored.
@@ -169,7 +165,7 @@ pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
             open.drain(..first);
         }
     }
-    crew.finish(&["s"], patience(context)).await
+    crew.finish(&["s"], ARRIVAL).await
 }
 
 pub(crate) async fn lane_map(context: &mut Context<'_>) -> Check {

@@ -69,12 +69,17 @@ impl Crew {
         hand
     }
 
-    /// Waits until the subscriptions have everything, sends everybody home, and asks the oracle.
-    pub(crate) async fn finish(self, subscriptions: &[&str], most: Duration) -> Check {
-        let until = Instant::now() + most;
+    /// Waits until the subscriptions have everything, or nothing more has come for so long; sends everybody home, and
+    /// asks the oracle.
+    pub(crate) async fn finish(self, subscriptions: &[&str], patience: Duration) -> Check {
         let missing = |oracle: &Oracle| subscriptions.iter().map(|name| oracle.missing(name)).sum::<usize>();
-        while missing(&self.oracle) > 0 && Instant::now() < until {
-            sleep(Duration::from_millis(5)).await;
+        let (mut left, mut until) = (missing(&self.oracle), Instant::now() + patience);
+        while left > 0 && Instant::now() < until {
+            sleep(Duration::from_millis(10)).await;
+            let before = std::mem::replace(&mut left, missing(&self.oracle));
+            if left != before {
+                until = Instant::now() + patience;
+            }
         }
         // What should not come may still do so.
         sleep(Duration::from_millis(100)).await;

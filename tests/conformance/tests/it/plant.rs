@@ -209,11 +209,11 @@ impl Broker for Planted {
             subscriptions: topology.subscriptions.iter().map(|s| self.subscription(s)).collect(),
         };
         if self.bug == Bug::UnregisterLeavesStorage
-            && let Some(first) = topology.subscriptions.first().cloned()
+            && let Some(mut kept) = topology.subscriptions.first().cloned()
         {
             // What it keeps by is never removed.
-            let name = tidegate_core::Name::new("kept-for-nobody")?;
-            topology.subscriptions.push(Subscription { name, ..first });
+            kept.name = tidegate_core::Name::new("kept-for-nobody")?;
+            topology.subscriptions.push(kept);
         }
         self.inner.apply(&topology, mode).await
     }
