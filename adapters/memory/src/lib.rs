@@ -16,12 +16,38 @@
 //! # Ok::<(), tidegate_core::Error>(())
 //! ```
 
+//!
+//! [`MemoryBroker`] does the same for brokers: the shortest implementation of their contract, with a connection that
+//! can be cut and answers that can be lost.
+
+mod broker;
 mod catalog;
 mod change_feed;
+mod channel;
+mod consumer;
 mod crawler;
 mod examiner;
+mod producer;
+mod settle;
 mod sink;
 mod state;
 mod store;
 
+use std::sync::Arc;
+
+use tidegate_core::port::Broker;
+use tidegate_core::{Endpoint, Result};
+
+pub use broker::MemoryBroker;
 pub use store::{MemoryStore, Write};
+
+/// The URL schemes of the broker.
+pub const BROKER_SCHEMES: &[&str] = &["memory"];
+
+/// Opens a broker by its URL, `memory:`. Each one is apart from all others; its clones are the same.
+///
+/// # Errors
+/// None; other adapters have some.
+pub fn open_broker(_: &Endpoint) -> Result<Arc<dyn Broker>> {
+    Ok(Arc::new(MemoryBroker::default()))
+}

@@ -1,4 +1,4 @@
-//! SQLite as a source and a target.
+//! SQLite as a source, a target and a broker.
 //!
 //! A source must be in WAL mode. Its changes are captured by triggers that write the keys of changed rows, and
 //! nothing else, into a journal table of ours ([`journal`]); the feed looks the rows up when it reads the journal.
@@ -12,18 +12,23 @@
 //! - `change_feed`, `crawler`: reading
 //! - `sink`, `write`, `checkpoint`, `state`: writing
 //! - `cells`, `text`, `statement`: values and SQL
+//! - `broker`, `producer`, `consumer`, `settle`: the embedded broker
 
+mod broker;
 mod catalog;
 mod cells;
 mod change_feed;
 mod checkpoint;
 mod connect;
+mod consumer;
 mod crawler;
 mod describe;
 mod error;
 mod examiner;
 mod fit;
 pub mod journal;
+mod producer;
+mod settle;
 mod sink;
 mod state;
 mod statement;
@@ -32,9 +37,10 @@ mod write;
 
 use std::sync::Arc;
 
-use tidegate_core::port::Store;
+use tidegate_core::port::{Broker, Store};
 use tidegate_core::{Endpoint, Result};
 
+pub use broker::SqliteBroker;
 pub use store::SqliteStore;
 
 /// The URL schemes of this adapter.
@@ -46,4 +52,19 @@ pub const SCHEMES: &[&str] = &["sqlite"];
 /// `url-invalid` if the URL names no file.
 pub fn open(endpoint: &Endpoint) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(SqliteStore::new(endpoint)?))
+}
+
+/// The URL schemes of the broker.
+pub const BROKER_SCHEMES: &[&str] = &["sqlite"];
+
+/// Opens a broker by its URL, `sqlite:PATH`. The file is made when it is used first.
+///
+/// Behind a `?` may stand `lease_ms` (how long a process that is not heard of keeps its lanes, 10,000), `grace_ms` (how
+/// long a consumer may finish with a lane that another one is to have, 5,000) and `patience_ms` (how long publishing
+/// waits for room, 10,000).
+///
+/// # Errors
+/// `url-invalid` if the URL names no file, or a setting that is none.
+pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
+    Ok(Arc::new(SqliteBroker::new(endpoint)?))
 }

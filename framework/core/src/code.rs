@@ -112,12 +112,17 @@ codes! {
     LEASE_HELD = 33, "lease-held", Held, Never;
     KEY_UNFIT = 34, "key-unfit", Refused, Never;
     POLICY_HIDES_ROWS = 35, "policy-hides-rows", Refused, Never;
+    CHANNEL_MISSING = 36, "channel-missing", Refused, Never;
+    CHANNEL_DIFFERS = 37, "channel-differs", Refused, Never;
+    SUBSCRIPTION_MISSING = 38, "subscription-missing", Refused, Never;
     // While running: history is gone or the source is another one.
     SLOT_LOST = 40, "slot-lost", Lost, Never;
     SLOT_RECREATED = 41, "slot-recreated", Lost, Never;
     SOURCE_REPLACED = 42, "source-replaced", Lost, Never;
     RESUME_TOKEN_EXPIRED = 43, "resume-token-expired", Lost, Never;
     JOURNAL_LOST = 44, "journal-lost", Lost, Never;
+    SUBSCRIPTION_GONE = 45, "subscription-gone", Lost, Never;
+    POSITION_GONE = 46, "position-gone", Lost, Never;
     // While running: one table or one value.
     VALUE_UNFIT = 50, "value-unfit", Data, Never;
     SCHEMA_CHANGED = 51, "schema-changed", Data, Never;
@@ -125,7 +130,8 @@ codes! {
     CONSTRAINT_VIOLATED = 53, "constraint-violated", Data, Never;
     STREAM_MALFORMED = 54, "stream-malformed", Data, Never;
     BODY_TOO_LARGE = 55, "body-too-large", Data, Never;
-    TRANSFORM_FAILED = 56, "transform-failed", Data, Never;
+    MESSAGE_INVALID = 56, "message-invalid", Data, Never;
+    TRANSFORM_FAILED = 57, "transform-failed", Data, Never;
     // Who may write.
     LEASE_LOST = 60, "lease-lost", Lost, Never;
     CHECKPOINT_MOVED = 61, "checkpoint-moved", Lost, Never;

@@ -112,7 +112,7 @@ fn a_value_that_an_expression_has_no_answer_for_stops_its_table_by_name() {
     .unwrap();
     let words = ["--from", &from, "--to", &to, "--transform", file.to_str().unwrap()];
     let answer = tidegate(&[&["migrate", "run", "--until", "caught-up"], &words[..]].concat()).ended(1);
-    for word in ["TG0056 transform-failed", "orders", "id=3", "half"] {
+    for word in ["TG0057 transform-failed", "orders", "id=3", "half"] {
         assert!(answer.err.contains(word), "{word:?} is not in: {}", answer.err);
     }
     let lines = sqlite_rows(&folder.path().join("new.db"), "SELECT count(*) FROM lines");

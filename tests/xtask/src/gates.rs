@@ -23,7 +23,14 @@ fn format(_: &Run) -> Tally {
 }
 
 fn lints(_: &Run) -> Tally {
-    cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+    let mut tally = cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]);
+    // Targets that a plain `cargo test` leaves out are left out by `--all-targets` as well.
+    tally.add(cargo(
+        "lints",
+        &["clippy", "--workspace", "--test", "conformance", "--", "-D", "warnings"],
+        &[],
+    ));
+    tally
 }
 
 fn docs(_: &Run) -> Tally {

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
 mod ci;
+mod conformance;
 mod docs;
 mod examples;
 mod gates;
@@ -39,6 +40,8 @@ enum Command {
     Services(services::Arguments),
     /// Simulations with faults, and the planted bugs that they must catch.
     Proof(proof::Arguments),
+    /// What every adapter has to do, done by one of them.
+    Conformance(conformance::Arguments),
     /// The rules of the tree, and its ten longest files.
     Tidy,
     /// The book.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),
         Command::Proof(arguments) => proof::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),
         Command::Ci(arguments) => ci::run(&arguments),

@@ -10,7 +10,7 @@ use tidegate_services::{Running, Service, given_url};
 use crate::gates::GATES;
 use crate::libtest::Reader;
 use crate::outcome::Tally;
-use crate::{examples, proof, stream, workspace};
+use crate::{conformance, examples, proof, stream, workspace};
 
 /// One step of the test command.
 #[derive(Debug)]
@@ -28,6 +28,12 @@ pub(crate) struct Step {
 /// After the gates, in the order in which they run. A new step is a line here.
 pub(crate) const STEPS: &[Step] = &[
     Step { name: "tests", about: "cargo test, doctests included", needs_services: true, run: tests },
+    Step {
+        name: "conformance",
+        about: "what every adapter of a broker has to do",
+        needs_services: false,
+        run: conformance::quick,
+    },
     Step {
         name: "proof",
         about: "simulated histories with faults, and planted bugs",

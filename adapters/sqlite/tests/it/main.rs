@@ -1,6 +1,8 @@
 //! The adapter on real files.
 
 #[cfg(test)]
+mod broker;
+#[cfg(test)]
 mod capture;
 #[cfg(test)]
 mod catalog;

@@ -72,6 +72,34 @@ pub struct Fit {
 ///
 /// # Concurrency
 /// May be used from several tasks at once.
+///
+/// # Example
+/// ```
+/// use tidegate_core::port::{Selection, Store};
+/// use tidegate_core::{Column, TableName, Type};
+/// use tidegate_memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// let store = MemoryStore::new("shop");
+/// let orders = TableName::new("", "orders");
+/// let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("note", Type::Text)];
+/// store.create_table(&orders, columns, &["id"]);
+/// let catalog = store.catalog().await?;
+/// let (tables, obstacles) = catalog.describe(&Selection::All).await?;
+/// assert!(obstacles.is_empty());
+/// assert_eq!(tables[0].name, orders);
+/// assert_eq!(tables[0].key, [0], "the key, by the places of its columns");
+///
+/// // Another store makes the same table, once or twice.
+/// let target = MemoryStore::new("new").catalog().await?;
+/// let tables: Vec<_> = tables.into_iter().map(std::sync::Arc::new).collect();
+/// target.create(&tables).await?;
+/// target.create(&tables).await?;
+/// assert!(target.inspect(&tables, false).await?.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Catalog: Send + Sync {
     /// Who this store is.

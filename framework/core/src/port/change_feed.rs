@@ -32,6 +32,40 @@ pub struct Progress {
 ///
 /// # Cancel safety
 /// Dropping `next` loses no change: what it had read is delivered by the next call.
+///
+/// # Example
+/// ```
+/// # use std::sync::Arc;
+/// use tidegate_core::port::{Selection, Store};
+/// use tidegate_core::{Changes, Column, FlowName, Op, TableName, Type, Value};
+/// use tidegate_memory::{MemoryStore, Write};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// let store = MemoryStore::new("shop");
+/// let orders = TableName::new("", "orders");
+/// let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("note", Type::Text)];
+/// store.create_table(&orders, columns, &["id"]);
+/// let (catalog, flow) = (store.catalog().await?, FlowName::new("shop")?);
+/// let (tables, _) = catalog.describe(&Selection::All).await?;
+/// let tables: Vec<_> = tables.into_iter().map(Arc::new).collect();
+/// let from = catalog.capture(&flow, &tables).await?;
+/// store.transact(&[
+///     Write::insert(&orders, [Value::Int(1), Value::Text("new".into())]),
+///     Write::delete(&orders, [Value::Int(1)]),
+/// ])?;
+///
+/// let mut feed = store.change_feed(&flow, &tables, &catalog.identity().await?, &from).await?;
+/// let mut changes = Changes::new();
+/// let progress = feed.next(None, &mut changes).await?;
+/// let [transaction] = changes.transactions() else { panic!("one transaction, whole") };
+/// let ops: Vec<Op> = changes.of(transaction).map(|change| change.op).collect();
+/// assert_eq!(ops, [Op::Insert, Op::Delete]);
+/// // Only when the effect is durable:
+/// feed.acknowledge(&progress.position).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait ChangeFeed: Send {
     /// Appends what has come, waiting a bounded time (at most about a second) if there is nothing.

@@ -40,6 +40,39 @@ pub struct Chunk {
 ///
 /// # Cancel safety
 /// A dropped `read` leaves `out` unusable until cleared, and the crawler usable.
+///
+/// # Example
+/// ```
+/// use tidegate_core::port::{KeyRange, Selection, Store};
+/// use tidegate_core::{Column, Rows, TableName, Type, Value};
+/// use tidegate_memory::{MemoryStore, Write};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// let store = MemoryStore::new("shop");
+/// let orders = TableName::new("", "orders");
+/// let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("note", Type::Text)];
+/// store.create_table(&orders, columns, &["id"]);
+/// for id in 0..100 {
+///     store.transact(&[Write::insert(&orders, [Value::Int(id), Value::Text("x".into())])])?;
+/// }
+/// let (tables, _) = store.catalog().await?.describe(&Selection::All).await?;
+/// let mut crawler = store.crawler().await?;
+/// let mut count = 0;
+/// for range in crawler.split(&tables[0], 4).await? {
+///     let mut rest = Some(range);
+///     while let Some(range) = rest {
+///         let mut rows = Rows::new();
+///         let chunk = crawler.read(&tables[0], &range, 10, &mut rows).await?;
+///         count += rows.len();
+///         // What is left of the range is all that has to be remembered.
+///         rest = chunk.next.map(|next| KeyRange { after: Some(next), ..range });
+///     }
+/// }
+/// assert_eq!(count, 100);
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Crawler: Send {
     /// Cuts a table into at most `parts` ranges of similar size. Reads no rows; an empty table has one empty range.

@@ -1,21 +1,30 @@
 //! The ports: what an adapter, or an application, implements.
 //!
 //! A source of rows is a [`Catalog`], a [`Crawler`] and a [`ChangeFeed`]; a target is a [`Catalog`], a [`Sink`] and a
-//! [`StateStore`]. A [`Store`] opens them by URL. Each trait's page has its contract as numbered rules.
+//! [`StateStore`]. A [`Store`] opens them by URL. A [`Broker`] opens a [`Producer`] and a [`Consumer`], whose deliveries
+//! a [`Settle`] settles. Each trait's page has its contract as numbered rules.
 
+mod broker;
 mod catalog;
 mod change_feed;
+mod consumer;
 mod crawler;
 mod examiner;
+mod producer;
+mod settle;
 mod sink;
 mod state;
 mod store;
 mod transform;
 
+pub use broker::{Broker, Effective};
 pub use catalog::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 pub use change_feed::{ChangeFeed, Progress};
+pub use consumer::{Attempt, Consumer, Delivery, Leftover, Signal, Token};
 pub use crawler::{Chunk, Crawler, KeyRange};
 pub use examiner::{Examiner, Finding, Side, Strain, Weight};
+pub use producer::{Producer, Sent};
+pub use settle::{Settle, Settled, Settlement};
 pub use sink::{Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch};
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;

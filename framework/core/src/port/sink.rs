@@ -136,6 +136,50 @@ pub struct Applied {
 ///
 /// # Cancel safety
 /// None: after a dropped call open the sink again.
+///
+/// # Example
+/// ```
+/// # use std::sync::Arc;
+/// use tidegate_core::port::{Batch, Checkpoint, Commit, Opened, Route, Selection, Store, TableBatch};
+/// use tidegate_core::{Canonical, Column, FlowName, Position, Rows, Shape, TableName, Type, Value};
+/// use tidegate_memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// let store = MemoryStore::new("shop");
+/// let orders = TableName::new("", "orders");
+/// let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("note", Type::Text)];
+/// store.create_table(&orders, columns, &["id"]);
+/// let (tables, _) = store.catalog().await?.describe(&Selection::All).await?;
+/// let target = Arc::new(tables[0].clone());
+/// let shape = Shape { table: Arc::clone(&target), codec: Arc::new(Canonical) };
+/// let routes = [Route { shape, target }];
+/// let first = Checkpoint {
+///     source: MemoryStore::new("old").catalog().await?.identity().await?,
+///     position: Position::from_u64(7),
+///     replay: Position::from_u64(7),
+///     ranges: Vec::new(),
+///     excluded: Vec::new(),
+/// };
+/// let flow = FlowName::new("shop")?;
+/// let mut sink = store.sink(&flow, &routes).await?;
+/// assert_eq!(sink.open(&first).await?, Opened::New);
+///
+/// let mut upserts = Rows::new();
+/// upserts.push_values([Value::Int(1), Value::Text("moved".into())]);
+/// let batch = Batch { tables: vec![TableBatch { upserts, ..TableBatch::default() }] };
+/// let commit = Commit { position: Some(Position::from_u64(8)), ..Commit::default() };
+/// sink.apply(&batch, Some(&commit)).await?;
+///
+/// // Whoever comes next is told how far the target is, by the target.
+/// let mut next = store.sink(&flow, &routes).await?;
+/// let Opened::Resumed(checkpoint) = next.open(&first).await? else { panic!("it was here before") };
+/// assert_eq!(checkpoint.position, Position::from_u64(8));
+/// // And whoever was there before can write no more.
+/// assert!(sink.apply(&batch, Some(&commit)).await.is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Sink: Send {
     /// Takes over the flow: stores `first` if the flow is new here, else says how far it is.

@@ -25,6 +25,30 @@ pub struct Stored {
 ///
 /// # Concurrency
 /// May be used from several tasks and processes at once.
+///
+/// # Cancel safety
+/// A dropped `put` may have written: read before writing again.
+///
+/// # Example
+/// ```
+/// # use std::time::Duration;
+/// use tidegate_core::FlowName;
+/// use tidegate_core::port::Store;
+/// use tidegate_memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// let state = MemoryStore::new("shop").state().await?;
+/// let flow = FlowName::new("shop")?;
+/// assert_eq!(state.put(&flow, "plan", "first", 0).await?, Some(1));
+/// assert_eq!(state.put(&flow, "plan", "second", 0).await?, None, "somebody was faster");
+/// assert_eq!(state.put(&flow, "plan", "second", 1).await?, Some(2));
+///
+/// state.hold(&flow, "a", Duration::from_secs(60)).await?;
+/// assert!(state.hold(&flow, "b", Duration::from_secs(60)).await.is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait StateStore: Send + Sync {
     /// The record of a key.

@@ -19,6 +19,25 @@ use crate::table::Table;
 ///
 /// # Concurrency
 /// May be used from several tasks at once; each opened port has connections of its own.
+///
+/// # Implementing
+/// The crate `tidegate-memory` is the reference. An adapter exports its schemes as `SCHEMES` and opens a store with `open`.
+///
+/// # Example
+/// ```
+/// use tidegate_core::port::{Selection, Store};
+/// use tidegate_memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// /// Any store will do: this one, or one that was opened by its URL.
+/// async fn count_tables(store: &dyn Store) -> tidegate_core::Result<usize> {
+///     Ok(store.catalog().await?.describe(&Selection::All).await?.0.len())
+/// }
+/// assert_eq!(count_tables(&MemoryStore::new("shop")).await?, 0);
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// Where it is, for people; without secrets.

@@ -1,0 +1,50 @@
+//! What every adapter has to do, as a table of cases.
+//!
+//! An adapter writes a [`Fixture`]: how its system is started, stopped, killed and cleaned up. The suite does the rest.
+//! It selects by the capabilities that the product code declares: a case runs, or a capability says "no" and the suite
+//! checks that asking for it is refused. Nothing is passed over in silence: what could not be run is named.
+//!
+//! An adapter's test target is one call of [`main!`]:
+//!
+//! ```no_run
+//! # struct MyFixture;
+//! # impl MyFixture { fn new() -> Self { MyFixture } }
+//! # #[async_trait::async_trait]
+//! # impl tidegate_conformance::Fixture for MyFixture {
+//! #     fn adapter(&self) -> &'static str { "mine" }
+//! #     async fn start(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
+//! #     async fn connect(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
+//! #     async fn restart(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
+//! #     async fn kill(&mut self, _: &tidegate_core::Channel, _: &str) -> tidegate_core::Result<tidegate_conformance::Killed> { panic!() }
+//! #     async fn cut(&mut self) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
+//! #     async fn lose_answers(&mut self, _: usize) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
+//! #     async fn kept(&mut self, _: &tidegate_core::Channel) -> tidegate_core::Result<Option<u64>> { panic!() }
+//! #     async fn clean_up(&mut self) -> tidegate_core::Result<()> { panic!() }
+//! # }
+//! tidegate_conformance::main!(MyFixture::new());
+//! ```
+//!
+//! The oracle ([`Oracle`]) stands outside of the system: it is told every answer of a producer, every delivery and
+//! every settlement, and says what was lost, changed, made up, out of order, or came again.
+
+mod broker;
+mod case;
+mod fixture;
+mod oracle;
+mod program;
+
+pub use broker::CASES;
+pub use case::{Case, Outcome, Row, Size, run};
+pub use fixture::{Calls, Counted, Fixture, Hook, Killed, numbered, publish_until_killed};
+pub use oracle::Oracle;
+pub use program::program;
+
+/// The `main` of an adapter's conformance target, with how its fixture is made.
+#[macro_export]
+macro_rules! main {
+    ($fixture:expr) => {
+        fn main() -> std::process::ExitCode {
+            $crate::program(|| Box::new($fixture))
+        }
+    };
+}

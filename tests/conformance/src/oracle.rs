@@ -1,0 +1,253 @@
+//! The ledger outside of the system: what was published, delivered and settled, and what is wrong with it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tidegate_core::port::{Delivery, Sent, Settled, Settlement, Token};
+use tidegate_core::{Error, Message, Result, error::code};
+
+/// What is known of everything that was published and delivered.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    messages: HashMap<Arc<str>, Published>,
+    /// The ids of a subject's messages, in the order in which they were published.
+    keys: HashMap<Arc<str>, Vec<Arc<str>>>,
+    subscriptions: HashMap<String, Seen>,
+    faults: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Published {
+    message: Message,
+    state: State,
+    /// Its place among the messages of its subject.
+    version: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It was given to a producer that has not answered, or does not know.
+    Open,
+    Stored,
+    Refused,
+}
+
+/// What one subscription has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    acked: HashSet<Arc<str>>,
+    /// Acknowledged, with the answer still to come.
+    acking: HashSet<Arc<str>>,
+    in_hand: HashMap<(u64, Token), Arc<str>>,
+    /// Deliveries of what was settled before. They are no fault as long as settling them is lost: the consumer may have
+    /// had them since before its lane went to another one.
+    suspects: HashMap<(u64, Token), String>,
+    /// The first message of a subject that is not acknowledged.
+    firsts: HashMap<Arc<str>, usize>,
+    /// The last message of a subject that is acknowledged.
+    lasts: HashMap<Arc<str>, usize>,
+}
+
+impl Oracle {
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are about to be published. Again is no news.
+    pub fn announce(&self, batch: &[Message]) {
+        let book = &mut *self.lock();
+        for message in batch {
+            if book.messages.contains_key(&message.id) {
+                continue;
+            }
+            let mut version = 0;
+            if let Some(key) = &message.subject {
+                let ids = book.keys.entry(Arc::clone(key)).or_default();
+                version = ids.len();
+                ids.push(Arc::clone(&message.id));
+            }
+            let published = Published { message: message.clone(), state: State::Open, version };
+            book.messages.insert(Arc::clone(&message.id), published);
+        }
+    }
+
+    /// What a producer answered.
+    ///
+    /// # Errors
+    /// If there is not one answer a message.
+    pub fn answered(&self, batch: &[Message], sent: &[Sent]) -> Result<()> {
+        if batch.len() != sent.len() {
+            let text = format!("{} answers to {} messages", sent.len(), batch.len());
+            return Err(Error::new(code::INTERNAL, text));
+        }
+        let book = &mut *self.lock();
+        for (message, sent) in batch.iter().zip(sent) {
+            let Some(published) = book.messages.get_mut(&message.id) else { continue };
+            published.state = match (sent, published.state) {
+                (Sent::Stored { .. }, _) | (_, State::Stored) => State::Stored,
+                (Sent::Refused(_), State::Refused) => State::Refused,
+                // Refused the first time; a refusal after an unknown answer says nothing of that one.
+                (Sent::Refused(_), State::Open) => State::Refused,
+                (Sent::Unknown(_), _) => State::Open,
+            };
+        }
+        Ok(())
+    }
+
+    /// A consumer was given a message.
+    pub fn delivered(&self, subscription: &str, member: u64, delivery: &Delivery) {
+        let book = &mut *self.lock();
+        let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
+        let id = &delivery.message.id;
+        let Some(published) = book.messages.get(id) else {
+            book.faults.push(format!("{subscription}: {id} was never published"));
+            return;
+        };
+        if published.message != delivery.message {
+            book.faults.push(format!("{subscription}: {id} is not as it was published"));
+        }
+        if published.state == State::Refused {
+            book.faults.push(format!("{subscription}: {id} was refused, and came"));
+        }
+        if seen.acked.contains(id) {
+            let fault = format!("{subscription}: {id} came again after it was settled");
+            seen.suspects.insert((member, delivery.token), fault);
+            return;
+        }
+        if let Some(key) = &delivery.message.subject {
+            if let Some(last) = seen.lasts.get(key).filter(|last| **last > published.version) {
+                let text = format!(
+                    "{subscription}: {} came after {} had been settled",
+                    delivery.message.data.escape_ascii(),
+                    book.messages[&book.keys[key][*last]].message.data.escape_ascii()
+                );
+                book.faults.push(text);
+            }
+            let is_here = |(known, token): &(u64, Token)| {
+                *known == member && (token.lane, token.epoch) == (delivery.token.lane, delivery.token.epoch)
+            };
+            let in_hand: HashSet<&Arc<str>> =
+                seen.in_hand.iter().filter(|(who, _)| is_here(who)).map(|(_, id)| id).collect();
+            let say = |text: &str, other: &Arc<str>| {
+                let body = |message: &Message| message.data.escape_ascii().to_string();
+                let (this, other) = (body(&delivery.message), body(&book.messages[other].message));
+                format!("{subscription}: {this} came {text} {other}")
+            };
+            let is_later = |other: &&&Arc<str>| {
+                let other = &book.messages[**other];
+                other.message.subject.as_ref() == Some(key) && other.version > published.version
+            };
+            let mut faults: Vec<String> =
+                in_hand.iter().find(is_later).map(|other| say("behind", other)).into_iter().collect();
+            let first = seen.firsts.get(key).copied().unwrap_or(0).min(published.version);
+            let is_passed_over = |earlier: &&Arc<str>| {
+                book.messages[*earlier].state == State::Stored
+                    && !seen.acked.contains(*earlier)
+                    && !seen.acking.contains(*earlier)
+                    && !in_hand.contains(earlier)
+            };
+            let earlier = book.keys[key][first..published.version].iter().find(is_passed_over);
+            faults.extend(earlier.map(|earlier| say("before", earlier)));
+            book.faults.extend(faults);
+        }
+        seen.in_hand.insert((member, delivery.token), Arc::clone(id));
+    }
+
+    /// A consumer is about to settle something.
+    pub fn settling(&self, subscription: &str, member: u64, batch: &[(Token, Settlement)]) {
+        let book = &mut *self.lock();
+        let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
+        for (token, settlement) in batch {
+            if *settlement == Settlement::Ack
+                && let Some(id) = seen.in_hand.get(&(member, *token))
+            {
+                seen.acking.insert(Arc::clone(id));
+            }
+        }
+    }
+
+    /// What came of it.
+    pub fn settled(
+        &self,
+        subscription: &str,
+        member: u64,
+        batch: &[(Token, Settlement)],
+        answers: &[Settled],
+    ) {
+        let book = &mut *self.lock();
+        let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
+        if batch.len() != answers.len() {
+            book.faults.push(format!("{} answers to {} settlements", answers.len(), batch.len()));
+        }
+        for ((token, settlement), answer) in batch.iter().zip(answers) {
+            let who = (member, *token);
+            match (answer, seen.suspects.remove(&who)) {
+                (Settled::Done, Some(fault)) => book.faults.push(fault),
+                (Settled::Lost, _) | (_, None) => {}
+                (_, Some(fault)) => _ = seen.suspects.insert(who, fault),
+            }
+            let Some(id) = seen.in_hand.remove(&who) else { continue };
+            if *settlement != Settlement::Ack {
+                continue;
+            }
+            if !answer.is_done() {
+                continue;
+            }
+            seen.acking.remove(&id);
+            seen.acked.insert(Arc::clone(&id));
+            let published = &book.messages[&id];
+            if let Some(key) = &published.message.subject {
+                let last = seen.lasts.entry(Arc::clone(key)).or_default();
+                *last = published.version.max(*last);
+                let ids = &book.keys[key];
+                let first = seen.firsts.entry(Arc::clone(key)).or_default();
+                while *first < ids.len() && seen.acked.contains(&ids[*first]) {
+                    *first += 1;
+                }
+            }
+        }
+    }
+
+    /// A consumer is gone, with whatever it had in hand.
+    pub fn gone(&self, subscription: &str, member: u64) {
+        let book = &mut *self.lock();
+        let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
+        seen.in_hand.retain(|(who, _), _| *who != member);
+        seen.suspects.retain(|(who, _), _| *who != member);
+    }
+
+    /// How many messages that are stored a subscription has not acknowledged.
+    pub fn missing(&self, subscription: &str) -> usize {
+        let book = self.lock();
+        let stored = book.messages.iter().filter(|(_, published)| published.state == State::Stored);
+        let seen = book.subscriptions.get(subscription);
+        stored.filter(|(id, _)| !seen.is_some_and(|seen| seen.acked.contains(*id))).count()
+    }
+
+    /// How many messages a subscription has acknowledged.
+    pub fn acked(&self, subscription: &str) -> usize {
+        self.lock().subscriptions.get(subscription).map_or(0, |seen| seen.acked.len())
+    }
+
+    /// What is wrong, if anything is.
+    pub fn verdict(&self, subscriptions: &[&str]) -> Option<String> {
+        let mut faults = self.lock().faults.clone();
+        for subscription in subscriptions {
+            if let Some(seen) = self.lock().subscriptions.get(*subscription) {
+                faults.extend(seen.suspects.values().cloned());
+            }
+            let missing = self.missing(subscription);
+            if missing > 0 {
+                faults.push(format!("{subscription}: {missing} messages that were confirmed never came"));
+            }
+        }
+        let count = faults.len();
+        let first = faults.into_iter().next()?;
+        Some(if count == 1 { first } else { format!("{first} (and {} more)", count - 1) })
+    }
+}

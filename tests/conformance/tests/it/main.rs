@@ -1,0 +1,8 @@
+//! The suite itself: it finds what it is to find.
+
+#[cfg(test)]
+mod hooks;
+#[cfg(test)]
+mod memory;
+#[cfg(test)]
+mod plant;
