@@ -14,7 +14,7 @@ use tidegate_core::{Error, Lane, Position, Result, Subscription};
 use tokio::sync::oneshot;
 
 use crate::broker::Link;
-use crate::broker::hand::{Hand, HandLane};
+use crate::broker::hand::{Hand, HandLane, SettleJob};
 use crate::broker::membership::{Leave, Tend, table};
 use crate::broker::read::{self, Kept};
 use crate::broker::topology::Joined;
@@ -37,6 +37,8 @@ const SEATS_MAX: Duration = Duration::from_millis(200);
 pub(crate) struct Shared {
     pub(crate) subscription: i64,
     lanes: Mutex<BTreeMap<Lane, Held>>,
+    /// Lanes that a settler found to be lost, of which the consumer has not told yet.
+    lost: Mutex<BTreeSet<Lane>>,
 }
 
 /// A lane that this consumer has.
@@ -50,11 +52,24 @@ pub(crate) struct Held {
 
 impl Shared {
     pub(crate) fn new(subscription: i64) -> Self {
-        Self { subscription, lanes: Mutex::default() }
+        Self { subscription, lanes: Mutex::default(), lost: Mutex::default() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<Lane, Held>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets lanes that are somebody else's, or not as they are known here.
+    pub(crate) fn lose(&self, lost: impl IntoIterator<Item = Lane>) {
+        let mut lanes = self.lock();
+        let known = lost.into_iter().filter(|lane| lanes.remove(lane).is_some());
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).extend(known);
+    }
+
+    /// What was lost since the last call.
+    fn take_lost(&self) -> Vec<Lane> {
+        let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        lost.into_iter().collect()
     }
 
     fn in_hand(&self) -> usize {
@@ -135,6 +150,11 @@ impl SqliteConsumer {
             if self.hand_over(max, out) {
                 return Ok(Some(Signal::Messages));
             }
+            let lost = self.shared.take_lost();
+            if !lost.is_empty() {
+                self.looked = None;
+                return Ok(Some(Signal::LanesLost(lost)));
+            }
             if let Some(signal) = self.news.pop_front() {
                 return Ok(Some(signal));
             }
@@ -144,7 +164,8 @@ impl SqliteConsumer {
             self.version = read::version(&mut self.reader).await?;
             if self.is_time_to_look() {
                 self.look().await?;
-                if self.is_gone || !self.news.is_empty() {
+                let has_lost = !self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                if self.is_gone || has_lost || !self.news.is_empty() {
                     continue;
                 }
             }
@@ -155,16 +176,27 @@ impl SqliteConsumer {
         }
     }
 
-    /// Gives what is ready, except what was lost meanwhile.
+    /// Gives what is ready, except what was lost meanwhile. What became ready for a call that was dropped may have been
+    /// overtaken since, by an earlier message of its subject that is to come again: then it goes back, behind that.
     fn hand_over(&mut self, max: usize, out: &mut Vec<Delivery>) -> bool {
-        let lanes = self.shared.lock();
-        let before = out.len();
+        let mut lanes = self.shared.lock();
+        let (before, mut ends) = (out.len(), Vec::new());
         while out.len() - before < max
             && let Some(delivery) = self.ready.pop_front()
         {
-            if lanes.get(&delivery.token.lane).is_some_and(|held| held.epoch == delivery.token.epoch) {
+            let Token { lane, epoch, number } = delivery.token;
+            let Some(held) = lanes.get_mut(&lane).filter(|held| held.epoch == epoch) else { continue };
+            if !held.unsettled.is_overtaken(number) {
                 out.push(delivery);
+            } else if let Some(place) = held.unsettled.end(number, End::Untried) {
+                ends.push((lane, epoch, place, End::Untried));
             }
+        }
+        if !ends.is_empty() {
+            let (channel, subscription) = (self.channel, self.shared.subscription);
+            let now = self.link.clock.now();
+            // Should there be no room for it, a crash would count an attempt that was none.
+            self.link.tell(SettleJob { channel, subscription, me: self.me, ends, now });
         }
         out.len() > before
     }
@@ -175,27 +207,16 @@ impl SqliteConsumer {
         let Some(filling) = self.filling.take() else { return Ok(()) };
         match answer {
             Ok(lost) => {
-                self.lose(&lost);
                 let is_here = |delivery: &Delivery| !lost.contains(&delivery.token.lane);
                 self.ready.extend(filling.deliveries.into_iter().filter(is_here));
+                self.shared.lose(lost);
                 Ok(())
             }
             Err(error) => {
                 // Whether it was noted or not: the lanes are taken anew, as they stand in the file.
-                self.lose(&filling.lanes.into_iter().collect());
+                self.shared.lose(filling.lanes);
                 Err(error)
             }
-        }
-    }
-
-    /// Forgets lanes that are somebody else's, or not as they are known here.
-    fn lose(&mut self, lost: &BTreeSet<Lane>) {
-        let mut lanes = self.shared.lock();
-        let known: Vec<Lane> = lost.iter().copied().filter(|lane| lanes.remove(lane).is_some()).collect();
-        drop(lanes);
-        if !known.is_empty() {
-            self.looked = None;
-            self.news.push_back(Signal::LanesLost(known));
         }
     }
 
@@ -231,12 +252,13 @@ impl SqliteConsumer {
                 revoked.push((seat.lane, by));
             }
         }
-        self.lose(&lost);
+        let has_lost = !lost.is_empty();
+        self.shared.lose(lost);
         if let Some(until) = revoked.iter().map(|(_, by)| *by).min() {
             let lanes = revoked.iter().map(|(lane, _)| *lane).collect();
             self.news.push_back(Signal::LanesRevoked { lanes, until });
         }
-        has_to_tend |= !lost.is_empty()
+        has_to_tend |= has_lost
             || members.binary_search(&self.me).is_err()
             || !steps(self.me, &members, &seats, now).is_empty();
         if has_to_tend { self.tend(now).await } else { Ok(()) }

@@ -32,16 +32,13 @@ impl SqliteSettle {
     /// What the job's answer means to each that was asked for.
     fn answer(&self, asked: Vec<Asked>, answer: Result<BTreeSet<Lane>>) -> Vec<Settled> {
         if let Ok(lost) = &answer {
-            let mut lanes = self.shared.lock();
-            lost.iter().for_each(|lane| _ = lanes.remove(lane));
+            self.shared.lose(lost.iter().copied());
         } else {
             // Whether it was done or not: the lanes are taken anew, as they stand in the file.
-            let mut lanes = self.shared.lock();
-            asked.iter().for_each(|asked| {
-                if let Asked::Of(lane) = asked {
-                    lanes.remove(lane);
-                }
-            });
+            self.shared.lose(asked.iter().filter_map(|asked| match asked {
+                Asked::Of(lane) => Some(*lane),
+                Asked::Lost | Asked::Refused(_) => None,
+            }));
         }
         let settled = |asked: Asked| match (asked, &answer) {
             (Asked::Lost, _) => Settled::Lost,

@@ -159,6 +159,14 @@ impl Unsettled {
         self.in_hand.get(&number).copied()
     }
 
+    /// Whether an earlier message of its subject waits by now: a delivery that nobody has seen yet is better given back.
+    pub fn is_overtaken(&self, number: u64) -> bool {
+        let Some(place) = self.in_hand.get(&number) else { return false };
+        let key = self.entries.get(place).and_then(|entry| entry.key.as_ref());
+        let first = key.and_then(|key| self.waiting.get(key)).and_then(BTreeSet::first);
+        first.is_some_and(|first| first < place)
+    }
+
     /// What is known of a message that is not settled.
     pub fn entry(&self, place: Place) -> Option<&Entry> {
         self.entries.get(&place)
@@ -258,6 +266,19 @@ mod tests {
         assert_eq!(lane.next_due(), Some(100));
         let places: Vec<_> = std::iter::from_fn(|| lane.again(100)).map(|given| given.place).collect();
         assert_eq!(places, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_was_taken_and_not_given_away_is_overtaken_by_an_earlier_one_that_comes_back() {
+        let mut lane = Unsettled::new(0);
+        let [first, second] = [1, 2].map(|place| lane.admit(place, key("a")).unwrap());
+        let other = lane.admit(3, key("b")).unwrap();
+        assert!(!lane.is_overtaken(second.number));
+        lane.end(first.number, End::Failed { due: 5 });
+        assert!(lane.is_overtaken(second.number) && !lane.is_overtaken(other.number));
+        lane.end(second.number, End::Untried);
+        let places: Vec<_> = std::iter::from_fn(|| lane.again(5)).map(|given| given.place).collect();
+        assert_eq!(places, [1, 2]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::case::{
     take_exactly,
 };
 
-const SLOW: Manner = Manner { failing: 0, slow: Duration::from_millis(2) };
+const SLOW: Manner = Manner { failing: 0, slow: Duration::from_millis(2), hasty: false };
 
 /// A channel, its subscription, and messages for it.
 async fn scene(
@@ -39,7 +39,7 @@ pub(crate) async fn plain(context: &mut Context<'_>) -> Check {
 pub(crate) async fn failing(context: &mut Context<'_>) -> Check {
     let (channel, subscription, all) = scene(context, "failing", 1_000).await?;
     let mut crew = Crew::new(&context.oracle);
-    let manner = Manner { failing: 5, ..Manner::default() };
+    let manner = Manner { failing: 5, hasty: true, ..Manner::default() };
     for _ in 0..2 {
         crew.hire(context.broker.subscribe(&subscription).await?, "s", manner);
     }

@@ -9,7 +9,7 @@ use tidegate_core::port::{Consumer, Delivery, Settlement, Signal, Token};
 use tidegate_core::{Result, Scope};
 use tokio::time::{Instant, sleep};
 
-use crate::case::{Check, ensure};
+use crate::case::{Check, dropped_after, ensure};
 use crate::oracle::Oracle;
 
 /// How messages are handled.
@@ -19,6 +19,8 @@ pub(crate) struct Manner {
     pub(crate) failing: u8,
     /// How long handling takes at most, now and then.
     pub(crate) slow: Duration,
+    /// Whether it asks for more before it has settled what it has, and goes away while it waits for the answer.
+    pub(crate) hasty: bool,
 }
 
 /// Workers of a case.
@@ -113,6 +115,13 @@ impl Worker {
             }
             if let Signal::Cancelled(error) = signal {
                 return Err(error);
+            }
+            if self.manner.hasty && !batch.is_empty() {
+                let polls = 1 << self.random.u32(0..14);
+                let more = consumer.receive(64, Duration::from_millis(5), &mut batch);
+                if let Some(answer) = dropped_after(polls, more).await {
+                    answer?;
+                }
             }
             self.given.fetch_add(batch.len() as u64, Ordering::Relaxed);
             for delivery in &batch {
