@@ -279,8 +279,11 @@ pub(crate) async fn cancelled_receive(context: &mut Context<'_>) -> Check {
     let mut random = fastrand::Rng::with_seed(20);
     let (mut came, mut out) = (BTreeSet::new(), Vec::new());
     let rounds = context.size.count(500);
-    for round in 0..rounds {
+    // On a busy machine every call may be dropped too early for a while.
+    let mut round = 0;
+    while round < rounds || came.is_empty() && round < rounds * 20 {
         publish(&mut *producer, &context.oracle, &[message("k", round)]).await?;
+        round += 1;
         // Its answer, if there is one, tells of what is in `out`.
         let polls = 1 << random.u32(0..17);
         if let Some(answer) = dropped_after(polls, consumer.receive(10, ARRIVAL, &mut out)).await {
@@ -292,9 +295,9 @@ pub(crate) async fn cancelled_receive(context: &mut Context<'_>) -> Check {
         }
     }
     ensure!(!came.is_empty(), "every call was dropped before it gave anything, so nothing was shown");
-    while came.len() < rounds {
-        let rest = take(&mut *consumer, (rounds - came.len()).min(100), ARRIVAL).await?;
-        ensure!(!rest.is_empty(), "{} of {rounds} messages came", came.len());
+    while came.len() < round {
+        let rest = take(&mut *consumer, (round - came.len()).min(100), ARRIVAL).await?;
+        ensure!(!rest.is_empty(), "{} of {round} messages came", came.len());
         ack(&*consumer, &rest).await?;
         for delivery in rest {
             ensure!(came.insert(delivery.message.id), "a message came twice");
