@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
+mod bench;
 mod ci;
 mod examples;
 mod gates;
@@ -38,6 +39,8 @@ enum Command {
     Services(services::Arguments),
     /// Simulations with faults, and the planted bugs that they must catch.
     Proof(proof::Arguments),
+    /// How fast it is, beside others.
+    Bench(bench::Arguments),
     /// The rules of the tree, and its ten longest files.
     Tidy,
     /// The gates without the tests.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),
         Command::Proof(arguments) => proof::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci(arguments) => ci::run(&arguments),
     };
