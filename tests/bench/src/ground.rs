@@ -79,9 +79,14 @@ impl Ground {
         Ok(Self { source, target, size })
     }
 
+    /// A database of the source. The server speaks TLS, so who is to go without has to be told.
+    async fn create_at_source(&self, database: &str) -> Result<String> {
+        Ok(format!("{}?sslmode=disable", self.source.create_database(database).await?))
+    }
+
     /// A database of the source with the table in it, its rows in the order of the key.
     pub async fn fill(&self, database: &str) -> Result<String> {
-        let url = self.source.create_database(database).await?;
+        let url = self.create_at_source(database).await?;
         let client = connect(&url).await?;
         client.batch_execute(&format!("CREATE TABLE bench (id int8 PRIMARY KEY, {COLUMNS})")).await?;
         let sql =
@@ -93,7 +98,7 @@ impl Ground {
 
     /// The same with keys that follow no order.
     pub async fn fill_at_random(&self, database: &str) -> Result<String> {
-        let url = self.source.create_database(database).await?;
+        let url = self.create_at_source(database).await?;
         let client = connect(&url).await?;
         client.batch_execute(&format!("CREATE TABLE bench (id uuid PRIMARY KEY, {COLUMNS})")).await?;
         let sql = format!(

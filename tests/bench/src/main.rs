@@ -21,6 +21,15 @@ struct Arguments {
 enum Bench {
     /// The works of a live migration.
     Flow(Options),
+    /// Writes the page of speeds from a report.
+    Page {
+        /// The report.
+        #[arg(long)]
+        json: PathBuf,
+        /// The page.
+        #[arg(long, default_value = "docs/reference/speed.md")]
+        page: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +69,14 @@ fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<ExitCode> {
     let (options, works) = match arguments.bench {
         Bench::Flow(options) => (options, FLOW),
+        Bench::Page { json, page } => {
+            let report: Report = serde_json::from_slice(&std::fs::read(json)?)?;
+            if let Some(folder) = page.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(page, report.page())?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     if let Some(unknown) = options.only.iter().find(|only| !works.contains(&only.as_str())) {
         return Err(format!("there is no work {unknown}; there are {}", works.join(", ")).into());

@@ -73,10 +73,10 @@ pub async fn pgcopydb(from: &str, to: &str, folder: &Path) -> Result<()> {
 }
 
 /// `pg_recvlogical` reads a slot to its end, to nowhere.
-pub async fn recvlogical(url: &str, slot: &str, end: &str, sslmode: &str) -> Result<()> {
+pub async fn recvlogical(url: &str, slot: &str, end: &str) -> Result<()> {
     let program = tidegate_services::postgres::program("pg_recvlogical")?;
     let mut command = Command::new(program);
-    command.env("PGSSLMODE", sslmode).args(["--dbname", url, "--slot", slot, "--start", "--no-loop"]);
+    command.args(["--dbname", url, "--slot", slot, "--start", "--no-loop"]);
     command.args(["--file", "/dev/null", "--endpos", end, "--fsync-interval", "0"]);
     command.args(["--option", "proto_version=1", "--option", "publication_names=peers"]);
     finish(&mut command).await.map(drop)

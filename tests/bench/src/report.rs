@@ -150,6 +150,15 @@ fn spread(spread: Option<Spread>) -> String {
     )
 }
 
+const INTRODUCTION: &str = "\
+# Speed
+
+`cargo xtask bench flow --json report.json` measures; `cargo xtask bench page --json report.json` writes this page from
+the report. Ours and the peer do the same work in turn, on the same servers in the same run. A ratio above one says
+that ours is better, whatever the unit; the bar is what the ratio has to be at least.
+
+";
+
 const HEADERS: [&str; 8] = ["work", "unit", "ours", "against", "theirs", "ratio", "bar", "holds"];
 
 impl Row {
@@ -195,9 +204,9 @@ impl Report {
         text
     }
 
-    /// For a page.
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
+    /// The page of speeds.
+    pub fn page(&self) -> String {
+        let mut text = INTRODUCTION.to_owned();
         for condition in &self.conditions {
             text.push_str(&format!("- {condition}\n"));
         }
@@ -207,7 +216,7 @@ impl Report {
         }
         for row in self.rows.iter().filter(|row| row.note.is_some()) {
             let note = row.note.as_deref().unwrap_or_default();
-            text.push_str(&format!("\n- `{}` against {}: {note}", row.work, row.against));
+            text.push_str(&format!("\n- `{}` against {}: {note}\n", row.work, row.against));
         }
         text
     }

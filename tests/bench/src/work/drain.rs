@@ -33,6 +33,10 @@ struct Backlog {
     end: String,
 }
 
+fn over_tls(url: &str) -> String {
+    url.replace("sslmode=disable", "sslmode=require")
+}
+
 /// Drains one backlog in every way that is wanted.
 pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     let url = ground.fill("drain").await?;
@@ -50,8 +54,7 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
                 continue;
             }
             let name = format!("{kind}{run}");
-            let secure = if kind == "tls" { "?sslmode=require" } else { "" };
-            let source = ours::open(&format!("{url}{secure}"))?;
+            let source = ours::open(&if kind == "tls" { over_tls(&url) } else { url.clone() })?;
             let flow = ours::flow_to_nothing(&name, source, Arc::new(Discard::default())).await?;
             flows.push((name.clone(), ours::begin(&flow).await?, flow));
             let sql = "SELECT pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
@@ -68,10 +71,10 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     let batches = if wanted.applied { batches(ground, &backlog.url).await? } else { Vec::new() };
     for (run, counts) in ground.size.runs() {
         if wanted.plain {
-            drain(ground, &backlog, taken.next(), counts, "disable", &mut plain).await?;
+            drain(ground, &backlog, taken.next(), counts, &backlog.url, &mut plain).await?;
         }
         if wanted.tls {
-            drain(ground, &backlog, taken.next(), counts, "require", &mut tls).await?;
+            drain(ground, &backlog, taken.next(), counts, &over_tls(&backlog.url), &mut tls).await?;
         }
         if wanted.applied {
             apply(ground, &backlog, taken.next(), counts, &mut applied).await?;
@@ -117,7 +120,7 @@ async fn drain(
     backlog: &Backlog,
     begun: Option<Begun>,
     counts: bool,
-    sslmode: &str,
+    url: &str,
     pair: &mut Pair,
 ) -> Result<()> {
     let (name, checkpoint, mut flow) = begun.ok_or_else(missing)?;
@@ -133,7 +136,7 @@ async fn drain(
     }
     let slot = format!("peer_{name}");
     let start = Instant::now();
-    peers::recvlogical(&backlog.url, &slot, &backlog.end, sslmode).await?;
+    peers::recvlogical(url, &slot, &backlog.end).await?;
     pair.theirs.push_if(counts, rate(ground.size.changes(), start));
     drop_slot(backlog, &slot).await
 }
