@@ -9,7 +9,7 @@ mod place;
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::SinkExt as _;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Error, FlowName, Result};
@@ -37,6 +37,7 @@ pub(crate) struct PostgresSink {
     staged: HashSet<usize>,
     filled: HashSet<(usize, Stage)>,
     statements: HashMap<String, Statement>,
+    ledger: checkpoint::Statements,
 }
 
 /// A temporary table.
@@ -49,9 +50,9 @@ enum Stage {
 /// What is to be done to one table, in the target's form.
 struct Part<'a> {
     batch: &'a TableBatch,
-    deletes: Option<BytesMut>,
-    upserts: Option<BytesMut>,
-    updates: Vec<(Vec<usize>, BytesMut)>,
+    deletes: Option<Bytes>,
+    upserts: Option<Bytes>,
+    updates: Vec<(Vec<usize>, Bytes)>,
 }
 
 impl PostgresSink {
@@ -71,8 +72,10 @@ impl PostgresSink {
         for (number, route) in routes.iter().enumerate() {
             places.push(Place::new(&session, number, route).await?);
         }
+        let ledger = checkpoint::Statements::prepare(&session).await?;
         Ok(Self {
             session,
+            ledger,
             flow: flow.clone(),
             places,
             fence: 0,
@@ -88,7 +91,7 @@ impl PostgresSink {
     }
 
     /// Copies into a table. The driver's error comes as it is, for whoever has another way.
-    async fn copy(&mut self, sql: String, data: BytesMut) -> Result<(), tokio_postgres::Error> {
+    async fn copy(&mut self, sql: String, mut data: Bytes) -> Result<(), tokio_postgres::Error> {
         let statement = match self.statements.get(&sql) {
             Some(statement) => statement.clone(),
             None => {
@@ -99,7 +102,6 @@ impl PostgresSink {
         };
         let sink = self.session.copy_in::<_, Bytes>(&statement).await?;
         let mut sink = std::pin::pin!(sink);
-        let mut data = data.freeze();
         while !data.is_empty() {
             sink.feed(data.split_to(PIECE_BYTES.min(data.len()))).await?;
         }
@@ -139,7 +141,7 @@ impl PostgresSink {
         Ok(())
     }
 
-    async fn remove(&mut self, batch: &TableBatch, deletes: Option<BytesMut>) -> Result<()> {
+    async fn remove(&mut self, batch: &TableBatch, deletes: Option<Bytes>) -> Result<()> {
         let place = &self.places[batch.table];
         if batch.truncate {
             let truncate = format!("SAVEPOINT truncating; TRUNCATE {}; RELEASE truncating", place.table);
@@ -202,7 +204,7 @@ impl PostgresSink {
     }
 
     /// Copies into the table itself; false, with nothing done, if a row was there.
-    async fn copy_direct(&mut self, table: usize, rows: BytesMut) -> Result<bool> {
+    async fn copy_direct(&mut self, table: usize, rows: Bytes) -> Result<bool> {
         self.run("SAVEPOINT copying").await?;
         match self.copy(self.places[table].copy_direct(), rows).await {
             Ok(()) => Ok(true),
@@ -282,7 +284,7 @@ impl Sink for PostgresSink {
         if result.is_ok()
             && let Some(commit) = commit
         {
-            result = checkpoint::write(&self.session, &self.flow, self.fence, &self.names(), commit).await;
+            result = self.ledger.write(&self.session, &self.flow, self.fence, &self.names(), commit).await;
         }
         if let Err(error) = result {
             let lost = error.code() == tidegate_core::error::code::LEASE_LOST;

@@ -1,10 +1,11 @@
 //! What Debian's packages give, where this process may install them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::account::is_root;
+use crate::service::may_provision;
 use crate::{Error, Result, cache};
 
 /// Runs a command to its end and gives its output; a failure names the command and its last lines.
@@ -31,6 +32,23 @@ pub(crate) fn last_lines(text: &str) -> String {
 /// Whether packages can be installed here.
 pub(crate) fn can_install() -> bool {
     is_root() && Path::new("/usr/bin/apt-get").exists()
+}
+
+/// The path of a program of a Debian package, which is installed first where this process may do that.
+///
+/// # Errors
+/// It is not there and cannot be installed.
+pub fn program(name: &str, package: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let find = || std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    if !(may_provision() && can_install()) {
+        return Err(Error::failed(format!("{name} is not installed (Debian's package {package})")));
+    }
+    install(&[package])?;
+    find().ok_or_else(|| Error::failed(format!("the package {package} has no program {name}")))
 }
 
 /// Installs packages, one process at a time; fetches the lists only if the first try finds no candidate.

@@ -51,3 +51,4 @@ pub use running::Running;
 pub use service::{Service, available, given_url, provision, skipped};
 
 pub use cache::folder as cache_folder;
+pub use debian::program as debian_program;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
+mod bench;
 mod ci;
 mod conformance;
 mod docs;
@@ -42,6 +43,8 @@ enum Command {
     Proof(proof::Arguments),
     /// What every adapter has to do, done by one of them.
     Conformance(conformance::Arguments),
+    /// How fast it is, beside others.
+    Bench(bench::Arguments),
     /// The rules of the tree, and its ten longest files.
     Tidy,
     /// The book.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Services(arguments) => services::run(&arguments),
         Command::Proof(arguments) => proof::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),
         Command::Ci(arguments) => ci::run(&arguments),

@@ -4,6 +4,8 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress};
 use tidegate_core::{Error, FlowName, Key, Position, Result};
 
+use tokio_postgres::Statement;
+
 use crate::connect::Session;
 use crate::error::from_driver;
 
@@ -64,58 +66,74 @@ pub(crate) async fn open(
     Ok((fence, Opened::Resumed(checkpoint)))
 }
 
-/// Writes a commit into the running transaction, if the flow is still ours.
-pub(crate) async fn write(
-    session: &Session,
-    flow: &FlowName,
-    fence: i64,
-    names: &[&str],
-    commit: &Commit,
-) -> Result<()> {
-    let flow = flow.as_str();
-    let position = commit.position.as_ref().map(Position::bytes);
-    let replay = commit.replay.as_ref().map(Position::bytes);
-    // What was seen once stays seen: the source may have forgotten what lies before the highest place so far.
-    let sql = "UPDATE tidegate.flows SET position = coalesce($3, position),
-        replay = greatest(replay, coalesce($4, replay)) WHERE flow = $1 AND fence = $2";
-    if session.execute(sql, &[&flow, &fence, &position, &replay]).await.map_err(failed)? == 0 {
-        return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
+/// What every commit runs, prepared once.
+#[derive(Debug)]
+pub(crate) struct Statements {
+    flow: Statement,
+    range: Statement,
+}
+
+impl Statements {
+    /// To be called when our tables are there.
+    pub(crate) async fn prepare(session: &Session) -> Result<Self> {
+        // What was seen once stays seen: the source may have forgotten what lies before the highest place so far.
+        let flow = "UPDATE tidegate.flows SET position = coalesce($3, position),
+            replay = greatest(replay, coalesce($4, replay)) WHERE flow = $1 AND fence = $2";
+        let range = "INSERT INTO tidegate.ranges (flow, name, range, after_key, upto_key, rows, done)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
+            ON CONFLICT (flow, name, range) DO UPDATE SET after_key = excluded.after_key,
+                upto_key = excluded.upto_key, rows = excluded.rows, done = excluded.done";
+        let flow = session.prepare(flow).await.map_err(failed)?;
+        Ok(Self { flow, range: session.prepare(range).await.map_err(failed)? })
     }
-    for table in &commit.forget {
-        for sql in [
-            "DELETE FROM tidegate.ranges WHERE flow = $1 AND name = $2",
-            "DELETE FROM tidegate.left_out WHERE flow = $1 AND name = $2",
-        ] {
-            session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
+
+    /// Writes a commit into the running transaction, if the flow is still ours.
+    pub(crate) async fn write(
+        &self,
+        session: &Session,
+        flow: &FlowName,
+        fence: i64,
+        names: &[&str],
+        commit: &Commit,
+    ) -> Result<()> {
+        let flow = flow.as_str();
+        let position = commit.position.as_ref().map(Position::bytes);
+        let replay = commit.replay.as_ref().map(Position::bytes);
+        if session.execute(&self.flow, &[&flow, &fence, &position, &replay]).await.map_err(failed)? == 0 {
+            return Err(Error::new(code::LEASE_LOST, "another runner has taken this flow over"));
         }
+        for table in &commit.forget {
+            for sql in [
+                "DELETE FROM tidegate.ranges WHERE flow = $1 AND name = $2",
+                "DELETE FROM tidegate.left_out WHERE flow = $1 AND name = $2",
+            ] {
+                session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
+            }
+        }
+        for (table, reason) in &commit.exclude {
+            let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)
+                ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
+            session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
+        }
+        for range in &commit.ranges {
+            let bytes = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
+            let rows = i64::try_from(range.rows).unwrap_or(i64::MAX);
+            session
+                .execute(
+                    &self.range,
+                    &[
+                        &flow,
+                        &names[range.table],
+                        &i64::from(range.range),
+                        &bytes(&range.rest.after),
+                        &bytes(&range.rest.upto),
+                        &rows,
+                        &range.done,
+                    ],
+                )
+                .await
+                .map_err(failed)?;
+        }
+        Ok(())
     }
-    for (table, reason) in &commit.exclude {
-        let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)
-            ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
-        session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
-    }
-    let sql = "INSERT INTO tidegate.ranges (flow, name, range, after_key, upto_key, rows, done)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
-        ON CONFLICT (flow, name, range) DO UPDATE SET after_key = excluded.after_key,
-            upto_key = excluded.upto_key, rows = excluded.rows, done = excluded.done";
-    for range in &commit.ranges {
-        let bytes = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
-        let rows = i64::try_from(range.rows).unwrap_or(i64::MAX);
-        session
-            .execute(
-                sql,
-                &[
-                    &flow,
-                    &names[range.table],
-                    &i64::from(range.range),
-                    &bytes(&range.rest.after),
-                    &bytes(&range.rest.upto),
-                    &rows,
-                    &range.done,
-                ],
-            )
-            .await
-            .map_err(failed)?;
-    }
-    Ok(())
 }

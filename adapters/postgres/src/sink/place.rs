@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use tidegate_core::error::code;
 use tidegate_core::port::Route;
 use tidegate_core::{Cell, Error, Result, Row, Rows, Shape, Table, Value};
@@ -190,7 +190,7 @@ impl Place {
     }
 
     /// Full rows as a copy.
-    pub(crate) fn encode_rows(&self, rows: &Rows) -> Result<BytesMut> {
+    pub(crate) fn encode_rows(&self, rows: &Rows) -> Result<Bytes> {
         let mut out = begin(rows.bytes().len());
         if self.passes.iter().all(|passes| *passes) {
             out.extend_from_slice(rows.bytes());
@@ -206,7 +206,7 @@ impl Place {
     }
 
     /// Keys as a copy.
-    pub(crate) fn encode_keys(&self, keys: &Rows) -> Result<BytesMut> {
+    pub(crate) fn encode_keys(&self, keys: &Rows) -> Result<Bytes> {
         let mut out = begin(keys.bytes().len());
         for key in keys.iter() {
             out.put_u16(u16::try_from(key.len()).unwrap_or(u16::MAX));
@@ -218,7 +218,7 @@ impl Place {
     }
 
     /// Rows with unchanged cells, by the columns that they have, each group as a copy with the rows' numbers.
-    pub(crate) fn encode_updates(&self, rows: &Rows) -> Result<Vec<(Vec<usize>, BytesMut)>> {
+    pub(crate) fn encode_updates(&self, rows: &Rows) -> Result<Vec<(Vec<usize>, Bytes)>> {
         let mut groups: Vec<(Vec<usize>, BytesMut)> = Vec::new();
         for (number, row) in rows.iter().enumerate() {
             let sent = row.cells().enumerate().filter(|(_, cell)| *cell != Cell::Unchanged).map(|(at, _)| at);
@@ -281,9 +281,9 @@ fn begin(bytes: usize) -> BytesMut {
     out
 }
 
-fn end(mut out: BytesMut) -> BytesMut {
+fn end(mut out: BytesMut) -> Bytes {
     out.extend_from_slice(COPY_TRAILER);
-    out
+    out.freeze()
 }
 
 /// Whether a cell in the server's own form is written as it comes: the types are the same, and the target's declared

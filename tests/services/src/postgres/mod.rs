@@ -29,6 +29,14 @@ pub(crate) use install::{locate, provision};
 pub use options::{Options, Tls};
 pub use shared::{Shared, shared};
 
+/// The path of a program that comes with the server: `psql`, `pg_recvlogical`.
+///
+/// # Errors
+/// The service is missing.
+pub fn program(name: &str) -> Result<PathBuf> {
+    Ok(install::programs()?.path(name))
+}
+
 /// A server of one's own; clones are the same server, and the last one ends it.
 #[derive(Clone)]
 pub struct Server(Arc<Inner>);
