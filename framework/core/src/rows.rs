@@ -241,13 +241,6 @@ impl Rows {
         self.end();
     }
 
-    /// Appends all rows of another buffer, as one block.
-    pub fn append(&mut self, rows: &Rows) {
-        let base = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
-        self.bytes.extend_from_slice(&rows.bytes);
-        self.ends.extend(rows.ends.iter().map(|end| base.saturating_add(*end)));
-    }
-
     /// Appends a row cell by cell.
     pub fn push_with(&mut self, write: impl FnOnce(&mut RowWriter<'_>)) {
         let mut writer = RowWriter::new(&mut self.bytes);
@@ -373,9 +366,6 @@ mod tests {
         assert_eq!(frame_length(rows.bytes()), Some(rows.row(0).frame().len()));
         assert!(Row::parse(rows.bytes()).is_err(), "two frames are not one");
         assert_eq!(rows.iter().len(), 2);
-        let mut both = rows.clone();
-        both.append(&rows);
-        assert_eq!((both.len(), both.row(2), both.row(3)), (4, rows.row(0), rows.row(1)));
     }
 
     #[test]

@@ -18,9 +18,6 @@ pub(crate) const CRAWL_ANEW: &str = "to be crawled anew";
 /// Why a table takes no part that somebody left out.
 pub(crate) const SKIPPED: &str = "skipped on request";
 
-/// Bytes of chunks that are written together at most.
-const CHUNKS_BYTES_MAX: usize = 16 << 20;
-
 /// Work, in the order in which it has to reach the target.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -64,8 +61,6 @@ pub(crate) struct Applier {
     position: Option<Position>,
     /// The sink holds a piece of a transaction that has not ended.
     open: bool,
-    /// Chunks of one table that came one after another, to be written together.
-    chunks: Option<(TableBatch, Vec<RangeProgress>)>,
     reports: mpsc::UnboundedSender<Report>,
 }
 
@@ -77,7 +72,7 @@ impl Applier {
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
         let coalescer = Coalescer::new(flow.routes.iter().map(|route| route.shape.clone()).collect());
-        Self { sink, flow, coalescer, excluded, position: None, open: false, chunks: None, reports }
+        Self { sink, flow, coalescer, excluded, position: None, open: false, reports }
     }
 
     pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
@@ -87,17 +82,12 @@ impl Applier {
             while let Ok(next) = work.try_recv() {
                 self.take(next).await?;
             }
-            self.write_chunks().await?;
             self.flush(None).await?;
         }
         self.sink.close().await
     }
 
     async fn take(&mut self, work: Work) -> Result<()> {
-        if !matches!(work, Work::Chunk { .. }) {
-            // The order of what reaches the target is the order of the work.
-            self.write_chunks().await?;
-        }
         match work {
             Work::Changes { changes, first } => {
                 for transaction in &changes.transactions()[first..] {
@@ -119,19 +109,12 @@ impl Applier {
                 if self.excluded.contains(&table) {
                     return Ok(());
                 }
-                // Chunks have no key in common, and no change came between these.
-                if let Some((part, ranges)) = &mut self.chunks
-                    && part.table == table
-                    && part.fresh == fresh
-                    && part.upserts.bytes().len() + rows.bytes().len() <= CHUNKS_BYTES_MAX
-                {
-                    part.upserts.append(&rows);
-                    ranges.push(progress);
-                    return Ok(());
-                }
-                self.write_chunks().await?;
                 let part = TableBatch { table, upserts: rows, fresh, ..TableBatch::default() };
-                self.chunks = Some((part, vec![progress]));
+                let commit = Commit { ranges: vec![progress.clone()], ..Commit::default() };
+                self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                if !self.excluded.contains(&table) {
+                    self.report(Report::Range(progress));
+                }
                 Ok(())
             }
             Work::Restart { table } => {
@@ -176,24 +159,6 @@ impl Applier {
                 self.apply(Batch::default(), Some(commit)).await
             }
         }
-    }
-
-    /// Writes the chunks that were put together, and how far their ranges are.
-    async fn write_chunks(&mut self) -> Result<()> {
-        let Some((part, ranges)) = self.chunks.take() else { return Ok(()) };
-        let table = part.table;
-        // Of a range only how far the last of its chunks came.
-        let mut last: Vec<RangeProgress> = Vec::new();
-        for range in &ranges {
-            last.retain(|earlier| earlier.range != range.range);
-            last.push(range.clone());
-        }
-        let commit = Commit { ranges: last, ..Commit::default() };
-        self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
-        if !self.excluded.contains(&table) {
-            ranges.into_iter().for_each(|range| self.report(Report::Range(range)));
-        }
-        Ok(())
     }
 
     fn is_full(&self) -> bool {
