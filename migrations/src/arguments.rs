@@ -159,7 +159,7 @@ pub(crate) enum Migrate {
         #[command(flatten)]
         ends: Ends,
     },
-    /// Change a running migration: max_rate=ROWS (rows a second, 0 for no limit)
+    /// Change a running migration: max_rate=5000 (rows a second), max_rate=20MB/s, workers=4
     Set {
         #[command(flatten)]
         ends: Ends,

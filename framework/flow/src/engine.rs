@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Crawler, Opened, Route, Sink, Store};
@@ -56,7 +57,7 @@ impl Flow {
 }
 
 /// How long to wait for the error of a part that others miss.
-const CAUSE_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+const CAUSE_WAIT: Duration = Duration::from_secs(1);
 
 /// When a run ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,26 @@ pub enum Ended {
     Again,
 }
 
+/// How fast is crawled at most; `None` for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct MaxRate {
+    /// Rows a second.
+    pub rows: Option<u64>,
+    /// Bytes of rows a second.
+    pub bytes: Option<u64>,
+}
+
+impl MaxRate {
+    /// How long these rows have to take.
+    pub(crate) fn time(&self, rows: usize, bytes: usize) -> Duration {
+        let time = |amount: usize, limit: Option<u64>| {
+            limit.map_or(Duration::ZERO, |limit| Duration::from_secs_f64(amount as f64 / limit.max(1) as f64))
+        };
+        time(rows, self.rows).max(time(bytes, self.bytes))
+    }
+}
+
 /// What a person asks of a run that is going on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -89,8 +110,10 @@ pub enum Request {
     Skip(usize),
     /// The table is crawled anew; it takes part again.
     Recopy(usize),
-    /// Rows a second that are crawled at most; `None` for no limit.
-    MaxRate(Option<u64>),
+    /// How fast is crawled at most.
+    MaxRate(MaxRate),
+    /// Another run begins from the checkpoint, with options that changed.
+    Again,
 }
 
 /// Runs a flow until it ends, is told to stop, or something breaks.

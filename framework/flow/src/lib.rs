@@ -19,7 +19,7 @@ pub mod verify;
 mod watch;
 pub mod window;
 
-pub use engine::{Ended, Flow, Request, Until, run_once};
+pub use engine::{Ended, Flow, MaxRate, Request, Until, run_once};
 pub use options::Options;
 pub use plan::{Plan, PlannedTable, Wanted, plan};
 pub use status::{Gauge, Status, TableState, TableStatus};

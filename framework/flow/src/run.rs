@@ -10,7 +10,7 @@ use tidegate_core::{Error, FlowName, Result};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Ended, Flow, Request, Until, run_once};
+use crate::engine::{Ended, Flow, MaxRate, Request, Until, run_once};
 use crate::status::{Gauge, Status};
 use crate::watch::watch;
 
@@ -34,8 +34,10 @@ pub struct Wishes {
     pub paused: bool,
     /// Tables whose crawl is paused.
     pub paused_tables: std::collections::BTreeSet<String>,
-    /// Rows a second that are crawled at most.
-    pub rows_per_second_max: Option<u64>,
+    /// How fast is crawled at most.
+    pub max_rate: MaxRate,
+    /// Reads of the crawl at the same time; `None` for what the configuration says.
+    pub workers: Option<usize>,
     /// Tables to be left out, and tables to be crawled anew: how often each was asked for.
     pub skips: BTreeMap<String, u64>,
     /// See `skips`.
@@ -152,11 +154,15 @@ async fn runs(
     let mut broken_since = None;
     loop {
         let (ask, mut requests) = mpsc::unbounded_channel();
+        let workers = read::<Wishes>(state.as_ref(), &flow.name, WISHES).await?.0.workers;
+        let mut flow = flow.clone();
+        flow.options.workers = workers.unwrap_or(flow.options.workers);
+        let flow = &flow;
         let began = flow.clock.elapsed();
         let outcome = tokio::select! {
             biased;
             outcome = run_once(flow, until, gauge, &mut requests, stop) => outcome,
-            broken = beat(flow, gauge, state.as_ref(), holder, &ask) => match broken {
+            broken = beat(flow, gauge, state.as_ref(), holder, workers, &ask) => match broken {
                 Err(error) => Err(error),
                 Ok(never) => match never {},
             },
@@ -197,9 +203,10 @@ async fn beat(
     gauge: &Gauge,
     state: &dyn StateStore,
     holder: &str,
+    workers: Option<usize>,
     ask: &mpsc::UnboundedSender<Request>,
 ) -> Result<std::convert::Infallible> {
-    let mut granted = Wishes::default();
+    let mut granted = Wishes { workers, ..Wishes::default() };
     let mut asked = BTreeMap::new();
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
@@ -252,8 +259,11 @@ fn differences(
     for table in granted.paused_tables.difference(&wishes.paused_tables).filter_map(place) {
         requests.push(Request::Resume(Some(table)));
     }
-    if wishes.rows_per_second_max != granted.rows_per_second_max {
-        requests.push(Request::MaxRate(wishes.rows_per_second_max));
+    if wishes.max_rate != granted.max_rate {
+        requests.push(Request::MaxRate(wishes.max_rate));
+    }
+    if wishes.workers != granted.workers {
+        requests.push(Request::Again);
     }
     let skips = wishes.skips.iter().map(|(name, times)| ("skip", name, times));
     let recopies = wishes.recopies.iter().map(|(name, times)| ("recopy", name, times));

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use crate::apply::{CRAWL_ANEW, Report, SKIPPED, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
-use crate::engine::{Flow, Request};
+use crate::engine::{Flow, MaxRate, Request};
 use crate::plant::{self, Bug};
 use crate::status::Gauge;
 use crate::window::Window;
@@ -76,7 +76,7 @@ pub(crate) struct Sequencer<'a> {
     chunk_rows: usize,
     /// Where the target has to be for the flow to have caught up.
     goal: Option<Position>,
-    rows_per_second_max: Option<u64>,
+    max_rate: MaxRate,
     next_read_at: Duration,
 }
 
@@ -89,7 +89,7 @@ impl<'a> Sequencer<'a> {
         captured: Vec<usize>,
         lines: Lines,
     ) -> Self {
-        gauge.begin(checkpoint);
+        gauge.begin(checkpoint, flow.options.workers);
         Self {
             flow,
             gauge,
@@ -115,7 +115,7 @@ impl<'a> Sequencer<'a> {
             given_up: 0,
             chunk_rows: flow.options.chunk_rows.max(1),
             goal: None,
-            rows_per_second_max: None,
+            max_rate: MaxRate::default(),
             next_read_at: Duration::ZERO,
         }
     }
@@ -218,8 +218,8 @@ impl<'a> Sequencer<'a> {
         if order.read < self.given_up || self.excluded.contains(&order.table) {
             self.window.end_read(order.read);
         } else if let Some(progress) = self.ledger.read(&order, chunk.next, rows.len()) {
-            if let Some(limit) = self.rows_per_second_max {
-                let pause = Duration::from_secs_f64(rows.len() as f64 / limit.max(1) as f64);
+            let pause = self.max_rate.time(rows.len(), rows.bytes().len());
+            if !pause.is_zero() {
                 self.next_read_at = self.flow.clock.elapsed().max(self.next_read_at) + pause;
             }
             self.waiting.push(Waiting { read: order.read, as_of: chunk.as_of, rows, progress });
@@ -438,9 +438,10 @@ impl<'a> Sequencer<'a> {
             Request::Pause(Some(table)) => drop(self.paused.insert(table)),
             Request::Resume(Some(table)) => drop(self.paused.remove(&table)),
             Request::MaxRate(rate) => {
-                self.rows_per_second_max = rate;
+                self.max_rate = rate;
                 self.next_read_at = Duration::ZERO;
             }
+            Request::Again => self.again = true,
             Request::Skip(table) => {
                 self.leave_out(table);
                 self.gauge.skipped(table);

@@ -65,6 +65,9 @@ pub struct Status {
     /// Whether the run is connected to both sides.
     #[serde(default)]
     pub connected: bool,
+    /// Reads of the crawl at the same time.
+    #[serde(default)]
+    pub workers: usize,
     /// What ended the last run.
     pub error: Option<String>,
     /// The tables, in the order of the plan.
@@ -199,8 +202,9 @@ impl Gauge {
         self.lock().status.connected = false;
     }
 
-    pub(crate) fn begin(&self, checkpoint: &Checkpoint) {
+    pub(crate) fn begin(&self, checkpoint: &Checkpoint, workers: usize) {
         let mut inner = self.lock();
+        inner.status.workers = workers;
         inner.status.connected = true;
         inner.ranges = checkpoint.ranges.iter().map(|r| ((r.table, r.range), (r.rows, r.done))).collect();
         inner.delivered.clear();

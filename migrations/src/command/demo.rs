@@ -125,10 +125,8 @@ async fn migrate(
     // The crawl is slowed down, so that there is something to see.
     let state = settings.state().await?;
     let rate = (ORDERS + CUSTOMERS).cast_unsigned() * 2 / seconds.max(1);
-    change(state.as_ref(), &settings.name, WISHES, |wishes: &mut Wishes| {
-        wishes.rows_per_second_max = Some(rate)
-    })
-    .await?;
+    change(state.as_ref(), &settings.name, WISHES, |wishes: &mut Wishes| wishes.max_rate.rows = Some(rate))
+        .await?;
 
     let mut child = start(ends, &[])?;
     say(&**clock, "tidegate migrate run: a process of its own crawls and captures at once");

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
-use tidegate_flow::Status;
 use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read};
+use tidegate_flow::{MaxRate, Status};
 
 use crate::settings::Settings;
 
@@ -84,12 +84,73 @@ pub(super) async fn recopy(settings: &Settings, tables: &[String]) -> Result<Exi
 }
 
 pub(super) async fn set(settings: &Settings, knob: &str) -> Result<ExitCode> {
-    let unknown = || {
-        Error::new(code::CONFIG_INVALID, format!("{knob:?} cannot be set"))
-            .hint("known: max_rate=ROWS, rows a second that are crawled at most, 0 for no limit")
-    };
     known(settings, &[]).await?;
-    let rate: u64 = knob.strip_prefix("max_rate=").and_then(|rate| rate.parse().ok()).ok_or_else(unknown)?;
-    wish(settings, "the limit is to change", |wishes| wishes.rows_per_second_max = (rate > 0).then_some(rate))
-        .await
+    let knob = Knob::read(knob)?;
+    let said = match knob {
+        Knob::MaxRate(_) => "the limit is to change",
+        Knob::Workers(_) => "the number of workers is to change",
+    };
+    wish(settings, said, |wishes| match knob {
+        Knob::MaxRate(rate) => wishes.max_rate = rate,
+        Knob::Workers(workers) => wishes.workers = Some(workers),
+    })
+    .await
+}
+
+/// What can be changed while a migration runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knob {
+    MaxRate(MaxRate),
+    Workers(usize),
+}
+
+impl Knob {
+    /// Reads `max_rate=5000`, `max_rate=20MB/s` or `workers=4`.
+    fn read(text: &str) -> Result<Self> {
+        let unknown = || {
+            Error::new(code::CONFIG_INVALID, format!("{text:?} cannot be set")).hint(
+                "known: max_rate=ROWS or max_rate=20MB/s (kB, MB, GB), how fast is crawled at most, 0 for no limit; \
+                 workers=N, reads at the same time, from 1 to 64",
+            )
+        };
+        let (name, value) = text.split_once('=').ok_or_else(unknown)?;
+        let digits = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let number: u64 = digits.parse().map_err(|_| unknown())?;
+        let limit = (number > 0).then_some(number);
+        let bytes =
+            |unit: u64| MaxRate { bytes: limit.map(|number| number.saturating_mul(unit)), rows: None };
+        match (name, &value[digits.len()..]) {
+            ("max_rate", "") => Ok(Knob::MaxRate(MaxRate { rows: limit, bytes: None })),
+            ("max_rate", "kB/s") => Ok(Knob::MaxRate(bytes(1_000))),
+            ("max_rate", "MB/s") => Ok(Knob::MaxRate(bytes(1_000_000))),
+            ("max_rate", "GB/s") => Ok(Knob::MaxRate(bytes(1_000_000_000))),
+            ("workers", "") if (1..=64).contains(&number) => {
+                Ok(Knob::Workers(usize::try_from(number).map_err(|_| unknown())?))
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_knob_is_read_or_refused_with_what_is_known() {
+        let rate = |rows, bytes| Knob::MaxRate(MaxRate { rows, bytes });
+        for (text, knob) in [
+            ("max_rate=5000", rate(Some(5_000), None)),
+            ("max_rate=20MB/s", rate(None, Some(20_000_000))),
+            ("max_rate=0", rate(None, None)),
+            ("workers=4", Knob::Workers(4)),
+        ] {
+            assert_eq!(Knob::read(text).unwrap(), knob, "{text}");
+        }
+        for text in ["max_rate", "max_rate=fast", "max_rate=20 miles", "workers=0", "workers=65", "colour=1"]
+        {
+            let error = Knob::read(text).unwrap_err();
+            assert!(error.hint_text().unwrap().contains("workers=N"), "{text}");
+        }
+    }
 }

@@ -70,7 +70,8 @@ fn throttle(status: &Status, wishes: &Wishes) -> Option<String> {
     if wishes.paused {
         return Some("paused on request".to_owned());
     }
-    wishes.rows_per_second_max.map(|rate| format!("max_rate={rate}"))
+    let rows = wishes.max_rate.rows.map(|rate| format!("max_rate={rate}"));
+    rows.or_else(|| wishes.max_rate.bytes.map(|rate| format!("max_rate={rate}B/s")))
 }
 
 fn document(
@@ -102,6 +103,8 @@ fn document(
     serde_json::json!({
         "name": settings.name.as_str(), "state": word(status, wishes), "epoch": 1, "running": status.running,
         "error": status.error, "throttle": throttle(status, wishes),
+        "workers": status.workers,
+        "held": {"bytes": status.held_bytes, "used": status.held_used},
         "lag": {"bytes": status.behind, "seconds": status.lag_seconds()},
         "eta_seconds": eta, "tables": tables, "verify": verify, "next": next(status, verified),
     })

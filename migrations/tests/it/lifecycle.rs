@@ -144,6 +144,25 @@ fn knobs_hold_across_runs_and_a_skipped_table_is_left_out() {
 }
 
 #[test]
+fn workers_and_the_rate_change_while_it_runs() {
+    let (_folder, from, to) = shop(MANY);
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &["--from", &from, "--to", &to]].concat());
+    verb(&["run", "--until", "caught-up"]).ended(0);
+    verb(&["set", "max_rate=1kB/s"]).ended(0);
+    verb(&["recopy", "--table", "orders"]).ended(0);
+    let runner = Runner::start(&from, &to);
+    let status = wait(&from, &to, |status| status["state"] == "crawling");
+    assert_eq!(status["throttle"], "max_rate=1000B/s");
+    verb(&["set", "workers=3"]).ended(0);
+    wait(&from, &to, |status| status["workers"] == 3);
+    verb(&["set", "max_rate=0"]).ended(0);
+    wait(&from, &to, |status| status["state"] == "live");
+    runner.signal("-TERM");
+    runner.end().ended(7);
+    verb(&["verify"]).ended(0);
+}
+
+#[test]
 fn a_source_that_was_restored_is_not_followed() {
     let (folder, from, to) = shop(MANY);
     let words = ["migrate", "run", "--from", &from, "--to", &to, "--until", "caught-up"];
