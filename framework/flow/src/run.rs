@@ -153,24 +153,8 @@ async fn runs(
     let mut pause = PAUSES.0;
     let mut broken_since = None;
     loop {
-        let (ask, mut requests) = mpsc::unbounded_channel();
-        let workers = read::<Wishes>(state.as_ref(), &flow.name, WISHES).await?.0.workers;
-        let mut flow = flow.clone();
-        flow.options.workers = workers.unwrap_or(flow.options.workers);
-        let flow = &flow;
         let began = flow.clock.elapsed();
-        let outcome = tokio::select! {
-            biased;
-            outcome = run_once(flow, until, gauge, &mut requests, stop) => outcome,
-            broken = beat(flow, gauge, state.as_ref(), holder, workers, &ask) => match broken {
-                Err(error) => Err(error),
-                Ok(never) => match never {},
-            },
-            danger = watch(flow, gauge) => match danger {
-                Err(error) => Err(error),
-                Ok(never) => match never {},
-            },
-        };
+        let outcome = attempt(flow, until, gauge, state.as_ref(), holder, stop).await;
         gauge.broke();
         let error = match outcome {
             Ok(Ended::Again) => continue,
@@ -194,6 +178,27 @@ async fn runs(
             () = flow.clock.sleep(pause) => {}
         }
         pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// One run, with what is wanted now. Whatever fails here may be tried again.
+async fn attempt(
+    flow: &Flow,
+    until: Until,
+    gauge: &Gauge,
+    state: &dyn StateStore,
+    holder: &str,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let workers = read::<Wishes>(state, &flow.name, WISHES).await?.0.workers;
+    let mut flow = flow.clone();
+    flow.options.workers = workers.unwrap_or(flow.options.workers);
+    let (ask, mut requests) = mpsc::unbounded_channel();
+    tokio::select! {
+        biased;
+        outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
+        broken = beat(&flow, gauge, state, holder, workers, &ask) => match broken? {},
+        danger = watch(&flow, gauge) => match danger? {},
     }
 }
 
