@@ -23,8 +23,11 @@ pub(crate) fn exit_status(kind: Kind) -> u8 {
 pub(crate) fn failure(error: &Error, json: bool) -> ExitCode {
     let status = exit_status(error.kind());
     if json {
-        let facts: serde_json::Map<_, _> =
-            error.context().iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+        let facts: serde_json::Map<_, _> = error
+            .context()
+            .iter()
+            .map(|(name, value)| (name.clone().into_owned(), value.clone().into()))
+            .collect();
         let document = serde_json::json!({"error": {
             "code": format!("TG{:04}", error.code().number()), "name": error.code().name(),
             "message": error.message(), "facts": facts, "hint": error.hint_text(), "exit": status,

@@ -3,6 +3,8 @@
 //! An error answers what a caller needs in order to go on: its [`Kind`] (what to do next), its [`Verdict`]
 //! (may the same call be made again), its [`Code`] (where the page is) and a hint.
 
+mod record;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -38,7 +40,7 @@ pub enum Kind {
 }
 
 /// Whether the same call may be made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Verdict {
     /// It had no effect and may succeed later.
     Retry,
@@ -65,7 +67,7 @@ struct Inner {
     code: Code,
     verdict: Verdict,
     message: Cow<'static, str>,
-    context: Vec<(&'static str, String)>,
+    context: Vec<(Cow<'static, str>, String)>,
     hint: Option<Cow<'static, str>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -85,8 +87,8 @@ impl Error {
 
     /// Adds a named fact: the table, the position, the server.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((name, value.to_string()));
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl fmt::Display) -> Self {
+        self.0.context.push((name.into(), value.to_string()));
         self
     }
 
@@ -132,7 +134,7 @@ impl Error {
     }
 
     /// The named facts, in the order they were added.
-    pub fn context(&self) -> &[(&'static str, String)] {
+    pub fn context(&self) -> &[(Cow<'static, str>, String)] {
         &self.0.context
     }
 

@@ -4,8 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 
 /// A place in a source's history. Opaque; places of one history compare bytewise, later being greater.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(from = "Vec<u8>", into = "Vec<u8>")]
 pub struct Position(Arc<[u8]>);
+
+impl From<Vec<u8>> for Position {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl From<Position> for Vec<u8> {
+    fn from(position: Position) -> Self {
+        position.bytes().to_vec()
+    }
+}
 
 impl Position {
     /// A position of these bytes.

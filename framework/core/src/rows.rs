@@ -214,6 +214,19 @@ impl Rows {
         Self::default()
     }
 
+    /// Rows of frames that stand one behind the other.
+    ///
+    /// # Errors
+    /// `stream-malformed` if the bytes are not whole frames.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self> {
+        let (mut ends, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            at += frame_length(&bytes[at..]).ok_or_else(malformed)?;
+            ends.push(u32::try_from(at).map_err(|_| malformed())?);
+        }
+        Ok(Self { bytes, ends })
+    }
+
     /// How many rows.
     pub fn len(&self) -> usize {
         self.ends.len()
@@ -365,6 +378,9 @@ mod tests {
         assert!(rows.row(0).is_partial() && !rows.row(1).is_partial());
         assert_eq!(frame_length(rows.bytes()), Some(rows.row(0).frame().len()));
         assert!(Row::parse(rows.bytes()).is_err(), "two frames are not one");
+        let parsed = Rows::parse(rows.bytes().to_vec()).unwrap();
+        assert!(parsed.iter().eq(rows.iter()));
+        assert!(Rows::parse(rows.bytes()[..rows.bytes().len() - 1].to_vec()).is_err());
         assert_eq!(rows.iter().len(), 2);
     }
 

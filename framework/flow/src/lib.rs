@@ -16,6 +16,7 @@ mod sequencer;
 pub mod status;
 pub mod transform;
 pub mod verify;
+pub mod via;
 mod watch;
 pub mod window;
 

@@ -20,6 +20,10 @@ pub enum Bug {
     MadeTooEarly,
     /// A row that is left out from a change on stays as it was before.
     FilterForgetsRows,
+    /// Behind a broker, calls of a session that is over are done.
+    AnySession,
+    /// Behind a broker, a reply to an earlier call is taken for the one to this.
+    AnyReply,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -30,6 +30,8 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("recopy keeps rows", Plant::Engine(Bug::RecopyKeepsRows)),
     ("made too early", Plant::Engine(Bug::MadeTooEarly)),
     ("filter forgets rows", Plant::Engine(Bug::FilterForgetsRows)),
+    ("any session", Plant::Engine(Bug::AnySession)),
+    ("any reply", Plant::Engine(Bug::AnyReply)),
     ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
     ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),
     ("checkpoint before effect", Plant::Port(PortBug::CheckpointBeforeEffect)),

@@ -13,6 +13,7 @@ use tidegate_memory::MemoryStore;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::carried::Way;
 use crate::fault::FaultyStore;
 use crate::made::Turn;
 use crate::plant::{PLANTS, Plant, PortBug};
@@ -24,12 +25,16 @@ const RUNS_MAX: usize = 60;
 /// The rare paths that a run has to take to prove anything.
 pub(crate) const PATHS: &[&str] = &[
     "a batch done twice",
+    "broker cut, or its answers lost",
+    "calls carried by a broker",
     "chunk row completed",
     "chunk row overtaken",
     "commit logged before it was seen",
     "done and the answer lost",
     "failed before the call",
     "key change completed",
+    "message lost by the broker",
+    "message stored again, late",
     "part of a batch done",
     "reads given up",
     "row healed",
@@ -39,6 +44,7 @@ pub(crate) const PATHS: &[&str] = &[
     "run broke and another began",
     "table crawled anew",
     "table skipped, later crawled anew",
+    "target's process killed",
     "told to stop",
     "truncate",
     "update before its row",
@@ -184,12 +190,28 @@ pub(crate) fn history(seed: u64, planted: Option<Plant>) -> (Verdict, Coverage) 
 async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
     let (source, target) = (MemoryStore::new("source"), MemoryStore::new("target"));
     let world = Shared::new(World::new(seed, &source));
-    let flow = match prepare(&source, &target, &world, bug).await {
+    let mut flow = match prepare(&source, &target, &world, bug).await {
         Ok(flow) => flow,
         Err(e) => return (Verdict::Stuck(format!("{e:?}")), Coverage::new()),
     };
+    let way = world.lock().carried.then(|| Way::new(Arc::clone(&flow.target), world.clone()));
+    if let Some(way) = &way {
+        world.lock().count("calls carried by a broker");
+        flow.target = way.carried();
+    }
     let gauge = Gauge::new(&flow.routes, &flow.options);
-    let verdict = match drive(&flow, &gauge, &world).await {
+    let other_end = async {
+        match &way {
+            Some(way) => way.live(&flow.name).await,
+            None => std::future::pending().await,
+        }
+    };
+    let driven = tokio::select! {
+        biased;
+        driven = drive(&flow, &gauge, &world) => driven,
+        broken = other_end => Err(format!("the target's end broke: {broken:?}")),
+    };
+    let verdict = match driven {
         Err(stuck) => Verdict::Stuck(stuck),
         Ok(()) => {
             let mut world = world.lock();

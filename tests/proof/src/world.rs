@@ -29,6 +29,8 @@ pub(crate) struct World {
     ledger: Vec<BTreeMap<i64, Row>>,
     /// How rows are turned on their way to the target.
     pub(crate) turn: Option<Turn>,
+    /// Whether the target is behind a broker.
+    pub(crate) carried: bool,
     writes_left: usize,
     pub(crate) faults_left: usize,
     unseen: Vec<Mark>,
@@ -69,6 +71,7 @@ impl World {
         };
         let mut world = Self {
             turn,
+            carried: rng.u8(0..6) == 0,
             coverage: Coverage::new(),
             source: source.clone(),
             ledger: tables.iter().map(|_| BTreeMap::new()).collect(),

@@ -171,7 +171,7 @@ async fn what_does_not_fit_is_named_and_nothing_is_done() {
     sink.apply(&batch(upserts([item(5, "x")])), Some(&commit(2))).await.unwrap();
     let error = sink.apply(&batch(rows), Some(&commit(3))).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT);
-    let named: Vec<_> = error.context().iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let named: Vec<_> = error.context().iter().map(|(name, value)| (&**name, value.as_str())).collect();
     assert_eq!(named, [("column", "at"), ("table", "items"), ("key", "id=17")]);
     assert_eq!(place.all("items").await.len(), 1);
     place.end().await;

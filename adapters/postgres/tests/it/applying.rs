@@ -116,7 +116,7 @@ async fn each_kind_of_work_is_done_and_repeated_without_harm() {
     let bad = TableBatch { upserts: rows(&[row(11, "q", "too long")]), ..TableBatch::default() };
     let error = sink.apply(&batch(bad), None).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT, "{error:?}");
-    assert!(error.context().contains(&("table", "public.t".to_owned())), "{error:?}");
+    assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
     assert_eq!(there(&session).await.len(), 2);
     sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
     assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)", "(10,p,p)"]);

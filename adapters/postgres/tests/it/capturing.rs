@@ -176,7 +176,7 @@ async fn it_goes_on_where_it_was_told_to() {
         }
     };
     assert_eq!(error.code(), code::SCHEMA_CHANGED, "{error:?}");
-    assert!(error.context().contains(&("table", "public.t".to_owned())), "{error:?}");
+    assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
     bench.end(feed).await;
 }
 

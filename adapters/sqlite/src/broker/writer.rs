@@ -143,7 +143,7 @@ impl Writer {
         match self.attempt(&mut batch).await {
             Ok(()) => batch.into_iter().for_each(|job| job.tell(None)),
             Err(Failure::Undone(error)) if batch.len() == 1 || error.verdict() == Verdict::Retry => {
-                batch.into_iter().for_each(|job| job.tell(Some(copy(&error))));
+                batch.into_iter().for_each(|job| job.tell(Some(error.clone())));
             }
             // One of them is at fault: the others are not to suffer for it.
             Err(Failure::Undone(_)) => {
@@ -158,7 +158,7 @@ impl Writer {
                 }
             }
             Err(Failure::Unknown(error)) => {
-                batch.into_iter().for_each(|job| job.tell(Some(copy(&error))));
+                batch.into_iter().for_each(|job| job.tell(Some(error.clone())));
             }
         }
     }
@@ -195,11 +195,6 @@ impl Writer {
         sqlx::query(text).execute(&mut self.connection).await.during(text)?;
         Ok(())
     }
-}
-
-fn copy(error: &Error) -> Error {
-    let copy = Error::new(error.code(), error.message().to_owned()).verdict_is(error.verdict());
-    error.context().iter().fold(copy, |copy, (name, value)| copy.with(name, value))
 }
 
 pub(crate) fn micros(time: Duration) -> i64 {

@@ -147,7 +147,7 @@ async fn a_key_that_is_null_is_refused_by_name() {
     file.exec("INSERT INTO t VALUES (NULL, 1)").await;
     let error = feed.failure().await;
     assert_eq!(error.code(), code::KEY_UNFIT);
-    assert!(error.context().contains(&("table", "t".to_owned())));
+    assert!(error.context().contains(&("table".into(), "t".to_owned())));
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn a_table_that_was_rebuilt_is_noticed_while_running_and_afterwards() {
     .await;
     let error = feed.failure().await;
     assert_eq!(error.code(), code::JOURNAL_LOST);
-    assert!(error.context().contains(&("table", "t".to_owned())));
+    assert!(error.context().contains(&("table".into(), "t".to_owned())));
     let tables = file.tables().await;
     // Neither may the next run make the triggers anew and go on as if nothing had happened.
     let error = file.catalog().await.capture(&flow(), &tables).await.unwrap_err();

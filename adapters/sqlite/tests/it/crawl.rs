@@ -137,7 +137,7 @@ async fn a_table_that_changed_is_an_error_and_never_fewer_or_other_values() {
     file.exec("ALTER TABLE t RENAME COLUMN v TO w").await;
     let error = crawler.read(&table, &KeyRange::default(), 10, &mut out).await.unwrap_err();
     assert_eq!(error.code(), code::SCHEMA_CHANGED);
-    assert!(error.context().contains(&("table", "t".to_owned())));
+    assert!(error.context().contains(&("table".into(), "t".to_owned())));
     file.exec("DROP TABLE t").await;
     let error = crawler.read(&table, &KeyRange::default(), 10, &mut out).await.unwrap_err();
     assert_eq!(error.code(), code::TABLE_MISSING);
@@ -151,5 +151,5 @@ async fn text_that_is_not_utf_8_is_named() {
     let mut crawler = file.store.crawler().await.unwrap();
     let error = crawler.read(&table, &KeyRange::default(), 10, &mut Rows::new()).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT);
-    assert!(error.context().contains(&("column", "v".to_owned())));
+    assert!(error.context().contains(&("column".into(), "v".to_owned())));
 }

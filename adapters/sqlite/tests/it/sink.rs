@@ -251,7 +251,7 @@ async fn what_does_not_fit_is_named_and_nothing_of_the_batch_is_done() {
         let bad = full(at, value.clone());
         let error = target.upsert(&[&good, &bad], false).await.unwrap_err();
         assert_eq!(error.code(), expected, "{value:?}");
-        let context: Vec<&str> = error.context().iter().map(|(name, _)| *name).collect();
+        let context: Vec<&str> = error.context().iter().map(|(name, _)| &**name).collect();
         assert!(context.contains(&"table") && context.contains(&"key"), "{error:?}");
         assert!(target.rows("t").await.is_empty());
         target.upsert(&[&good], false).await.unwrap();

@@ -8,7 +8,7 @@ use crate::rows::{Key, Rows};
 use crate::table::Table;
 
 /// A range of keys in the store's own order: greater than `after`, up to and including `upto`.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct KeyRange {
     /// Exclusive lower bound; `None` from the first key on.
     pub after: Option<Key>,

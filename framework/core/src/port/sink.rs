@@ -58,7 +58,7 @@ pub struct Batch {
 }
 
 /// How far the crawl of one key range is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RangeProgress {
     /// The table, by its place among the routes.
     pub table: usize,
@@ -73,7 +73,7 @@ pub struct RangeProgress {
 }
 
 /// What becomes durable together with a batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Commit {
     /// The changes up to here are in the target; `None` leaves it as it was.
     pub position: Option<Position>,
@@ -88,7 +88,7 @@ pub struct Commit {
 }
 
 /// How far the target is, as it says itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Checkpoint {
     /// The source it belongs to.
     pub source: Identity,
@@ -104,7 +104,7 @@ pub struct Checkpoint {
 }
 
 /// What opening a sink found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Opened {
     /// Nothing: the checkpoint given was stored.
     New,
@@ -113,7 +113,7 @@ pub enum Opened {
 }
 
 /// What a batch did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Applied {
     /// Keys of `updates` that met no row: by table, in the source's encoding.
     pub holes: Vec<(usize, Key)>,
