@@ -61,6 +61,9 @@ pub(crate) struct Ends {
     /// How to carry a type that has no exact equal: TYPE=FORM, for example interval=string
     #[arg(long = "convert", value_name = "TYPE=FORM")]
     pub(crate) conversions: Vec<String>,
+    /// The broker that everything goes through to the target [default: none, within one process]
+    #[arg(long, value_name = "URL")]
+    pub(crate) via: Option<String>,
     /// Allow rows in the target's tables; rows with equal keys are overwritten
     #[arg(long)]
     pub(crate) allow_non_empty: bool,
@@ -130,6 +133,9 @@ pub(crate) enum Migrate {
         /// End by itself, with exit status 0
         #[arg(long, value_enum)]
         until: Option<UntilWord>,
+        /// Which half of it to run, with --via: the one that reads, or the one that writes
+        #[arg(long, value_enum, default_value_t = RoleWord::All)]
+        role: RoleWord,
     },
     /// Show the state, rows, lag and what can be done next
     Status {
@@ -179,6 +185,16 @@ pub(crate) enum Migrate {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleWord {
+    /// Both, in one process
+    All,
+    /// Reads the source, decides the order, and keeps the status
+    Source,
+    /// Writes to the target what comes through the broker
+    Target,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

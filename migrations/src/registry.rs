@@ -1,24 +1,26 @@
-//! Which stores the program knows, in plain sight.
+//! Which stores and brokers the program knows, in plain sight.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Store, Transform};
-use tidegate_core::{Endpoint, Error, Result};
+use tidegate_core::port::{Broker, Store, Transform};
+use tidegate_core::{Canonical, Codec, Endpoint, Error, Result};
 
-type Open = dyn Fn(&Endpoint) -> Result<Arc<dyn Store>> + Send + Sync;
+type Open<T> = dyn Fn(&Endpoint) -> Result<Arc<T>> + Send + Sync;
 
-/// Opens stores by the scheme of their URL.
+/// Opens stores and brokers by the scheme of their URL.
 #[derive(Default)]
 pub struct Registry {
-    stores: BTreeMap<String, Arc<Open>>,
+    stores: BTreeMap<String, Arc<Open<dyn Store>>>,
+    brokers: BTreeMap<String, Arc<Open<dyn Broker>>>,
+    codecs: Vec<Arc<dyn Codec>>,
     transform: Option<Arc<dyn Transform>>,
 }
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.stores.keys()).finish()
+        f.debug_list().entries(self.stores.keys()).entries(self.brokers.keys()).finish()
     }
 }
 
@@ -28,7 +30,7 @@ impl Registry {
         Self::default()
     }
 
-    /// A registry with every store that Tidegate brings.
+    /// A registry with every store and broker that Tidegate brings.
     pub fn standard() -> Self {
         let mut registry = Self::new();
         for scheme in tidegate_sqlite::SCHEMES {
@@ -40,6 +42,17 @@ impl Registry {
         for scheme in tidegate_mongodb::SCHEMES {
             registry.add(scheme, tidegate_mongodb::open);
         }
+        for scheme in tidegate_memory::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_memory::open_broker);
+        }
+        for scheme in tidegate_sqlite::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_sqlite::open_broker);
+        }
+        for codec in
+            [Arc::new(Canonical) as Arc<dyn Codec>, tidegate_postgres::codec(), tidegate_mongodb::codec()]
+        {
+            registry.add_codec(codec);
+        }
         registry
     }
 
@@ -50,6 +63,24 @@ impl Registry {
         open: impl Fn(&Endpoint) -> Result<Arc<dyn Store>> + Send + Sync + 'static,
     ) {
         self.stores.insert(scheme.to_owned(), Arc::new(open));
+    }
+
+    /// Adds a broker, or replaces the one that had this scheme.
+    pub fn add_broker(
+        &mut self,
+        scheme: &str,
+        open: impl Fn(&Endpoint) -> Result<Arc<dyn Broker>> + Send + Sync + 'static,
+    ) {
+        self.brokers.insert(scheme.to_owned(), Arc::new(open));
+    }
+
+    /// Adds an encoding in which rows may go through a broker as they are; rows in others go as canonical values.
+    pub fn add_codec(&mut self, codec: Arc<dyn Codec>) {
+        self.codecs.push(codec);
+    }
+
+    pub(crate) fn codecs(&self) -> Vec<Arc<dyn Codec>> {
+        self.codecs.clone()
     }
 
     /// Turns the rows of every source; a mapping in the configuration then sees the rows that this makes.
@@ -66,13 +97,29 @@ impl Registry {
     /// # Errors
     /// `url-invalid` if nobody knows the scheme, or the URL is malformed.
     pub fn open(&self, endpoint: &Endpoint) -> Result<Arc<dyn Store>> {
-        match self.stores.get(endpoint.scheme()) {
-            Some(open) => open(endpoint),
-            None => {
-                let known: Vec<_> = self.stores.keys().map(|scheme| format!("{scheme}:")).collect();
-                Err(Error::new(code::URL_INVALID, format!("no store has the scheme {}:", endpoint.scheme()))
-                    .hint(format!("known: {}", known.join(" "))))
-            }
+        find(&self.stores, "store", endpoint)
+    }
+
+    /// Opens the broker of a URL. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// As [`Registry::open`].
+    pub fn open_broker(&self, endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
+        find(&self.brokers, "broker", endpoint)
+    }
+}
+
+fn find<T: ?Sized>(
+    known: &BTreeMap<String, Arc<Open<T>>>,
+    what: &str,
+    endpoint: &Endpoint,
+) -> Result<Arc<T>> {
+    match known.get(endpoint.scheme()) {
+        Some(open) => open(endpoint),
+        None => {
+            let known: Vec<_> = known.keys().map(|scheme| format!("{scheme}:")).collect();
+            Err(Error::new(code::URL_INVALID, format!("no {what} has the scheme {}:", endpoint.scheme()))
+                .hint(format!("known: {}", known.join(" "))))
         }
     }
 }

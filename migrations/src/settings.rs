@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tidegate_core::error::code;
 use tidegate_core::port::{Conversions, Selection, StateStore, Store, Transform};
-use tidegate_core::{Endpoint, Error, FlowName, Result, SystemClock, TableName};
+use tidegate_core::{Endpoint, Error, FlowName, Result, SystemClock, SystemIds, TableName};
+use tidegate_flow::via::{Carried, Via};
 use tidegate_flow::{Flow, Options, Transformed, Wanted};
 
 use crate::arguments::{Common, Ends};
@@ -51,6 +52,8 @@ pub(crate) struct Run {
     pub(crate) name: Option<String>,
     /// URL of the store that keeps its state; the target if absent.
     pub(crate) state: Option<String>,
+    /// URL of the broker that everything goes through to the target; none if absent.
+    pub(crate) via: Option<String>,
 }
 
 /// One of the two databases.
@@ -107,6 +110,7 @@ pub(crate) struct Settings {
     pub(crate) name: FlowName,
     pub(crate) source: Arc<dyn Store>,
     pub(crate) target: Arc<dyn Store>,
+    pub(crate) via: Option<Via>,
     state: Option<Arc<dyn Store>>,
     pub(crate) wanted: Wanted,
     pub(crate) mapping: Option<Arc<Mapping>>,
@@ -125,6 +129,8 @@ impl Settings {
         };
         let state = common.state.as_deref().or(file.run.state.as_deref());
         let state = state.map(|url| registry.open(&Endpoint::parse(url)?)).transpose()?;
+        let via = ends.via.as_deref().or(file.run.via.as_deref());
+        let via = via.map(|url| open_via(&Endpoint::parse(url)?, registry)).transpose()?;
         let tables = if ends.tables.is_empty() { &file.source.tables } else { &ends.tables };
         let mut conversions: Conversions = file.convert;
         for word in &ends.conversions {
@@ -156,6 +162,7 @@ impl Settings {
             name,
             source,
             target: registry.open(&to)?,
+            via,
             state,
             wanted: Wanted {
                 tables: selection(tables),
@@ -178,12 +185,24 @@ impl Settings {
         Flow {
             name: self.name.clone(),
             source: Arc::clone(&self.source),
-            target: Arc::clone(&self.target),
+            target: match &self.via {
+                Some(via) => Arc::new(Carried::new(Arc::clone(&self.target), via.clone())),
+                None => Arc::clone(&self.target),
+            },
             routes: plan.routes(),
             options: self.options.clone(),
             clock: SystemClock::shared(),
         }
     }
+}
+
+fn open_via(url: &Endpoint, registry: &Registry) -> Result<Via> {
+    Ok(Via {
+        broker: registry.open_broker(url)?,
+        codecs: registry.codecs(),
+        clock: SystemClock::shared(),
+        ids: Arc::new(SystemIds),
+    })
 }
 
 fn end(url: Option<&str>, flag: &str, key: &str) -> Result<Endpoint> {

@@ -133,7 +133,7 @@ impl Catalog for MongoStore {
     }
 
     fn codec(&self, _: &Table) -> Arc<dyn Codec> {
-        Arc::new(codec::Bson)
+        crate::codec()
     }
 
     async fn capture(&self, _flow: &FlowName, _tables: &[Arc<Table>]) -> Result<Position> {

@@ -33,10 +33,15 @@ mod write;
 use std::sync::Arc;
 
 use tidegate_core::port::Store;
-use tidegate_core::{Endpoint, Result};
+use tidegate_core::{Codec, Endpoint, Result};
 
 /// The URL schemes of this adapter.
 pub const SCHEMES: &[&str] = &["mongodb", "mongodb+srv"];
+
+/// How rows of these stores are read.
+pub fn codec() -> Arc<dyn Codec> {
+    Arc::new(codec::Bson)
+}
 
 /// Opens a store by its URL, `mongodb://HOST/DATABASE?replicaSet=NAME`. Nothing is connected before a port is opened.
 ///

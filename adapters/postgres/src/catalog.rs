@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 use tidegate_core::{Codec, Column, Encoding, FlowName, Position, Result, Table, TableName, Value};
 
-use crate::codec::{Binary, ENCODING};
+use crate::codec::ENCODING;
 use crate::connect::Session;
 use crate::error::from_driver;
 use crate::store::PostgresStore;
@@ -39,7 +39,7 @@ impl Catalog for PostgresCatalog {
     }
 
     fn codec(&self, _: &Table) -> Arc<dyn Codec> {
-        Arc::new(Binary)
+        crate::codec()
     }
 
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {

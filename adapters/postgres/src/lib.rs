@@ -45,10 +45,15 @@ mod wire;
 use std::sync::Arc;
 
 use tidegate_core::port::Store;
-use tidegate_core::{Endpoint, Result};
+use tidegate_core::{Codec, Endpoint, Result};
 
 /// The schemes of the URLs that [`open`] takes.
 pub const SCHEMES: &[&str] = &["postgres", "postgresql"];
+
+/// How rows of these databases are read.
+pub fn codec() -> Arc<dyn Codec> {
+    Arc::new(codec::Binary)
+}
 
 /// Opens a database by its URL. Nothing is reached yet.
 ///

@@ -17,6 +17,9 @@ pub(super) async fn abort(settings: &Settings, yes: bool) -> Result<ExitCode> {
     // Nobody may be running it, and nobody may start it meanwhile.
     state.hold(&settings.name, "abort", Duration::from_secs(60)).await?;
     settings.source.catalog().await?.clean(&settings.name).await?;
+    if let Some(via) = &settings.via {
+        via.forget(&settings.name).await?;
+    }
     state.forget(&settings.name).await?;
     eprintln!("removed from the source, and the state is gone; the target's rows are as they were");
     Ok(ExitCode::SUCCESS)

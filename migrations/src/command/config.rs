@@ -27,6 +27,9 @@ pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
             for url in [&file.source.url, &file.target.url, &file.run.state].into_iter().flatten() {
                 Endpoint::parse(url)?;
             }
+            if let Some(url) = &file.run.via {
+                Endpoint::parse(url)?;
+            }
             Mapping::compile(&file.map)?;
             println!("{} is valid", path.display());
         }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tidegate_core::port::{Finding, Side, Store, Weight};
+use tidegate_core::port::{Broker, Finding, Side, Store, Weight};
 use tidegate_core::{Endpoint, Result};
 
 use crate::arguments::SideWord;
@@ -19,22 +19,12 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
     {
         let findings = examine(store.as_ref(), side).await?;
         worst = findings.iter().map(|finding| finding.weight).fold(worst, Weight::max);
-        if json {
-            let findings: Vec<_> = findings.iter().map(document).collect();
-            documents
-                .push(serde_json::json!({"side": word, "store": store.location(), "findings": findings}));
-        } else {
-            println!("{word} {}", store.location());
-            let rows = findings.iter().map(|finding| {
-                vec![
-                    format!("  {}", mark(finding.weight)),
-                    finding.what.clone(),
-                    finding.found.clone(),
-                    finding.advice.clone(),
-                ]
-            });
-            println!("{}", table(&["  ", "", "", ""], rows.collect()));
-        }
+        show(word, &store.location(), &findings, json, &mut documents);
+    }
+    if let Some(via) = &settings.via {
+        let findings = examine_broker(via.broker.as_ref()).await?;
+        worst = findings.iter().map(|finding| finding.weight).fold(worst, Weight::max);
+        show("via", &via.broker.location(), &findings, json, &mut documents);
     }
     if json {
         println!("{}", serde_json::Value::from(documents));
@@ -50,6 +40,40 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
         );
     }
     Ok(ExitCode::from(if worst == Weight::Loss { 3 } else { 0 }))
+}
+
+#[allow(clippy::print_stdout, reason = "the findings are the answer")]
+fn show(side: &str, what: &str, findings: &[Finding], json: bool, documents: &mut Vec<serde_json::Value>) {
+    if json {
+        let findings: Vec<_> = findings.iter().map(document).collect();
+        documents.push(serde_json::json!({"side": side, "store": what, "findings": findings}));
+        return;
+    }
+    println!("{side} {what}");
+    let rows = findings.iter().map(|finding| {
+        vec![
+            format!("  {}", mark(finding.weight)),
+            finding.what.clone(),
+            finding.found.clone(),
+            finding.advice.clone(),
+        ]
+    });
+    println!("{}", table(&["  ", "", "", ""], rows.collect()));
+}
+
+/// What a broker loses costs a migration time and no row: its calls return when their effect is in the target.
+async fn examine_broker(broker: &dyn Broker) -> Result<Vec<Finding>> {
+    let effective = broker.probe().await?;
+    let mut findings = vec![
+        Finding::new("version", effective.version, true, Weight::Notice, ""),
+        Finding::new("stored means", broker.capabilities().confirm, true, Weight::Notice, ""),
+    ];
+    let warnings = effective.warnings.into_iter();
+    findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, Weight::Notice, "")));
+    let processes = broker.capabilities().processes;
+    let advice = "--role source and target need a broker that several processes reach";
+    findings.push(Finding::new("two processes", processes, processes.is_there(), Weight::Notice, advice));
+    Ok(findings)
 }
 
 async fn examine(store: &dyn Store, side: Side) -> Result<Vec<Finding>> {

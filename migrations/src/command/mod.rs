@@ -9,6 +9,7 @@ mod explain;
 mod knobs;
 mod plan;
 mod run;
+mod serve;
 mod status;
 mod verify;
 
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use tidegate_core::Result;
 
-use crate::arguments::{Arguments, Migrate, Verb};
+use crate::arguments::{Arguments, Migrate, RoleWord, Verb};
 use crate::registry::Registry;
 use crate::settings::Settings;
 
@@ -28,8 +29,12 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
         Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref()).await,
         Verb::Plan { ends } => plan::show(&settings(ends)?, common.json).await,
         Verb::Migrate(verb) => match verb {
-            Migrate::Run { ends, listen, until } => {
-                run::run(&settings(ends)?, *until, *listen, &common).await
+            Migrate::Run { ends, listen, until, role } => {
+                let settings = settings(ends)?;
+                match role {
+                    RoleWord::Target => serve::serve(&settings, *until, *listen).await,
+                    role => run::run(&settings, *role, *until, *listen, &common).await,
+                }
             }
             Migrate::Status { ends, watch } => status::status(&settings(ends)?, *watch, common.json).await,
             Migrate::Pause { ends } => knobs::pause(&settings(ends)?, &ends.tables, true).await,

@@ -9,11 +9,11 @@ use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::run::run as run_flow;
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, TableState, Until};
+use tidegate_flow::{Ended, Flow, Gauge, TableState, Until, via};
 use tokio_util::sync::CancellationToken;
 
-use super::{plan, verify};
-use crate::arguments::{Common, UntilWord};
+use super::{plan, serve, verify};
+use crate::arguments::{Common, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -23,10 +23,14 @@ const DRAW: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(
     settings: &Settings,
+    role: RoleWord,
     until: Option<UntilWord>,
     listen: Option<SocketAddr>,
     common: &Common,
 ) -> Result<ExitCode> {
+    if role != RoleWord::All {
+        serve::require_processes(settings)?;
+    }
     let state = patiently(settings, || settings.state()).await?;
     let flow = prepare(settings).await?;
     let gauge = Arc::new(Gauge::new(&flow.routes, &flow.options));
@@ -36,6 +40,13 @@ pub(super) async fn run(
     scope.spawn(stop_on_signal(stop.clone()));
     if let Some(address) = listen {
         scope.spawn(listener.clone().serve(address));
+    }
+    // The other half, should it be in this process too.
+    let (mut far, far_stop) = (Scope::new(), CancellationToken::new());
+    if let (Some(via), RoleWord::All) = (&settings.via, role) {
+        let (name, target, via, stop) =
+            (settings.name.clone(), Arc::clone(&settings.target), via.clone(), far_stop.clone());
+        far.spawn(async move { via::serve(&name, &target, &via, &stop).await });
     }
     let holder = format!("{}:{}", std::process::id(), SystemIds.next().simple());
 
@@ -69,6 +80,7 @@ pub(super) async fn run(
             }
             // Who asked to be told is not left without.
             Some(broken) = scope.next() => break broken.map(|()| Ended::Stopped),
+            Some(broken) = far.next() => break broken.map(|()| Ended::Stopped),
             () = flow.clock.sleep(DRAW) => {
                 listener.is_alive();
                 progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed());
@@ -78,6 +90,8 @@ pub(super) async fn run(
     let status = gauge.read(flow.clock.as_ref());
     progress.show(&status, flow.clock.elapsed());
     progress.finish();
+    far_stop.cancel();
+    far.join().await?;
     match ended? {
         Ended::Stopped if compared.is_none() => {
             return Err(Error::new(
@@ -134,7 +148,10 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
 }
 
 /// Asks again until the server answers or the time is over. What cannot help is not tried again.
-async fn patiently<T, F: Future<Output = Result<T>>>(settings: &Settings, ask: impl Fn() -> F) -> Result<T> {
+pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(
+    settings: &Settings,
+    ask: impl Fn() -> F,
+) -> Result<T> {
     let clock = tidegate_core::SystemClock::shared();
     let mut said = false;
     loop {
@@ -152,7 +169,7 @@ async fn patiently<T, F: Future<Output = Result<T>>>(settings: &Settings, ask: i
 }
 
 /// The first signal drains; the second one ends the process at once, with nothing lost.
-async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
+pub(super) async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let broken = |e: std::io::Error| Error::new(code::INTERNAL, "signals cannot be received").because(e);
     let mut terminate = signal(SignalKind::terminate()).map_err(broken)?;

@@ -1,48 +1,13 @@
 //! A migration from its start to its end, by the program alone.
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Outcome, shop, sqlite, tidegate};
+use crate::runner::Runner;
+use crate::{shop, sqlite, tidegate};
 
 const MANY: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
     INSERT INTO orders SELECT i, 'order ' || i FROM n";
-
-/// A runner in the background, killed at the end.
-struct Runner(Child);
-
-impl Runner {
-    fn start(from: &str, to: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-        command.args(["migrate", "run", "--from", from, "--to", to]);
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    fn signal(&self, name: &str) {
-        let told = Command::new("kill").args([name, &self.0.id().to_string()]).status().unwrap();
-        assert!(told.success());
-    }
-
-    fn end(mut self) -> Outcome {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the runner does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let status = self.0.wait().unwrap();
-        let mut err = String::new();
-        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut err).unwrap();
-        Outcome { status: status.code().unwrap_or(-1), out: String::new(), err }
-    }
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Waits until the status is so.
 #[track_caller]
@@ -65,7 +30,7 @@ fn it_runs_stops_goes_on_is_compared_and_ends() {
     let ends = ["--from", from.as_str(), "--to", to.as_str()];
     let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &ends].concat());
 
-    let runner = Runner::start(&from, &to);
+    let runner = Runner::start(&from, &to, &[]);
     let status = wait(&from, &to, |status| status["state"] == "live");
     assert_eq!(status["tables"][0]["rows_crawled"], 20_000);
 
@@ -137,7 +102,7 @@ fn knobs_hold_across_runs_and_a_skipped_table_is_left_out() {
         &["hint: it has: more orders"],
     );
     verb(&["pause"]).ended(0);
-    let runner = Runner::start(&from, &to);
+    let runner = Runner::start(&from, &to, &[]);
     let status = wait(&from, &to, |status| status["tables"][0]["state"] == "skipped");
     assert_eq!(status["throttle"], "paused on request");
     drop(runner);
@@ -150,7 +115,7 @@ fn workers_and_the_rate_change_while_it_runs() {
     verb(&["run", "--until", "caught-up"]).ended(0);
     verb(&["set", "max_rate=1kB/s"]).ended(0);
     verb(&["recopy", "--table", "orders"]).ended(0);
-    let runner = Runner::start(&from, &to);
+    let runner = Runner::start(&from, &to, &[]);
     let status = wait(&from, &to, |status| status["state"] == "crawling");
     assert_eq!(status["throttle"], "max_rate=1000B/s");
     verb(&["set", "workers=3"]).ended(0);

@@ -7,7 +7,9 @@ mod lifecycle;
 mod mapping;
 mod operating;
 mod pairs;
+mod runner;
 mod values;
+mod via;
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::{shop, sqlite, tidegate};
 
 /// Values that every store has an exact form for, and hostile ones among them.
-const SQLITE: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, size REAL, body BLOB);
+pub(crate) const SQLITE: &str =
+    "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT, size REAL, body BLOB);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
     INSERT INTO orders SELECT i, 'ordér ''' || i || '\"', i / 3.0, randomblob(i % 40) FROM n;
     INSERT INTO orders VALUES (-9223372036854775808, '', 0.5, x''), (9223372036854775807, NULL, NULL, NULL);
     CREATE TABLE lines (o TEXT NOT NULL, n INTEGER NOT NULL, x TEXT, PRIMARY KEY (o, n)) WITHOUT ROWID;
     INSERT INTO lines SELECT 'o' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
 
-const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, size double precision, body bytea,
+pub(crate) const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, size double precision, body bytea,
         total numeric(12,2), paid boolean, ref uuid, day date, at timestamptz, extra jsonb, tags text[]);
     INSERT INTO orders SELECT i, 'ordér ''' || i || '\"', i / 3.0, decode(md5(i::text), 'hex'), i / 7.0, i % 2 = 0,
         md5(i::text)::uuid, date '2020-01-01' + i % 1000, timestamptz '2020-01-01 00:00:00.123456+02' + i * interval '1 minute',
@@ -21,7 +22,7 @@ const POSTGRES: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, s
     CREATE TABLE lines (o text, n integer, x text, PRIMARY KEY (o, n));
     INSERT INTO lines SELECT 'O' || (id % 50), id, note FROM orders WHERE id BETWEEN 1 AND 2000";
 
-const CHANGES: &str =
+pub(crate) const CHANGES: &str =
     "UPDATE orders SET note = 'changed' WHERE id = 5; UPDATE orders SET id = 100000 WHERE id = 6;
      DELETE FROM orders WHERE id = 7; INSERT INTO orders (id, note) VALUES (100001, 'new');
      UPDATE lines SET o = 'moved' WHERE n = 9";

@@ -1,0 +1,143 @@
+//! Everything goes through a broker, in one process or in two.
+
+use crate::pairs::{CHANGES, POSTGRES, SQLITE, abort, psql};
+use crate::runner::Runner;
+use crate::{shop, sqlite, sqlite_rows, tidegate};
+
+/// A broker in a file that forgets a killed process soon.
+fn broker(folder: &tempfile::TempDir) -> String {
+    format!("sqlite:{}?lease_ms=1000&grace_ms=200", folder.path().join("broker.db").display())
+}
+
+fn run(from: &str, to: &str, more: &[&str]) {
+    let words = ["migrate", "run", "--from", from, "--to", to, "--until", "verified"];
+    tidegate(&[&words, more].concat()).ended(0);
+}
+
+#[test]
+fn two_processes_are_killed_again_and_again_and_nothing_is_lost() {
+    let (folder, from, to) = shop(SQLITE);
+    let file = folder.path().join("shop.db");
+    let via = broker(&folder);
+    let half = |role| Runner::start(&from, &to, &["--via", &via, "--role", role, "-v"]);
+    let mut halves = (half("source"), half("target"));
+    for n in 0..12 {
+        sqlite(
+            &file,
+            &format!(
+                "UPDATE orders SET note = 'n{n}' WHERE id % 10 = {n} AND id > 0;
+                 DELETE FROM orders WHERE id = {}; INSERT INTO orders (id, note) VALUES ({}, 'new')",
+                100 + n,
+                10_000 + n
+            ),
+        );
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        // Dropped is killed.
+        if n % 2 == 0 {
+            halves.1 = half("target");
+        } else {
+            halves.0 = half("source");
+        }
+    }
+    drop(halves.0);
+    run(&from, &to, &["--via", &via, "--role", "source", "--timeout", "60s"]);
+    let rows =
+        "SELECT count(*) || ' ' || sum(id = 10011) || ' ' || sum(note = 'n9') FROM orders WHERE id > 0";
+    assert_eq!(sqlite_rows(&folder.path().join("new.db"), rows), sqlite_rows(&file, rows));
+    // The half that writes ends when it is told to, and could go on.
+    halves.1.signal("-TERM");
+    halves.1.end().failed(7, "TG0071 stopped", &["what was in flight is in the target"]);
+}
+
+#[test]
+fn the_half_that_reads_says_that_nobody_writes() {
+    let (folder, from, to) = shop(SQLITE);
+    let via = broker(&folder);
+    let reader = Runner::start(&from, &to, &["--via", &via, "--role", "source"]);
+    std::thread::sleep(std::time::Duration::from_secs(11));
+    reader.signal("-TERM");
+    let ended = reader.end();
+    assert!(ended.err.contains("nobody answers at the target's end of the broker"), "{}", ended.err);
+}
+
+#[test]
+fn what_cannot_work_is_refused_by_name() {
+    let (folder, from, to) = shop(SQLITE);
+    let words = ["migrate", "run", "--from", &from, "--to", &to];
+    let refused = |more: &[&str]| tidegate(&[&words, more].concat());
+    refused(&["--role", "target"]).failed(2, "TG0001 config-invalid", &["give --via URL"]);
+    refused(&["--role", "source", "--via", "memory:"]).failed(
+        3,
+        "TG0030 capability-missing: memory: has no processes",
+        &["--via sqlite:PATH is shared by the processes of one machine"],
+    );
+    refused(&["--via", "kafka9://localhost"]).failed(2, "TG0002 url-invalid", &["known: memory: sqlite:"]);
+    let via = broker(&folder);
+    refused(&["--role", "target", "--via", &via, "--until", "caught-up"]).failed(
+        2,
+        "TG0001 config-invalid",
+        &["give --until to --role source"],
+    );
+}
+
+#[test]
+fn a_value_that_the_target_refuses_stops_its_table_alone() {
+    let (folder, from, to) = shop("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT);
+        INSERT INTO t VALUES (1, 'a'), (2, 'too long'); CREATE TABLE u (id INTEGER PRIMARY KEY); INSERT INTO u VALUES (1)");
+    sqlite(
+        &folder.path().join("new.db"),
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT CHECK (length(v) < 5))",
+    );
+    let words = ["migrate", "run", "--from", &from, "--to", &to, "--until", "caught-up", "--via", "memory:"];
+    tidegate(&words).failed(1, "TG0080 store-failed: table t stopped: TG0053 constraint-violated", &[]);
+    assert_eq!(sqlite_rows(&folder.path().join("new.db"), "SELECT id FROM u"), ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_keep_the_form_that_both_servers_know() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let (from, to) =
+        (server.create_database("via").await.unwrap(), server.create_database("via").await.unwrap());
+    psql(&from, POSTGRES);
+    // A type that only PostgreSQL has goes through as it is.
+    psql(&from, "ALTER TABLE orders ADD COLUMN p point; UPDATE orders SET p = point(id % 7, 1) WHERE id > 0");
+    tokio::task::block_in_place(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let via = broker(&folder);
+        run(&from, &to, &["--via", &via, "--name", "via_postgres"]);
+        psql(&from, CHANGES);
+        run(&from, &to, &["--via", &via, "--name", "via_postgres"]);
+        abort("via_postgres", &from, &to);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn between_kinds_of_stores_and_with_a_mapping() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let (from, to) = (server.create_database("via").await.unwrap(), documents.database("via"));
+    psql(&from, POSTGRES);
+    tokio::task::block_in_place(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let via = broker(&folder);
+        let mapping = folder.path().join("map.toml");
+        let map = r#"[[map]]
+            table = "lines"
+            compute = { loud = { type = "text", value = "row.x + '!'" } }"#;
+        std::fs::write(&mapping, map).unwrap();
+        let more = [
+            "--via",
+            &via,
+            "--name",
+            "via_mongodb",
+            "--convert",
+            "timestamptz=string",
+            "--transform",
+            mapping.to_str().unwrap(),
+        ];
+        run(&from, &to, &more);
+        psql(&from, CHANGES);
+        run(&from, &to, &more);
+        abort("via_mongodb", &from, &to);
+    });
+}
