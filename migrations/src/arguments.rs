@@ -15,6 +15,9 @@ pub(crate) struct Arguments {
     pub(crate) verb: Verb,
 }
 
+/// Rows that differ are listed up to this number, unless another one is said.
+pub(crate) const ROWS_LISTED: usize = 100;
+
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Common {
     /// Configuration file (TOML); flags override it
@@ -176,6 +179,9 @@ pub(crate) enum Migrate {
     Verify {
         #[command(flatten)]
         ends: Ends,
+        /// How many rows that differ are listed at most; counts are complete
+        #[arg(long, default_value_t = ROWS_LISTED, value_name = "N")]
+        limit: usize,
     },
     /// Remove what was made on the source, and the state; the target's rows stay
     Abort {

@@ -42,8 +42,8 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             Migrate::Skip { ends } => knobs::skip(&settings(ends)?, &ends.tables).await,
             Migrate::Recopy { ends } => knobs::recopy(&settings(ends)?, &ends.tables).await,
             Migrate::Set { ends, knob } => knobs::set(&settings(ends)?, knob).await,
-            Migrate::Verify { ends } => {
-                verify::show(&verify::compare(&settings(ends)?, None).await?, common.json)
+            Migrate::Verify { ends, limit } => {
+                verify::show(verify::compare(&settings(ends)?, None).await?, *limit, common.json)
             }
             Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
         },

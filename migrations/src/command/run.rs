@@ -13,7 +13,7 @@ use tidegate_flow::{Ended, Flow, Gauge, TableState, Until, via};
 use tokio_util::sync::CancellationToken;
 
 use super::{plan, serve, verify};
-use crate::arguments::{Common, RoleWord, UntilWord};
+use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
 use crate::settings::Settings;
@@ -108,7 +108,7 @@ pub(super) async fn run(
             .hint(format!("tidegate migrate recopy --table {}", table.source)));
     }
     if let Some(compared) = compared.and_then(Result::transpose) {
-        return verify::show(&compared?, common.json);
+        return verify::show(compared?, ROWS_LISTED, common.json);
     }
     eprintln!("caught up; next: tidegate migrate verify");
     Ok(ExitCode::SUCCESS)

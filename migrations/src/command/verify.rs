@@ -13,9 +13,6 @@ use super::status::VERIFIED;
 use crate::render::count;
 use crate::settings::Settings;
 
-/// Rows that are listed for a person; the JSON has all.
-const LISTED_ROWS_MAX: usize = 20;
-
 /// Compares both sides, while a run goes on in this process or none does, and keeps what was found on record.
 pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<Report> {
     let state = settings.state().await?;
@@ -43,15 +40,17 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
 }
 
 #[allow(clippy::print_stdout, reason = "the report is the answer")]
-pub(super) fn show(report: &Report, json: bool) -> Result<ExitCode> {
+pub(super) fn show(mut report: Report, limit: usize, json: bool) -> Result<ExitCode> {
+    let is_cut = report.rows.len() > limit || !report.complete;
+    report.rows.truncate(limit);
     if json {
-        let text = serde_json::to_string(report)
+        let text = serde_json::to_string(&report)
             .map_err(|e| Error::new(code::INTERNAL, "the report cannot be written").because(e))?;
         println!("{text}");
     } else if report.equal {
         println!("equal: {} rows compared, 0 missing, 0 extra, 0 different", count(report.compared));
     } else {
-        for row in report.rows.iter().take(LISTED_ROWS_MAX) {
+        for row in &report.rows {
             let key: Vec<_> = row.key.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let kind = match row.kind {
                 Kind::Missing => "missing",
@@ -61,8 +60,8 @@ pub(super) fn show(report: &Report, json: bool) -> Result<ExitCode> {
             };
             println!("{kind}: {} {} {}", row.table, key.join(", "), row.columns.join(", "));
         }
-        if report.rows.len() > LISTED_ROWS_MAX || !report.complete {
-            println!("and more; --json lists them");
+        if is_cut {
+            println!("and more; --limit N lists N of them");
         }
         println!(
             "{} rows compared: {} missing, {} extra, {} different, {} unsettled",
