@@ -488,14 +488,12 @@ impl<'a> Sequencer<'a> {
         if self.is_crawling() || self.in_transaction {
             return Ok(false);
         }
-        match &self.goal {
-            Some(goal) => Ok(self.durable >= *goal),
-            None => {
-                self.goal = Some(self.asker.as_of().await?.barrier);
-                self.merge_what_is_ready().await?;
-                self.send_reached().await?;
-                Ok(false)
-            }
+        if self.goal.is_none() {
+            self.goal = Some(self.asker.as_of().await?.barrier);
+            self.merge_what_is_ready().await?;
+            self.send_reached().await?;
         }
+        // At once where nothing has changed since: no event would come before the next tick.
+        Ok(self.goal.as_ref().is_some_and(|goal| self.durable >= *goal))
     }
 }
