@@ -180,6 +180,8 @@ impl Settings {
             source: Arc::clone(&self.source),
             target: Arc::clone(&self.target),
             routes: plan.routes(),
+            wanted: self.wanted.clone(),
+            refused: BTreeMap::new(),
             options: self.options.clone(),
             clock: SystemClock::shared(),
         }

@@ -20,6 +20,8 @@ pub enum Bug {
     MadeTooEarly,
     /// A row that is left out from a change on stays as it was before.
     FilterForgetsRows,
+    /// A column with a default is followed as if the rows that were there had null.
+    DefaultForgotten,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -1,5 +1,6 @@
 //! `tidegate-proof`: what Tidegate promises, shown. Run it through `cargo xtask proof`.
 
+mod cut;
 mod fault;
 mod kill;
 mod made;

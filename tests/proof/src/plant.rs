@@ -11,6 +11,8 @@ pub(crate) enum PortBug {
     UnchangedAsNull,
     /// The checkpoint is durable before the effect.
     CheckpointBeforeEffect,
+    /// A feed goes on when a table gets a column, and leaves it out.
+    NewColumnCut,
 }
 
 /// A planted bug.
@@ -30,6 +32,8 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("recopy keeps rows", Plant::Engine(Bug::RecopyKeepsRows)),
     ("made too early", Plant::Engine(Bug::MadeTooEarly)),
     ("filter forgets rows", Plant::Engine(Bug::FilterForgetsRows)),
+    ("default forgotten", Plant::Engine(Bug::DefaultForgotten)),
+    ("new column cut", Plant::Port(PortBug::NewColumnCut)),
     ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
     ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),
     ("checkpoint before effect", Plant::Port(PortBug::CheckpointBeforeEffect)),

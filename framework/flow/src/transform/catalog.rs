@@ -75,4 +75,8 @@ impl Catalog for MadeCatalog {
     async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
         self.inner.create(tables).await
     }
+
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        self.inner.extend(tables).await
+    }
 }
