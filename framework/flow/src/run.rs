@@ -227,12 +227,16 @@ async fn attempt(
     let mut flow = flow.clone();
     flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
-    tokio::select! {
+    let mut asked = Asked::new();
+    let outcome = tokio::select! {
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
-        broken = beat(&flow, gauge, state, holder, &wishes, &ask) => match broken? {},
-        danger = watch(&flow, gauge) => match danger? {},
-    }
+        broken = beat(&flow, gauge, state, holder, &wishes, &mut asked, &ask) => broken.map(|never| match never {}),
+        danger = watch(&flow, gauge) => danger.map(|never| match never {}),
+    };
+    // What was done since the last beat is not to be done again by the next run.
+    let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asked).await;
+    outcome.and_then(|ended| noted.map(|()| ended))
 }
 
 /// A table that was to be crawled anew and is refused nevertheless is not asked for again and again.
@@ -261,41 +265,50 @@ async fn beat(
     state: &dyn StateStore,
     holder: &str,
     at_start: &Wishes,
+    asked: &mut Asked,
     ask: &mpsc::UnboundedSender<Request>,
 ) -> Result<std::convert::Infallible> {
     let mut granted = Wishes { workers: at_start.workers, looks: at_start.looks, ..Wishes::default() };
     let looked = at_start.recopies_open();
-    let mut asked = BTreeMap::new();
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
         let restarts: Vec<u64> = gauge.read(flow.clock.as_ref()).tables.iter().map(|t| t.restarts).collect();
-        for request in differences(flow, &granted, &wishes, &looked, &restarts, &mut asked) {
+        for request in differences(flow, &granted, &wishes, &looked, &restarts, asked) {
             let _ = ask.send(request);
         }
         granted = wishes;
         let mut status = gauge.read(flow.clock.as_ref());
         status.running = true;
         change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
-        let done: BTreeMap<String, u64> = asked
-            .iter()
-            .filter(|(wish, (table, before, _))| {
-                let now = &status.tables[*table];
-                if wish.starts_with("skip ") {
-                    now.state == crate::TableState::Skipped
-                } else {
-                    now.restarts > *before
-                }
-            })
-            .map(|(wish, (_, _, times))| (wish.clone(), *times))
-            .collect();
-        if !done.is_empty() {
-            change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(done.clone())).await?;
-            asked.retain(|wish, _| !done.contains_key(wish));
-        }
+        note_done(flow, state, &status, asked).await?;
         flow.clock.sleep(BEAT).await;
     }
 }
+
+/// Notes what was done of what was asked for.
+async fn note_done(flow: &Flow, state: &dyn StateStore, status: &Status, asked: &mut Asked) -> Result<()> {
+    let done: BTreeMap<String, u64> = asked
+        .iter()
+        .filter(|(wish, (table, before, _))| {
+            let now = &status.tables[*table];
+            if wish.starts_with("skip ") {
+                now.state == crate::TableState::Skipped
+            } else {
+                now.restarts > *before
+            }
+        })
+        .map(|(wish, (_, _, times))| (wish.clone(), *times))
+        .collect();
+    if !done.is_empty() {
+        change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(done.clone())).await?;
+        asked.retain(|wish, _| !done.contains_key(wish));
+    }
+    Ok(())
+}
+
+/// Wishes that a run was asked for: the table, how often it was crawled anew before, and how often it was asked for.
+type Asked = BTreeMap<String, (usize, u64, u64)>;
 
 /// The requests that lead from what was granted to what is wanted.
 fn differences(
@@ -304,7 +317,7 @@ fn differences(
     wishes: &Wishes,
     looked: &BTreeMap<String, u64>,
     restarts: &[u64],
-    asked: &mut BTreeMap<String, (usize, u64, u64)>,
+    asked: &mut Asked,
 ) -> Vec<Request> {
     let mut requests = Vec::new();
     let place =

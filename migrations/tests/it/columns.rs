@@ -323,3 +323,26 @@ fn a_column_that_is_gone_stops_the_table_until_the_target_follows() {
     verb("columns", &from, &to, &["verify"]).ended(0);
     assert_eq!(rows_of_file(&to, "w"), rows_of_file(&from, "w"));
 }
+
+/// A column that the target cannot hold stops the table alone, and says how it can be held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_the_target_refuses_stops_the_table_by_name() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let Some(documents) = tidegate_services::mongodb::shared().await else { return };
+    let (from, to) = (server.create_database("columns").await.unwrap(), documents.database("columns"));
+    psql(&from, SERVER_ROWS);
+    tokio::task::block_in_place(|| {
+        let run = |words: &[&str]| verb("columns_refused", &from, &to, &[&["run"], words].concat());
+        run(&["--until", "caught-up"]).ended(0);
+        psql(&from, "ALTER TABLE t ADD COLUMN at timestamptz; UPDATE t SET at = now()");
+        let stopped = run(&["--until", "caught-up"]);
+        for word in
+            ["TG0051 schema-changed: column at cannot be held by the target", "--convert timestamptz=string"]
+        {
+            assert!(stopped.err.contains(word), "{word:?} is not in: {}", stopped.err);
+        }
+        verb("columns_refused", &from, &to, &["recopy", "--table", "t"]).ended(0);
+        run(&["--until", "verified", "--convert", "timestamptz=string"]).ended(0);
+        abort("columns_refused", &from, &to);
+    });
+}

@@ -11,7 +11,7 @@ use crate::binary::time::Timestamp;
 use crate::change_feed::relations::{Mapped, Relations};
 use crate::change_feed::spill::{self, Spill};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Message, Old, Parser, Tuple};
+use crate::pgoutput::{Message, Old, Parser, Relation, Tuple};
 use crate::wire::WalFrame;
 
 /// What one call gives at most, and the size of a piece of a large transaction.
@@ -236,21 +236,7 @@ impl Reader {
                 }
                 self.position = self.position.max(end_lsn);
             }
-            Message::Relation(relation) => {
-                let own = self.streamed.and_then(|xid| self.open.get_mut(&xid));
-                let mapped = match (Mapped::new(&self.tables, &relation), &own) {
-                    (Err(_), Some(own)) if own.error.is_some() => None,
-                    (mapped, None) => mapped?,
-                    (Ok(mapped), Some(_)) => mapped,
-                    (Err(error), Some(_)) => {
-                        own.map(|own| own.error = Some(error));
-                        return Ok(());
-                    }
-                };
-                self.short.extend(mapped.iter().filter_map(|mapped| Some((mapped.table, mapped.lacks?))));
-                own.map_or(&mut self.relations, |own| &mut own.relations)
-                    .insert(relation.oid, mapped.map(Arc::new));
-            }
+            Message::Relation(relation) => self.describe(&relation)?,
             Message::Insert { xid, relation, new } => self.change(xid, relation, Op::Insert, Some(new), None),
             Message::Update { xid, relation, old, new } => {
                 self.change(xid, relation, Op::Update, Some(new), old);
@@ -285,6 +271,24 @@ impl Reader {
             }
             Message::Origin { .. } | Message::Type { .. } | Message::Emitted { .. } => {}
         }
+        Ok(())
+    }
+
+    /// Takes what a table is like from here on.
+    fn describe(&mut self, relation: &Relation<'_>) -> Result<()> {
+        let mapped = Mapped::new(&self.tables, relation);
+        if let Ok(Some(Mapped { table, lacks: Some(column), .. })) = &mapped {
+            self.short.push((*table, *column));
+        }
+        let Some(open) = self.streamed.and_then(|xid| self.open.get_mut(&xid)) else {
+            self.relations.insert(relation.oid, mapped?.map(Arc::new));
+            return Ok(());
+        };
+        let mapped = mapped.unwrap_or_else(|error| {
+            open.error.get_or_insert(error);
+            None
+        });
+        open.relations.insert(relation.oid, mapped.map(Arc::new));
         Ok(())
     }
 

@@ -43,7 +43,7 @@ impl Catalog for MadeCatalog {
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
         let mut makings = Vec::new();
         for table in tables {
-            makings.push(self.store.making(&table.name).await?);
+            makings.push(self.store.making(table).await?);
         }
         self.inner.capture(flow, &making::sources(&makings)).await
     }

@@ -1,6 +1,7 @@
 //! The engine over stores in memory.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod following;
 mod running;
 mod transforming;
 
