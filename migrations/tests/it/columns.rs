@@ -346,3 +346,36 @@ async fn a_column_that_the_target_refuses_stops_the_table_by_name() {
         abort("columns_refused", &from, &to);
     });
 }
+
+/// A mapped table gets columns too: carried as they are, behind or before those that are computed.
+#[test]
+fn a_mapped_table_follows() {
+    let (folder, from, to) = shop(ROWS);
+    let file = folder.path().join("map.toml");
+    let text = "[[map]]\ntable = \"t\"\nrename = { v = \"w\" }\nfilter = \"row.id != 7\"\n[map.compute]\n\
+                twice = { type = \"int64\", value = \"row.id * 2\" }\n";
+    std::fs::write(&file, text).unwrap();
+    let run = |until: &str| {
+        let words = ["run", "--until", until, "--transform", file.to_str().unwrap()];
+        verb("columns", &from, &to, &words)
+    };
+    run("caught-up").ended(0);
+    sqlite(in_file(&from), "UPDATE t SET v = 'before' WHERE id = 8");
+    sqlite(in_file(&from), ALTER);
+    sqlite(in_file(&from), "UPDATE t SET late = 'x' || id WHERE id < 20");
+    run("verified").ended(0);
+    assert_eq!(rows_of_file(&to, "late").len(), 18, "all but the one that is left out");
+    sqlite(
+        in_file(&from),
+        "ALTER TABLE t ADD COLUMN d INT NOT NULL DEFAULT 3; UPDATE t SET d = 4 WHERE id = 9",
+    );
+    let stopped = run("caught-up");
+    assert!(
+        stopped.err.contains("TG0051 schema-changed: column d was added with a default"),
+        "{}",
+        stopped.err
+    );
+    verb("columns", &from, &to, &["recopy", "--table", "t"]).ended(0);
+    run("verified").ended(0);
+    assert_eq!(rows_of_file(&to, "d")[7..9], ["9 4", "10 3"]);
+}
