@@ -190,6 +190,8 @@ impl Settings {
                 None => Arc::clone(&self.target),
             },
             routes: plan.routes(),
+            wanted: self.wanted.clone(),
+            refused: BTreeMap::new(),
             options: self.options.clone(),
             clock: SystemClock::shared(),
         }

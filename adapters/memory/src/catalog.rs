@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 use tidegate_core::{
-    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName,
+    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value,
 };
 
 use crate::store::MemoryStore;
@@ -72,8 +72,8 @@ impl Catalog for MemoryStore {
         let mut obstacles = Vec::new();
         for table in tables {
             let Some(held) = inner.tables.get(&table.name) else { continue };
-            let error = if held.shape.table.columns.len() != table.columns.len() {
-                Error::new(code::TARGET_DIFFERS, format!("table {} has other columns", table.name))
+            let error = if names(&held.shape.table) != names(table) {
+                differs(table)
             } else if !held.rows.is_empty() && !allow_non_empty {
                 Error::new(code::TARGET_NOT_EMPTY, format!("table {} is not empty", table.name))
             } else {
@@ -89,4 +89,33 @@ impl Catalog for MemoryStore {
         tables.iter().for_each(|table| inner.hold(Arc::clone(table)));
         Ok(())
     }
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let mut inner = self.lock();
+        for table in tables {
+            let there = Arc::clone(&inner.held(&table.name)?.shape.table);
+            let lacking: Vec<Column> = table
+                .columns
+                .iter()
+                .filter(|column| there.position(&column.name).is_none())
+                .map(|column| Column { nullable: true, has_default: false, ..column.clone() })
+                .collect();
+            // The columns of a table here have an order: new ones come last.
+            let names_then: Vec<&str> =
+                names(&there).into_iter().chain(lacking.iter().map(|c| c.name.as_str())).collect();
+            if names_then != names(table) {
+                return Err(differs(table));
+            }
+            inner.grow(&table.name, |columns| columns.extend(lacking.iter().cloned()), &Value::Null);
+        }
+        Ok(())
+    }
+}
+
+fn names(table: &Table) -> Vec<&str> {
+    table.columns.iter().map(|column| column.name.as_str()).collect()
+}
+
+fn differs(table: &Table) -> Error {
+    Error::new(code::TARGET_DIFFERS, format!("table {} has other columns", table.name))
+        .with("table", &table.name)
 }

@@ -22,6 +22,14 @@ impl Inner {
     }
 }
 
+/// Appends a row as a reader sees it who asks for these columns, which are the first ones.
+fn push(table: &Table, row: Row<'_>, out: &mut Rows) {
+    if row.len() == table.columns.len() {
+        return out.push(row);
+    }
+    out.push_with(|cut| row.cells().take(table.columns.len()).for_each(|cell| cut.cell(cell)));
+}
+
 fn identity(shape: &Shape, key: &Key) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     shape.key_of(key.row(), &mut out)?;
@@ -63,7 +71,7 @@ impl Crawler for MemoryCrawler {
         }
         for (at, frame) in held.rows.range((low, high)).map(|(_, frame)| frame).enumerate() {
             let row = Row::parse(frame)?;
-            out.push(row);
+            push(table, row, out);
             if at + 1 == rows.max(1) {
                 next = Some(held.shape.cut_key(row));
                 break;
@@ -78,7 +86,7 @@ impl Crawler for MemoryCrawler {
         if table.key == held.shape.table.key {
             for key in keys {
                 if let Some(frame) = held.rows.get(&identity(&held.shape, key)?) {
-                    out.push(Row::parse(frame)?);
+                    push(table, Row::parse(frame)?, out);
                 }
             }
         } else {
@@ -88,7 +96,7 @@ impl Crawler for MemoryCrawler {
             for frame in held.rows.values() {
                 let row = Row::parse(frame)?;
                 if wanted.contains(&identity(&shape, &shape.cut_key(row))?) {
-                    out.push(row);
+                    push(table, row, out);
                 }
             }
         }

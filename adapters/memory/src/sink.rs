@@ -5,7 +5,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape};
 
-use crate::store::{Effect, Inner, MemoryStore, frame};
+use crate::store::{Effect, Held, Inner, MemoryStore, frame};
 
 #[derive(Debug)]
 pub(crate) struct MemorySink {
@@ -84,7 +84,9 @@ fn advance(checkpoint: &mut Checkpoint, commit: &Commit) {
 }
 
 /// A row in the canonical encoding, with what is there for cells that were not sent.
-fn canonical(shape: &Shape, row: Row<'_>, old: Option<Row<'_>>) -> Result<Vec<u8>> {
+///
+/// Columns that only the target has stay as they are, null in a new row.
+fn canonical(shape: &Shape, held: &Held, row: Row<'_>, old: Option<Row<'_>>) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut writer = RowWriter::new(&mut out);
     for (at, cell) in row.cells().enumerate() {
@@ -96,6 +98,9 @@ fn canonical(shape: &Shape, row: Row<'_>, old: Option<Row<'_>>) -> Result<Vec<u8
                     .with("table", &shape.table.name));
             }
         }
+    }
+    for at in row.len()..held.shape.table.columns.len() {
+        writer.cell(old.map_or(Cell::Null, |old| old.cell(at)));
     }
     writer.finish();
     debug_assert!(Row::parse(&out).is_ok_and(|row| row.cells().all(|cell| cell != Cell::Unchanged)));
@@ -129,14 +134,14 @@ fn plan(
     }
     for row in part.upserts.iter() {
         let key = identity(shape.cut_key(row).row())?;
-        effects.push(Effect::Put { table: table.clone(), key, row: canonical(shape, row, None)? });
+        effects.push(Effect::Put { table: table.clone(), key, row: canonical(shape, held, row, None)? });
     }
     for row in part.updates.iter() {
         let cut: Key = shape.cut_key(row);
         let key = identity(cut.row())?;
         match held.rows.get(&key) {
             Some(old) if !part.truncate => {
-                let row = canonical(shape, row, Some(Row::parse(old)?))?;
+                let row = canonical(shape, held, row, Some(Row::parse(old)?))?;
                 effects.push(Effect::Put { table: table.clone(), key, row });
             }
             _ => applied.holes.push((part.table, cut)),

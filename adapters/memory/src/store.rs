@@ -159,6 +159,26 @@ impl MemoryStore {
         }
     }
 
+    /// Adds a column behind the others. The rows that are there get the default, and no change tells so; without one
+    /// they have null.
+    ///
+    /// # Errors
+    /// `table-missing`, and `limit-reached` with verdict retry while a commit to the table is logged and not yet seen.
+    pub fn add_column(
+        &self,
+        table: &TableName,
+        column: Column,
+        default: Option<Value<'static>>,
+    ) -> Result<()> {
+        let mut inner = self.lock();
+        inner.held(table)?;
+        inner.unlocked_table(table)?;
+        let column = Column { has_default: default.is_some(), ..column };
+        let value = default.unwrap_or(Value::Null);
+        inner.grow(table, |columns| columns.push(column), &value);
+        Ok(())
+    }
+
     /// Commits a transaction: it is logged and seen at once. Changes nothing if any write cannot be done.
     ///
     /// # Errors
@@ -244,6 +264,30 @@ impl Inner {
         let shape = Shape { table, codec: Arc::new(Canonical) };
         let name = shape.table.name.clone();
         self.tables.entry(name).or_insert(Held { shape, rows: BTreeMap::new(), lazy: BTreeSet::new() });
+    }
+
+    /// Adds columns behind the others of a table; every row has that value there.
+    pub(crate) fn grow(
+        &mut self,
+        table: &TableName,
+        add: impl FnOnce(&mut Vec<Column>),
+        value: &Value<'static>,
+    ) {
+        let Some(held) = self.tables.get_mut(table) else { return };
+        let mut grown = held.shape.table.as_ref().clone();
+        let before = grown.columns.len();
+        add(&mut grown.columns);
+        let more = grown.columns.len() - before;
+        held.shape.table = Arc::new(grown);
+        for frame in held.rows.values_mut() {
+            let row = Row::parse(frame).into_iter().flat_map(Row::cells);
+            let mut out = Vec::new();
+            let mut writer = RowWriter::new(&mut out);
+            row.for_each(|cell| writer.cell(cell));
+            (0..more).for_each(|_| writer.value(value));
+            writer.finish();
+            *frame = out;
+        }
     }
 
     /// The next mark that a transaction will have.

@@ -228,17 +228,48 @@ impl Catalog for MongoStore {
                 }
                 continue;
             }
-            let shape = serde_json::to_string(table.as_ref())
-                .map_err(|e| Error::new(code::INTERNAL, "a table's shape cannot be written").because(e))?;
-            database
-                .collection::<Document>(TABLES)
-                .replace_one(doc! { "_id": &full }, doc! { "shape": shape })
-                .upsert(true)
-                .await
-                .during("write a table's shape")?;
+            note_shape(database, table).await?;
         }
         Ok(())
     }
+
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let database = self.database().await?;
+        let listed = list(database).await?;
+        for table in tables {
+            let full = table.name.to_string();
+            if !listed.contains_key(&full) {
+                return Err(Error::new(code::TABLE_MISSING, format!("there is no collection {full}")));
+            }
+            // Documents have whatever fields they are written with; only what is known of them grows.
+            let Some(created) = created_as(database, &full).await? else { continue };
+            let known: Vec<Column> =
+                table.columns.iter().filter(|c| created.position(&c.name).is_some()).cloned().collect();
+            let key = |table: &Table| table.key_columns().map(|c| c.name.clone()).collect::<Vec<_>>();
+            let same = known.len() == created.columns.len()
+                && known
+                    .iter()
+                    .all(|c| created.position(&c.name).is_some_and(|at| created.columns[at].kind == c.kind));
+            if !same || key(table) != key(&created) {
+                return Err(differs(table, "was created with other columns"));
+            }
+            note_shape(database, table).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Notes what a collection was created for.
+async fn note_shape(database: &Database, table: &Table) -> Result<()> {
+    let shape = serde_json::to_string(table)
+        .map_err(|e| Error::new(code::INTERNAL, "a table's shape cannot be written").because(e))?;
+    database
+        .collection::<Document>(TABLES)
+        .replace_one(doc! { "_id": table.name.to_string() }, doc! { "shape": shape })
+        .upsert(true)
+        .await
+        .during("write a table's shape")?;
+    Ok(())
 }
 
 /// Creates a collection unless it is there.

@@ -74,4 +74,8 @@ impl Catalog for PostgresCatalog {
     async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
         target::create(&self.0.session().await?, tables).await
     }
+
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        target::extend(&self.0.session().await?, tables).await
+    }
 }

@@ -26,6 +26,7 @@ use crate::change_feed::reader::Reader;
 use crate::connect::Session;
 use crate::error::{self, from_driver};
 use crate::lsn::Lsn;
+use crate::sql;
 use crate::store::PostgresStore;
 use crate::wire::{Replication, Start, WalFrame};
 
@@ -44,6 +45,7 @@ pub(crate) struct PostgresFeed {
     /// For what the stream cannot say; opened again if the server ended it.
     side: Session,
     reader: Reader,
+    tables: Vec<Arc<Table>>,
     orders: mpsc::UnboundedSender<Order>,
     frames: mpsc::Receiver<Vec<WalFrame>>,
     scope: Scope,
@@ -130,6 +132,7 @@ impl PostgresFeed {
             store: store.clone(),
             side,
             reader: Reader::new(tables, reference, from),
+            tables: tables.to_vec(),
             orders,
             frames,
             scope,
@@ -165,6 +168,25 @@ impl PostgresFeed {
         let row = self.side().await?.query_one(sql, &[]).await.map_err(|e| from_driver(e, "look"))?;
         self.log_end = row.get::<_, &str>(0).parse()?;
         self.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Rows that lack a column are from before it was added, if it is there now; else it was dropped.
+    async fn check_short(&mut self) -> Result<()> {
+        while let Some((table, column)) = self.reader.short() {
+            let table = Arc::clone(&self.tables[table]);
+            let column = &table.columns[column].name;
+            let sql = "SELECT EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass($1) AND attname = $2 AND attnum > 0 AND NOT attisdropped)";
+            let row = self.side().await?.query_one(sql, &[&sql::table(&table.name), column]).await;
+            if !row.map_err(|e| from_driver(e, "look"))?.get::<_, bool>(0) {
+                return Err(Error::new(code::SCHEMA_CHANGED, "a column is gone")
+                    .with("table", &table.name)
+                    .with("column", column));
+            }
+            // Only now: a dropped call has to ask again.
+            self.reader.looked_up();
+        }
         Ok(())
     }
 
@@ -234,6 +256,7 @@ impl ChangeFeed for PostgresFeed {
                 Err(_) => {}
             }
         }
+        self.check_short().await?;
         self.reader.hand_over(out);
         self.told = self.reader.position();
         let log_end = self.log_end.max(self.reader.sent());

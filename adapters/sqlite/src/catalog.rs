@@ -116,6 +116,28 @@ impl Catalog for SqliteStore {
         tx.commit().await.during("commit the tables")?;
         connection.close().await.during("close")
     }
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let mut connection = connect::writer(self.path()).await?;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to add columns")?;
+        for table in tables {
+            let found = describe::table(&mut tx, &table.name).await??;
+            for column in table.columns.iter().filter(|column| found.affinity(&column.name).is_none()) {
+                let text = format!(
+                    "ALTER TABLE {} ADD COLUMN {} {}",
+                    name(&table.name.name),
+                    name(&column.name),
+                    column.native
+                );
+                sqlx::query(sql(text)).execute(&mut *tx).await.during("add a column")?;
+            }
+            let found = describe::table(&mut tx, &table.name).await??;
+            if let Some((_, error)) = difference(table, &found) {
+                return Err(error);
+            }
+        }
+        tx.commit().await.during("commit the columns")?;
+        connection.close().await.during("close")
+    }
 }
 
 async fn is_empty(connection: &mut SqliteConnection, table: &Table) -> Result<bool> {

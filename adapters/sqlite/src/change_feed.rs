@@ -100,12 +100,9 @@ impl SqliteFeed {
 
     /// Whether there is something to deliver; and whether the source is still what it was.
     async fn look(&mut self) -> Result<u64> {
-        let schema: i64 = sqlx::query_scalar("PRAGMA schema_version")
-            .fetch_one(&mut self.connection)
-            .await
-            .during("look at the schema")?;
-        if schema != self.schema {
+        if schema_version(&mut self.connection).await? != self.schema {
             let mut tx = self.connection.begin().await.during("begin to check the tables")?;
+            let schema = schema_version(&mut tx).await?;
             bounds(&mut tx).await?;
             for table in &self.tables {
                 journal::check(&mut tx, table).await?;
@@ -127,10 +124,16 @@ impl SqliteFeed {
             .with("found", last))
     }
 
-    /// Delivers one piece. The feed has moved only when it returns.
-    async fn take(&mut self, out: &mut Changes) -> Result<u64> {
+    /// Delivers one piece; nothing if the schema has changed since the tables were checked. The feed has moved only
+    /// when it returns.
+    async fn take(&mut self, out: &mut Changes) -> Result<Option<u64>> {
         let mut tx = self.connection.begin().await.during("begin to read the journal")?;
         let last = journal::frontier(&mut tx).await?;
+        // Rows are looked up as they are now: if the tables are others than when they were checked, by columns that
+        // nobody asks for, the entries would be passed and the new values lost.
+        if schema_version(&mut tx).await? != self.schema {
+            return Ok(None);
+        }
         let end = self.end.unwrap_or(last);
         let upto = end.min(self.at + self.entries);
         let (mut found, mut committed_at) = (Vec::new(), 0);
@@ -170,8 +173,12 @@ impl SqliteFeed {
         self.entries = (PIECE_BYTES / row_bytes).clamp(10, ENTRIES_LIMIT);
         self.end = (upto < end).then_some(end);
         self.at = upto;
-        Ok(last - upto.min(last))
+        Ok(Some(last - upto.min(last)))
     }
+}
+
+async fn schema_version(connection: &mut SqliteConnection) -> Result<i64> {
+    sqlx::query_scalar("PRAGMA schema_version").fetch_one(connection).await.during("look at the schema")
 }
 
 fn number(seq: u64) -> i64 {
@@ -274,7 +281,7 @@ impl ChangeFeed for SqliteFeed {
             let last = self.look().await?;
             if last > self.at {
                 self.wait = WAIT_MIN;
-                let behind = self.take(out).await?;
+                let Some(behind) = self.take(out).await? else { continue };
                 return Ok(Progress { position: Position::from_u64(self.at), behind });
             }
             if start.elapsed() >= CALL_LIMIT {

@@ -105,15 +105,17 @@ async fn read(
     has_rowid: bool,
     is_strict: bool,
 ) -> Result<Described> {
-    let rows = sqlx::query("SELECT name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?)")
-        .bind(table_name.clone())
-        .fetch_all(&mut *connection)
-        .await
-        .during("read columns")?;
+    let rows =
+        sqlx::query("SELECT name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?)")
+            .bind(table_name.clone())
+            .fetch_all(&mut *connection)
+            .await
+            .during("read columns")?;
     let (mut columns, mut primary) = (Vec::new(), Vec::new());
     for row in rows {
         let (column, declared): (String, String) = (row.get(0), row.get(1));
         let (not_null, pk, hidden): (bool, i64, i64) = (row.get(2), row.get(3), row.get(4));
+        let default: Option<String> = row.get(5);
         if hidden != 0 {
             continue;
         }
@@ -128,6 +130,7 @@ async fn read(
             native_id: affinity as u32,
             native,
             nullable: !not_null,
+            has_default: default.is_some_and(|text| !text.eq_ignore_ascii_case("null")),
             ..Column::new(column, Type::Any)
         });
     }

@@ -54,6 +54,10 @@ pub struct Column {
     pub nullable: bool,
     /// Whether the store computes it; it is compared but never written.
     pub generated: bool,
+    /// Whether a row that says nothing of it has another value than null there. When such a column is added, the
+    /// rows that are there get that value, and no change tells so.
+    #[serde(default)]
+    pub has_default: bool,
 }
 
 impl Column {
@@ -74,7 +78,13 @@ impl Column {
             native_id: 0,
             nullable: true,
             generated: false,
+            has_default: false,
         }
+    }
+
+    /// Whether a row from before this column was added had null in it, so that nothing has to be known of such rows.
+    pub fn is_null_before(&self) -> bool {
+        self.nullable && !self.has_default && !self.generated
     }
 }
 

@@ -11,20 +11,21 @@
 //! The sequencer alone decides the order. Everything behind it may be lost at any moment: the target's checkpoint
 //! says where to go on. A broken connection therefore ends the run, and [`crate::run`] starts another one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Checkpoint, Crawler, Opened, Route, Sink, Store};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Crawler, Opened, Route, Sink, Store};
 use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, SKIPPED};
 use crate::capture::capture;
 use crate::crawl::reader;
 use crate::options::Options;
+use crate::plan::Wanted;
 use crate::plant::{self, Bug};
 use crate::sequencer::{Lines, Sequencer};
 use crate::status::Gauge;
@@ -40,6 +41,10 @@ pub struct Flow {
     pub target: Arc<dyn Store>,
     /// Which tables, and where to.
     pub routes: Vec<Route>,
+    /// What the routes were made from, to be made anew when a table changes.
+    pub wanted: Wanted,
+    /// Tables that became what the flow cannot follow, by their place, and why. They take no part.
+    pub refused: BTreeMap<usize, String>,
     /// Its limits.
     pub options: Options,
     /// Its clock.
@@ -119,7 +124,8 @@ pub enum Request {
 /// Runs a flow until it ends, is told to stop, or something breaks.
 ///
 /// # Errors
-/// The first error of any part. With verdict retry or unknown another run may be started: it goes on from the
+/// The first error of any part. `schema-changed` if a table of the source is not what its route says: the flow is
+/// to be renewed ([`renew`](crate::renew)). With verdict retry or unknown another run may be started: it goes on from the
 /// target's checkpoint.
 pub async fn run_once(
     flow: &Flow,
@@ -129,7 +135,8 @@ pub async fn run_once(
     stop: &CancellationToken,
 ) -> Result<Ended> {
     let tables: Vec<Arc<Table>> = flow.routes.iter().map(|route| Arc::clone(&route.shape.table)).collect();
-    let (sink, checkpoint) = open_sink(flow, &tables).await?;
+    let (mut sink, mut checkpoint) = open_sink(flow, &tables).await?;
+    leave_out_refused(flow, sink.as_mut(), &mut checkpoint).await?;
     // A table that takes no part is not captured: what is wrong with it may be wrong with its changes.
     let excluded: BTreeSet<usize> = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
     let captured: Vec<usize> = (0..tables.len()).filter(|table| !excluded.contains(table)).collect();
@@ -205,11 +212,13 @@ pub async fn run_once(
         outcome => outcome,
     };
     let ended = match outcome {
-        Ok(ended) => ended,
+        Ok(ended) => Ok(ended),
+        // Perhaps the flow can follow: whoever runs it looks at the source anew.
+        Err(error) if error.code() == code::SCHEMA_CHANGED => Err(error),
         // One table's trouble is its own: it is left out, durably, and the others go on.
         Err(error) => {
             sequencer.exclude_for(error).await?;
-            Ended::Again
+            Ok(Ended::Again)
         }
     };
 
@@ -221,7 +230,24 @@ pub async fn run_once(
         gauge.hear(&report);
     }
     scope.join().await?;
-    Ok(ended)
+    ended
+}
+
+/// Leaves out, durably, the tables that the flow cannot follow. Who was told to leave one out is not told again.
+async fn leave_out_refused(flow: &Flow, sink: &mut dyn Sink, checkpoint: &mut Checkpoint) -> Result<()> {
+    for (table, reason) in &flow.refused {
+        if checkpoint.excluded.iter().any(|(t, why)| t == table && (why == reason || why == SKIPPED)) {
+            continue;
+        }
+        let commit =
+            Commit { forget: vec![*table], exclude: vec![(*table, reason.clone())], ..Commit::default() };
+        sink.apply(&Batch::default(), Some(&commit)).await?;
+        tracing::error!(table = %flow.routes[*table].shape.table.name, reason, "a table stopped");
+        checkpoint.ranges.retain(|range| range.table != *table);
+        checkpoint.excluded.retain(|(t, _)| t != table);
+        checkpoint.excluded.push((*table, reason.clone()));
+    }
+    Ok(())
 }
 
 /// A source that has not got as far as the target is an older copy of itself.
@@ -242,7 +268,10 @@ async fn check_source_reaches(asker: &mut dyn Crawler, checkpoint: &Checkpoint) 
 async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>, Checkpoint)> {
     let source = flow.source.catalog().await?;
     let identity = source.identity().await?;
-    let start = source.capture(&flow.name, tables).await?;
+    // What is wrong with a table that takes no part is nobody's trouble.
+    let takes_part = |at: &usize| !flow.refused.contains_key(at);
+    let captured: Vec<_> = (0..tables.len()).filter(takes_part).map(|at| Arc::clone(&tables[at])).collect();
+    let start = source.capture(&flow.name, &captured).await?;
     let first = Checkpoint {
         source: identity.clone(),
         position: start.clone(),

@@ -8,6 +8,7 @@ mod capture;
 pub mod coalesce;
 mod crawl;
 pub mod engine;
+pub mod follow;
 pub mod options;
 pub mod plan;
 pub mod plant;
@@ -21,6 +22,7 @@ mod watch;
 pub mod window;
 
 pub use engine::{Ended, Flow, MaxRate, Request, Until, run_once};
+pub use follow::{Cause, renew};
 pub use options::Options;
 pub use plan::{Plan, PlannedTable, Wanted, plan};
 pub use status::{Gauge, Status, TableState, TableStatus};

@@ -8,7 +8,7 @@ use tidegate_core::port::{Catalog, Conversions, Fit, Obstacle, Route, Selection}
 use tidegate_core::{Column, Error, Result, Shape, Table, TableName};
 
 /// What is wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// Which tables of the source.
     pub tables: Selection,
@@ -63,39 +63,10 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
         if table.key.is_empty() {
             continue;
         }
-        let codec = source.codec(&table);
-        let mut fits = Vec::new();
-        for column in &table.columns {
-            match target.fit(column, codec.encoding(), &wanted.conversions) {
-                Ok(fit) => fits.push(fit),
-                Err(error) => obstacles.push(Obstacle {
-                    table: Some(table.name.clone()),
-                    column: Some(column.name.clone()),
-                    error,
-                }),
-            }
+        match plan_table(source, target, wanted, table) {
+            Ok(table) => planned.push(table),
+            Err(refusals) => obstacles.extend(refusals),
         }
-        if fits.len() < table.columns.len() {
-            continue;
-        }
-        let columns = table.columns.iter().zip(&fits).map(|(column, fit)| Column {
-            name: column.name.clone(),
-            kind: fit.kind.clone(),
-            native: fit.native.clone(),
-            native_id: 0,
-            nullable: column.nullable,
-            generated: false,
-        });
-        let held = Table {
-            name: target.name_for(wanted.name_of(&table.name)),
-            native_id: 0,
-            columns: columns.collect(),
-            key: table.key.clone(),
-            rows_estimated: table.rows_estimated,
-            bytes_estimated: table.bytes_estimated,
-        };
-        let shape = Shape { table: Arc::new(table), codec };
-        planned.push(PlannedTable { route: Route { shape, target: Arc::new(held) }, fits });
     }
     if planned.is_empty() && obstacles.is_empty() {
         let error = Error::new(code::TABLE_MISSING, "there is no table to move")
@@ -105,4 +76,47 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
     let targets: Vec<Arc<Table>> = planned.iter().map(|table| Arc::clone(&table.route.target)).collect();
     obstacles.extend(target.inspect(&targets, wanted.allow_non_empty).await?);
     Ok(Plan { tables: planned, obstacles })
+}
+
+/// The way of one table's rows, or the columns that the target cannot hold.
+pub(crate) fn plan_table(
+    source: &dyn Catalog,
+    target: &dyn Catalog,
+    wanted: &Wanted,
+    table: Table,
+) -> Result<PlannedTable, Vec<Obstacle>> {
+    let codec = source.codec(&table);
+    let (mut fits, mut refusals) = (Vec::new(), Vec::new());
+    for column in &table.columns {
+        match target.fit(column, codec.encoding(), &wanted.conversions) {
+            Ok(fit) => fits.push(fit),
+            Err(error) => refusals.push(Obstacle {
+                table: Some(table.name.clone()),
+                column: Some(column.name.clone()),
+                error,
+            }),
+        }
+    }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let columns = table.columns.iter().zip(&fits).map(|(column, fit)| Column {
+        name: column.name.clone(),
+        kind: fit.kind.clone(),
+        native: fit.native.clone(),
+        native_id: 0,
+        nullable: column.nullable,
+        generated: false,
+        has_default: false,
+    });
+    let held = Table {
+        name: target.name_for(wanted.name_of(&table.name)),
+        native_id: 0,
+        columns: columns.collect(),
+        key: table.key.clone(),
+        rows_estimated: table.rows_estimated,
+        bytes_estimated: table.bytes_estimated,
+    };
+    let shape = Shape { table: Arc::new(table), codec };
+    Ok(PlannedTable { route: Route { shape, target: Arc::new(held) }, fits })
 }

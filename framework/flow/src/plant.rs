@@ -24,6 +24,8 @@ pub enum Bug {
     AnySession,
     /// Behind a broker, a reply to an earlier call is taken for the one to this.
     AnyReply,
+    /// A column with a default is followed as if the rows that were there had null.
+    DefaultForgotten,
 }
 
 #[cfg(feature = "planted-bugs")]

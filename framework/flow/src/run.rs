@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Ended, Flow, MaxRate, Request, Until, run_once};
+use crate::follow::{Cause, Doubt, renew};
 use crate::status::{Gauge, Status};
 use crate::watch::watch;
 
@@ -25,6 +26,9 @@ const LEASE: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_millis(500);
 /// Pauses between runs that broke: doubled from the first to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Pause before both sides are looked at anew.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What people want, from any process. It is durable, so that it also holds for the next runner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,8 +46,20 @@ pub struct Wishes {
     pub skips: BTreeMap<String, u64>,
     /// See `skips`.
     pub recopies: BTreeMap<String, u64>,
+    /// How often somebody wanted both sides to be looked at anew.
+    pub looks: u64,
     /// How many of these were done, by the runner.
     pub done: BTreeMap<String, u64>,
+}
+
+impl Wishes {
+    /// Tables to be crawled anew that were not yet.
+    fn recopies_open(&self) -> BTreeMap<String, u64> {
+        let open = |(name, times): &(&String, &u64)| {
+            self.done.get(&format!("recopy {name}")).is_none_or(|done| done < times)
+        };
+        self.recopies.iter().filter(open).map(|(name, times)| (name.clone(), *times)).collect()
+    }
 }
 
 /// Reads a record; its default if there is none.
@@ -150,15 +166,28 @@ async fn runs(
     patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Ended> {
+    let mut flow = flow.clone();
     let mut pause = PAUSES.0;
     let mut broken_since = None;
+    let (mut doubt, mut unexplained) = (Doubt::default(), None);
     loop {
         let began = flow.clock.elapsed();
-        let outcome = attempt(flow, until, gauge, state.as_ref(), holder, stop).await;
+        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, unexplained.take(), stop);
+        let outcome = attempt.await;
         gauge.broke();
         let error = match outcome {
             Ok(Ended::Again) => continue,
             Ok(ended) => return Ok(ended),
+            Err(error) if error.code() == code::SCHEMA_CHANGED => {
+                tracing::info!(%error, "a table changed; both sides are looked at anew");
+                let is_ours = flow.table_of(&error).is_some();
+                match doubt.hear(error, flow.clock.elapsed()) {
+                    Some(error) if !is_ours => return Err(error),
+                    believed => unexplained = believed,
+                }
+                flow.clock.sleep(LOOK_PAUSE).await;
+                continue;
+            }
             Err(error) if error.verdict() == Verdict::Never => return Err(error),
             Err(error) => error,
         };
@@ -181,25 +210,52 @@ async fn runs(
     }
 }
 
-/// One run, with what is wanted now. Whatever fails here may be tried again.
+/// One run, with what is wanted now, over the tables as they are now. Whatever fails here may be tried again.
 async fn attempt(
-    flow: &Flow,
+    flow: &mut Flow,
     until: Until,
     gauge: &Gauge,
     state: &dyn StateStore,
     holder: &str,
+    unexplained: Option<Error>,
     stop: &CancellationToken,
 ) -> Result<Ended> {
-    let workers = read::<Wishes>(state, &flow.name, WISHES).await?.0.workers;
+    let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
+    let recopied = wishes.recopies_open().into_keys().collect();
+    renew(flow, state, Cause { recopied, unexplained }).await?;
+    give_up_recopies(flow, state, &mut wishes).await?;
     let mut flow = flow.clone();
-    flow.options.workers = workers.unwrap_or(flow.options.workers);
+    flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
-    tokio::select! {
+    let mut asked = Asked::new();
+    let outcome = tokio::select! {
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
-        broken = beat(&flow, gauge, state, holder, workers, &ask) => match broken? {},
-        danger = watch(&flow, gauge) => match danger? {},
+        broken = beat(&flow, gauge, state, holder, &wishes, &mut asked, &ask) => broken.map(|never| match never {}),
+        danger = watch(&flow, gauge) => danger.map(|never| match never {}),
+    };
+    // What was done since the last beat is not to be done again by the next run.
+    let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asked).await;
+    outcome.and_then(|ended| noted.map(|()| ended))
+}
+
+/// A table that was to be crawled anew and is refused nevertheless is not asked for again and again.
+async fn give_up_recopies(flow: &Flow, state: &dyn StateStore, wishes: &mut Wishes) -> Result<()> {
+    let is_refused = |name: &String| {
+        flow.refused.keys().any(|table| flow.routes[*table].shape.table.name.to_string() == *name)
+    };
+    let given_up: BTreeMap<String, u64> = wishes
+        .recopies_open()
+        .into_iter()
+        .filter(|(name, _)| is_refused(name))
+        .map(|(name, times)| (format!("recopy {name}"), times))
+        .collect();
+    if !given_up.is_empty() {
+        *wishes =
+            change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(given_up.clone()))
+                .await?;
     }
+    Ok(())
 }
 
 /// Renews the lease, writes the record, and passes wishes on.
@@ -208,49 +264,60 @@ async fn beat(
     gauge: &Gauge,
     state: &dyn StateStore,
     holder: &str,
-    workers: Option<usize>,
+    at_start: &Wishes,
+    asked: &mut Asked,
     ask: &mpsc::UnboundedSender<Request>,
 ) -> Result<std::convert::Infallible> {
-    let mut granted = Wishes { workers, ..Wishes::default() };
-    let mut asked = BTreeMap::new();
+    let mut granted = Wishes { workers: at_start.workers, looks: at_start.looks, ..Wishes::default() };
+    let looked = at_start.recopies_open();
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
         let restarts: Vec<u64> = gauge.read(flow.clock.as_ref()).tables.iter().map(|t| t.restarts).collect();
-        for request in differences(flow, &granted, &wishes, &restarts, &mut asked) {
+        for request in differences(flow, &granted, &wishes, &looked, &restarts, asked) {
             let _ = ask.send(request);
         }
         granted = wishes;
         let mut status = gauge.read(flow.clock.as_ref());
         status.running = true;
         change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
-        let done: BTreeMap<String, u64> = asked
-            .iter()
-            .filter(|(wish, (table, before, _))| {
-                let now = &status.tables[*table];
-                if wish.starts_with("skip ") {
-                    now.state == crate::TableState::Skipped
-                } else {
-                    now.restarts > *before
-                }
-            })
-            .map(|(wish, (_, _, times))| (wish.clone(), *times))
-            .collect();
-        if !done.is_empty() {
-            change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(done.clone())).await?;
-            asked.retain(|wish, _| !done.contains_key(wish));
-        }
+        note_done(flow, state, &status, asked).await?;
         flow.clock.sleep(BEAT).await;
     }
 }
+
+/// Notes what was done of what was asked for.
+async fn note_done(flow: &Flow, state: &dyn StateStore, status: &Status, asked: &mut Asked) -> Result<()> {
+    let done: BTreeMap<String, u64> = asked
+        .iter()
+        .filter(|(wish, (table, before, _))| {
+            let now = &status.tables[*table];
+            if wish.starts_with("skip ") {
+                now.state == crate::TableState::Skipped
+            } else {
+                now.restarts > *before
+            }
+        })
+        .map(|(wish, (_, _, times))| (wish.clone(), *times))
+        .collect();
+    if !done.is_empty() {
+        change(state, &flow.name, WISHES, |wishes: &mut Wishes| wishes.done.extend(done.clone())).await?;
+        asked.retain(|wish, _| !done.contains_key(wish));
+    }
+    Ok(())
+}
+
+/// Wishes that a run was asked for: the table, how often it was crawled anew before, and how often it was asked for.
+type Asked = BTreeMap<String, (usize, u64, u64)>;
 
 /// The requests that lead from what was granted to what is wanted.
 fn differences(
     flow: &Flow,
     granted: &Wishes,
     wishes: &Wishes,
+    looked: &BTreeMap<String, u64>,
     restarts: &[u64],
-    asked: &mut BTreeMap<String, (usize, u64, u64)>,
+    asked: &mut Asked,
 ) -> Vec<Request> {
     let mut requests = Vec::new();
     let place =
@@ -267,7 +334,7 @@ fn differences(
     if wishes.max_rate != granted.max_rate {
         requests.push(Request::MaxRate(wishes.max_rate));
     }
-    if wishes.workers != granted.workers {
+    if wishes.workers != granted.workers || wishes.looks != granted.looks {
         requests.push(Request::Again);
     }
     let skips = wishes.skips.iter().map(|(name, times)| ("skip", name, times));
@@ -276,6 +343,11 @@ fn differences(
         let wish = format!("{verb} {name}");
         let Some(table) = place(name) else { continue };
         if wishes.done.get(&wish).is_some_and(|done| done >= times) || asked.contains_key(&wish) {
+            continue;
+        }
+        if verb == "recopy" && looked.get(name) != Some(times) {
+            // The table may be another one by now: the next run looks, and then crawls it.
+            requests.push(Request::Again);
             continue;
         }
         asked.insert(wish, (table, restarts[table], *times));

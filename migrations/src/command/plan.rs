@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tidegate_core::error::code;
 use tidegate_core::port::Obstacle;
 use tidegate_core::{Error, Result};
+use tidegate_flow::follow::Record;
 use tidegate_flow::{Plan, Wanted, plan};
 
 use crate::render::{count, table};
@@ -24,8 +25,9 @@ async fn make(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
 }
 
 /// The plan, or the error of its first obstacle with all of them named.
-pub(super) async fn make_clear(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
-    let mut plan = make(settings, wanted).await?;
+pub(super) async fn make_clear(settings: &Settings, wanted: &Wanted, record: &Record) -> Result<Plan> {
+    let plan = make(settings, wanted).await?;
+    let mut plan = plan.resumed(record, settings.source.catalog().await?.as_ref());
     if plan.obstacles.is_empty() {
         return Ok(plan);
     }

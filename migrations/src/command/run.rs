@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
-use tidegate_flow::run::run as run_flow;
+use tidegate_flow::follow::known;
+use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, TableState, Until, via};
+use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, via};
 use tokio_util::sync::CancellationToken;
 
 use super::{plan, serve, verify};
@@ -20,6 +21,10 @@ use crate::settings::Settings;
 
 /// How often the progress is drawn.
 const DRAW: Duration = Duration::from_millis(250);
+
+/// How often the runner is asked to look at both sides anew before a difference in shape counts, and how long it has.
+const LOOKS_MAX: u32 = 5;
+const LOOK_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(
     settings: &Settings,
@@ -116,13 +121,25 @@ pub(super) async fn run(
 
 /// Compares both sides as soon as every table is crawled, while the run goes on; nothing if a table stopped.
 async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -> Result<Option<Report>> {
+    let mut looks = 0;
     loop {
         let status = gauge.read(flow.clock.as_ref());
         if status.tables.iter().any(|table| table.state == TableState::Failed) {
             return Ok(None);
         }
         if status.is_crawled() && status.drained {
-            let report = verify::compare(settings, Some(gauge)).await?;
+            let report = match verify::compare(settings, Some(gauge)).await {
+                // The source may have got a column that no change has told of yet: the runner is asked to look.
+                Err(error) if error.code() == code::TARGET_DIFFERS && looks < LOOKS_MAX => {
+                    looks += 1;
+                    let state = settings.state().await?;
+                    change(state.as_ref(), &settings.name, WISHES, |wishes: &mut Wishes| wishes.looks += 1)
+                        .await?;
+                    flow.clock.sleep(LOOK_WAIT).await;
+                    continue;
+                }
+                report => report?,
+            };
             if report.equal || report.missing + report.extra + report.different > 0 {
                 return Ok(Some(report));
             }
@@ -133,16 +150,18 @@ async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -
     }
 }
 
-/// Plans, and creates what is missing in the target. A flow that is known there already skips the guards for new ones.
+/// Plans, and creates what is missing in the target. A flow that is known there already skips the guards for new ones;
+/// what became of its tables since is looked at when it runs.
 pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
-    let known = {
-        let state = settings.state().await?;
-        state.get(&settings.name, tidegate_flow::run::STATUS).await?.is_some()
-    };
+    let state = settings.state().await?;
+    let is_known = state.get(&settings.name, tidegate_flow::run::STATUS).await?.is_some();
+    let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
-    wanted.allow_non_empty |= known;
-    let plan = patiently(settings, || plan::make_clear(settings, &wanted)).await?;
-    let targets: Vec<_> = plan.tables.iter().map(|table| Arc::clone(&table.route.target)).collect();
+    wanted.allow_non_empty |= is_known;
+    let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record)).await?;
+    let is_new = |table: &&PlannedTable| !record.contains_key(&table.route.shape.table.name.to_string());
+    let targets: Vec<_> =
+        plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();
     settings.target.catalog().await?.create(&targets).await?;
     Ok(settings.flow(&plan))
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result, SystemClock};
 use tidegate_flow::Gauge;
+use tidegate_flow::follow::Record;
 use tidegate_flow::run::change;
 use tidegate_flow::verify::{Kind, Report, Verification, verify};
 
@@ -18,7 +19,7 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     let state = settings.state().await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty = true;
-    let plan = plan::make_clear(settings, &wanted).await?;
+    let plan = plan::make_clear(settings, &wanted, &Record::new()).await?;
     let clock = SystemClock::shared();
     let verification = Verification {
         name: &settings.name,

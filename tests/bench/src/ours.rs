@@ -57,7 +57,8 @@ pub async fn flow_to_nothing(name: &str, source: Arc<dyn Store>, target: Arc<dyn
 
 fn made(name: &str, source: Arc<dyn Store>, target: Arc<dyn Store>, routes: Vec<Route>) -> Result<Flow> {
     let (options, clock) = (Options::default(), SystemClock::shared());
-    Ok(Flow { name: FlowName::new(name)?, source, target, routes, options, clock })
+    let (wanted, refused) = (Wanted::default(), Default::default());
+    Ok(Flow { name: FlowName::new(name)?, source, target, routes, wanted, refused, options, clock })
 }
 
 /// Starts to keep changes, and gives the checkpoint of a target that has every row until here.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{
-    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Examiner, Identity, KeyRange,
-    Opened, Progress, Route, Sink, StateStore, Store,
+    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Conversions, Crawler, Examiner, Fit,
+    Identity, KeyRange, Obstacle, Opened, Progress, Route, Selection, Sink, StateStore, Store,
 };
 use tidegate_core::{
-    AsOf, Cell, Changes, Error, FlowName, Key, Op, Position, Result, RowWriter, Rows, Table,
+    AsOf, Cell, Changes, Codec, Column, Encoding, Error, FlowName, Key, Op, Position, Result, RowWriter,
+    Rows, Table, TableName,
 };
 
 use crate::plant::PortBug;
@@ -18,7 +19,7 @@ use crate::world::Shared;
 
 /// What happens at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     None,
     Before,
     AnswerLost,
@@ -35,7 +36,7 @@ pub(crate) struct FaultyStore {
 }
 
 impl FaultyStore {
-    async fn call(&self) -> Result<Fault> {
+    pub(crate) async fn call(&self) -> Result<Fault> {
         let (fault, delay) = {
             let mut world = self.world.lock();
             world.step();
@@ -80,7 +81,7 @@ impl Store for FaultyStore {
     }
 
     async fn catalog(&self) -> Result<Arc<dyn Catalog>> {
-        self.inner.catalog().await
+        Ok(Arc::new(FaultyCatalog { store: self.clone(), inner: self.inner.catalog().await? }))
     }
 
     async fn crawler(&self) -> Result<Box<dyn Crawler>> {
@@ -95,6 +96,9 @@ impl Store for FaultyStore {
         from: &Position,
     ) -> Result<Box<dyn ChangeFeed>> {
         self.call().await?;
+        if self.bug == Some(PortBug::NewColumnCut) {
+            return Ok(Box::new(crate::cut::CutFeed::open(self, flow, tables, source, from).await?));
+        }
         let inner = self.inner.change_feed(flow, tables, source, from).await?;
         Ok(Box::new(Faulty { store: self.clone(), inner }))
     }
@@ -115,6 +119,65 @@ impl Store for FaultyStore {
 struct Faulty<T: ?Sized> {
     store: FaultyStore,
     inner: Box<T>,
+}
+
+struct FaultyCatalog {
+    store: FaultyStore,
+    inner: Arc<dyn Catalog>,
+}
+
+#[async_trait]
+impl Catalog for FaultyCatalog {
+    async fn identity(&self) -> Result<Identity> {
+        self.inner.identity().await
+    }
+
+    async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
+        let fault = self.store.call().await?;
+        let answer = self.inner.describe(which).await?;
+        self.store.answer(fault, answer)
+    }
+
+    fn codec(&self, table: &Table) -> Arc<dyn Codec> {
+        self.inner.codec(table)
+    }
+
+    async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
+        self.inner.capture(flow, tables).await
+    }
+
+    async fn clean(&self, flow: &FlowName) -> Result<()> {
+        self.inner.clean(flow).await
+    }
+
+    fn accepts(&self, encoding: Encoding) -> bool {
+        self.inner.accepts(encoding)
+    }
+
+    fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {
+        self.inner.fit(column, encoding, conversions)
+    }
+
+    fn name_for(&self, source: &TableName) -> TableName {
+        self.inner.name_for(source)
+    }
+
+    async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
+        self.inner.inspect(tables, allow_non_empty).await
+    }
+
+    async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
+        self.inner.create(tables).await
+    }
+
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        let fault = self.store.call().await?;
+        self.inner.extend(tables).await?;
+        if fault == Fault::Twice {
+            self.inner.extend(tables).await?;
+        }
+        self.store.answer(fault, ())
+    }
 }
 
 impl Faulty<dyn Crawler> {

@@ -60,13 +60,13 @@ pub(crate) fn expected(turn: Option<Turn>, ledger: &[BTreeMap<i64, Row>]) -> Vec
             .iter()
             .map(|table| {
                 let kept = table.iter().filter(|(_, row)| row.0.is_none_or(|number| number % 4 != 0));
-                kept.map(|(id, row)| (*id, (row.0, Some(made(row))))).collect()
+                kept.map(|(id, row)| (*id, (row.0, Some(made(row)), None))).collect()
             })
             .collect(),
         Turn::Fold => {
             let fold = |(id, row): (&i64, &Row)| {
                 let other = ledger[1].get(id).map(|other| format!(" with {} {}", number(other), text(other)));
-                (*id, (row.0, Some(made(row) + &other.unwrap_or_default())))
+                (*id, (row.0, Some(made(row) + &other.unwrap_or_default()), None))
             };
             vec![ledger[0].iter().map(fold).collect()]
         }

@@ -1,6 +1,7 @@
 //! `tidegate-proof`: what Tidegate promises, shown. Run it through `cargo xtask proof`.
 
 mod carried;
+mod cut;
 mod fault;
 mod kill;
 mod made;

@@ -11,6 +11,8 @@ pub(crate) enum PortBug {
     UnchangedAsNull,
     /// The checkpoint is durable before the effect.
     CheckpointBeforeEffect,
+    /// A feed goes on when a table gets a column, and leaves it out.
+    NewColumnCut,
 }
 
 /// A planted bug.
@@ -32,6 +34,8 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("filter forgets rows", Plant::Engine(Bug::FilterForgetsRows)),
     ("any session", Plant::Engine(Bug::AnySession)),
     ("any reply", Plant::Engine(Bug::AnyReply)),
+    ("default forgotten", Plant::Engine(Bug::DefaultForgotten)),
+    ("new column cut", Plant::Port(PortBug::NewColumnCut)),
     ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
     ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),
     ("checkpoint before effect", Plant::Port(PortBug::CheckpointBeforeEffect)),

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::Kind;
-use tidegate_core::port::{Route, Selection, Store};
+use tidegate_core::error::{Kind, code};
+use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{FlowName, Shape, SystemClock, Table};
+use tidegate_flow::follow::Doubt;
 use tidegate_flow::plant::plant;
-use tidegate_flow::{Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, run_once};
+use tidegate_flow::{
+    Cause, Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, Wanted, renew, run_once,
+};
 use tidegate_memory::MemoryStore;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +28,14 @@ const RUNS_MAX: usize = 60;
 /// The rare paths that a run has to take to prove anything.
 pub(crate) const PATHS: &[&str] = &[
     "a batch done twice",
+    "a table that changed recopied",
     "broker cut, or its answers lost",
     "calls carried by a broker",
     "chunk row completed",
     "chunk row overtaken",
+    "column added",
+    "column followed",
+    "column with a default added",
     "commit logged before it was seen",
     "done and the answer lost",
     "failed before the call",
@@ -200,15 +207,16 @@ async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
         flow.target = way.carried();
     }
     let gauge = Gauge::new(&flow.routes, &flow.options);
+    let name = flow.name.clone();
     let other_end = async {
         match &way {
-            Some(way) => way.live(&flow.name).await,
+            Some(way) => way.live(&name).await,
             None => std::future::pending().await,
         }
     };
     let driven = tokio::select! {
         biased;
-        driven = drive(&flow, &gauge, &world) => driven,
+        driven = drive(&mut flow, &gauge, &target, &world) => driven,
         broken = other_end => Err(format!("the target's end broke: {broken:?}")),
     };
     let verdict = match driven {
@@ -248,6 +256,7 @@ async fn prepare(
     bug: Option<PortBug>,
 ) -> tidegate_core::Result<Flow> {
     let names = world.lock().tables().to_vec();
+    let wanted = names.clone();
     let wrap = |inner: &MemoryStore| -> Arc<dyn Store> {
         Arc::new(FaultyStore { inner: Arc::new(inner.clone()), world: world.clone(), bug })
     };
@@ -288,19 +297,28 @@ async fn prepare(
         source: from,
         target: wrap(target),
         routes: tables.iter().map(route).collect(),
+        wanted: Wanted {
+            tables: Selection::These(wanted),
+            names: BTreeMap::new(),
+            conversions: Conversions::new(),
+            allow_non_empty: true,
+        },
+        refused: BTreeMap::new(),
         options,
         clock: SystemClock::shared(),
     })
 }
 
 /// Starts run after run, as a supervisor would, until one has caught up in a world that has come to rest.
-async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String> {
+async fn drive(flow: &mut Flow, gauge: &Gauge, target: &MemoryStore, world: &Shared) -> Result<(), String> {
     let mut at_rest = false;
     let mut skipped = None;
     let mut recopying;
+    let (mut doubt, mut unexplained) = (Doubt::default(), None);
     for run in 0..RUNS_MAX {
         let (ask, mut requests) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
+        let mut request = None;
         {
             let mut world = world.lock();
             at_rest = at_rest || run > 10;
@@ -309,19 +327,39 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
             }
             recopying = skipped.take();
             if let Some(table) = recopying {
-                let _ = ask.send(Request::Recopy(table));
+                request = Some(Request::Recopy(table));
             } else if world.faults_left > 0 && world.rng.u8(0..6) == 0 {
                 world.faults_left -= 1;
                 let table = world.rng.usize(..flow.routes.len());
                 if world.rng.bool() {
                     world.count("table crawled anew");
-                    let _ = ask.send(Request::Recopy(table));
+                    request = Some(Request::Recopy(table));
+                    // What is asked for stays so until it is done.
+                    recopying = Some(table);
                 } else {
                     world.count("table skipped, later crawled anew");
-                    let _ = ask.send(Request::Skip(table));
+                    request = Some(Request::Skip(table));
                     skipped = Some(table);
                 }
             }
+        }
+        let recopied =
+            recopying.iter().map(|table| flow.routes[*table].shape.table.name.to_string()).collect();
+        let cause = Cause { recopied, unexplained: unexplained.take() };
+        match renew(flow, target, cause).await {
+            Ok(changed) => {
+                if changed && flow.refused.is_empty() {
+                    world.lock().count("column followed");
+                }
+            }
+            Err(e) if matches!(e.kind(), Kind::Unreachable) => {
+                skipped = skipped.or(recopying);
+                continue;
+            }
+            Err(e) => return Err(format!("{e:?}")),
+        }
+        if let Some(request) = request {
+            let _ = ask.send(request);
         }
         let late = {
             let mut world = world.lock();
@@ -358,7 +396,12 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
                 if let Some(table) =
                     gauge.read(flow.clock.as_ref()).tables.into_iter().find(|t| t.state == TableState::Failed)
                 {
-                    return Err(format!("a table stopped: {:?}", table.error));
+                    let Some(refused) = flow.refused.keys().next() else {
+                        return Err(format!("a table stopped: {:?}", table.error));
+                    };
+                    // What the error says is the way on, one table after another.
+                    world.lock().count("a table that changed recopied");
+                    skipped = skipped.or(Some(*refused));
                 }
                 // It has caught up with a world that may have gone on since: once more with one at rest.
                 if at_rest && skipped.is_none() {
@@ -370,6 +413,11 @@ async fn drive(flow: &Flow, gauge: &Gauge, world: &Shared) -> Result<(), String>
                 // What was asked for may not have become durable: it is asked for again.
                 skipped = skipped.or(recopying);
                 world.lock().count("run broke and another began");
+            }
+            Ok(Err(e)) if e.code() == code::SCHEMA_CHANGED => {
+                skipped = skipped.or(recopying);
+                unexplained = doubt.hear(e, flow.clock.elapsed());
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Ok(Err(e)) => return Err(format!("{e:?}")),
         }

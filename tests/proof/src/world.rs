@@ -14,8 +14,9 @@ use crate::made::{Turn, expected};
 /// Keys are few, so that everything happens to the same rows.
 const KEYS: i64 = 12;
 
-/// A row as the ledger has it: a small value and a large one that updates may leave out of the log.
-pub(crate) type Row = (Option<i64>, Option<String>);
+/// A row as the ledger has it: a small value, a large one that updates may leave out of the log, and one in a column
+/// that the table gets while the flow runs.
+pub(crate) type Row = (Option<i64>, Option<String>, Option<i64>);
 
 /// How often rare things happened. A proof counts only if each did.
 pub(crate) type Coverage = BTreeMap<&'static str, u64>;
@@ -27,6 +28,9 @@ pub(crate) struct World {
     source: MemoryStore,
     tables: Vec<TableName>,
     ledger: Vec<BTreeMap<i64, Row>>,
+    /// Tables that got their late column, and after how many more writes the others are to get theirs.
+    grown: Vec<bool>,
+    grows_in: Vec<Option<usize>>,
     /// How rows are turned on their way to the target.
     pub(crate) turn: Option<Turn>,
     /// Whether the target is behind a broker.
@@ -75,6 +79,8 @@ impl World {
             coverage: Coverage::new(),
             source: source.clone(),
             ledger: tables.iter().map(|_| BTreeMap::new()).collect(),
+            grown: vec![false; tables.len()],
+            grows_in: vec![None; tables.len()],
             tables,
             writes_left: 0,
             faults_left: rng.usize(0..6),
@@ -88,6 +94,9 @@ impl World {
             world.write();
         }
         world.writes_left = world.rng.usize(5..60);
+        for table in 0..world.tables.len() {
+            world.grows_in[table] = world.rng.bool().then(|| world.rng.usize(0..40));
+        }
         world
     }
 
@@ -103,6 +112,7 @@ impl World {
     pub(crate) fn step(&mut self) {
         for _ in 0..self.rng.usize(0..3) {
             if self.writes_left > 0 {
+                self.grow();
                 self.write();
             }
         }
@@ -112,6 +122,31 @@ impl World {
         if !self.unseen.is_empty() && (self.rng.u8(0..4) == 0 || self.writes_left == 0) {
             let mark = self.unseen.swap_remove(self.rng.usize(..self.unseen.len()));
             self.source.reveal(mark);
+        }
+    }
+
+    /// Tables get a column when their time has come, some with a default.
+    fn grow(&mut self) {
+        for table in 0..self.tables.len() {
+            match &mut self.grows_in[table] {
+                Some(0) => {}
+                Some(left) => {
+                    *left -= 1;
+                    continue;
+                }
+                None => continue,
+            }
+            // What a transform does with a default that no change tells is not for a ledger to know.
+            let default = (self.turn.is_none() && self.rng.u8(0..4) == 0).then_some(-1);
+            let column = Column::new("late", Type::Int { bits: 64 });
+            // A table with commits that are not seen yet is locked: later.
+            if self.source.add_column(&self.tables[table], column, default.map(Value::Int)).is_err() {
+                continue;
+            }
+            self.grows_in[table] = None;
+            self.grown[table] = true;
+            self.ledger[table].values_mut().for_each(|row| row.2 = default);
+            self.count(if default.is_some() { "column with a default added" } else { "column added" });
         }
     }
 
@@ -149,9 +184,12 @@ impl World {
         let version = self.version;
         let small = Value::Int(version);
         let large = format!("large {version}");
+        let grown = self.grown[table];
         let Some(row) = rows.get(&id).cloned() else {
-            rows.insert(id, (Some(version), Some(large.clone())));
-            return Write::insert(&name, [Value::Int(id), small, Value::Text(large.into())]);
+            rows.insert(id, (Some(version), Some(large.clone()), grown.then_some(version)));
+            let late = grown.then(|| small.clone());
+            let row = [Value::Int(id), small, Value::Text(large.into())];
+            return Write::insert(&name, row.into_iter().chain(late));
         };
         let free: Vec<i64> = (0..KEYS).filter(|id| !rows.contains_key(id)).collect();
         match self.rng.u8(0..20) {
@@ -168,20 +206,24 @@ impl World {
             6..=8 if !free.is_empty() => {
                 let to = free[self.rng.usize(..free.len())];
                 rows.remove(&id);
-                rows.insert(to, (Some(version), row.1));
+                rows.insert(to, (Some(version), row.1, row.2));
                 self.count("key change that leaves a column out");
                 Write::update(&name, [Value::Int(id)], [(0, Value::Int(to)), (1, small)])
             }
             9..=13 => {
-                rows.insert(id, (Some(version), row.1));
+                rows.insert(id, (Some(version), row.1, row.2));
                 Write::update(&name, [Value::Int(id)], [(1, small)])
             }
             14 => {
-                rows.insert(id, (None, None));
+                rows.insert(id, (None, None, row.2));
                 Write::update(&name, [Value::Int(id)], [(1, Value::Null), (2, Value::Null)])
             }
+            15..=17 if grown => {
+                rows.insert(id, (row.0, row.1, Some(version)));
+                Write::update(&name, [Value::Int(id)], [(3, small)])
+            }
             _ => {
-                rows.insert(id, (row.0, Some(large.clone())));
+                rows.insert(id, (row.0, Some(large.clone()), row.2));
                 Write::update(&name, [Value::Int(id)], [(2, Value::Text(large.into()))])
             }
         }
@@ -227,7 +269,7 @@ impl World {
 fn read(row: &[Value<'static>]) -> Option<(i64, Row)> {
     let int = |value: &Value<'_>| if let Value::Int(v) = value { Some(*v) } else { None };
     let text = |value: &Value<'_>| if let Value::Text(v) = value { Some(v.to_string()) } else { None };
-    Some((int(&row[0])?, (int(&row[1]), text(&row[2]))))
+    Some((int(&row[0])?, (int(&row[1]), text(&row[2]), row.get(3).and_then(int))))
 }
 
 /// What a comparison with the ledger found.

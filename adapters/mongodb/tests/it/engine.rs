@@ -31,7 +31,16 @@ async fn flow_of(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Flow {
     options.chunk_rows = 150;
     options.workers = 2;
     options.acknowledge_every = Duration::from_millis(50);
-    Flow { name: flow(), source, target, routes, options, clock: SystemClock::shared() }
+    Flow {
+        name: flow(),
+        source,
+        target,
+        routes,
+        wanted,
+        refused: Default::default(),
+        options,
+        clock: SystemClock::shared(),
+    }
 }
 
 async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ended> {

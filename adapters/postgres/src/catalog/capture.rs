@@ -28,7 +28,7 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
             .hint("its updates and deletes would be refused by the server"));
     }
     let name = name(flow);
-    publish(session, &name, tables).await?;
+    let adds = publish(session, &name, tables).await?;
     let failed = |e| from_driver(e, "create slot");
     let slot = session.query_opt(SLOT, &[&name]).await.map_err(failed)?;
     let position: Option<String> = match slot {
@@ -37,7 +37,16 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
                 .with("slot", name)
                 .hint("give the migration another name"));
         }
-        Some(slot) => slot.get(0),
+        Some(slot) => {
+            if adds {
+                // What a transaction that goes on did to a table before it was published is not sent: readers have
+                // to see it.
+                wait_until_seen(session).await?;
+                let sql = format!("COMMENT ON PUBLICATION {} IS NULL", sql::ident(&name));
+                session.batch_execute(&sql).await.map_err(|e| from_driver(e, "publish"))?;
+            }
+            slot.get(0)
+        }
         None => {
             let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
             let row = session.query_one(sql, &[&name]).await.map_err(failed)?;
@@ -62,14 +71,22 @@ async fn wait_until_seen(session: &Session) -> Result<()> {
     Ok(())
 }
 
-async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result<()> {
+/// What a publication says of itself from the moment it gets a table until readers see what was not sent of it: this
+/// session may not live to see that.
+const GROWS: &str = "tidegate waits for the transactions that went on when a table was added";
+
+/// Publishes exactly these tables. Returns whether one of them was not published before.
+async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result<bool> {
     let failed = |e| from_driver(e, "publish");
-    let sql = "SELECT p.pubviaroot FROM pg_publication p WHERE p.pubname = $1";
-    let known = session.query_opt(sql, &[&name]).await.map_err(failed)?;
+    let sql = "SELECT coalesce(obj_description(p.oid, 'pg_publication') = $2, false) FROM pg_publication p
+        WHERE p.pubname = $1";
+    let known = session.query_opt(sql, &[&name, &GROWS]).await.map_err(failed)?;
     // ONLY, so that children by inheritance are not published behind the plan's back.
     let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", sql::table(&table.name))).collect();
     let list = list.join(", ");
-    let statement = if known.is_some() {
+    let mut adds = true;
+    let statement = if let Some(known) = known {
+        let grows: bool = known.get(0);
         let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE p.pubname = $1";
         let rows = session.query(sql, &[&name]).await.map_err(failed)?;
@@ -81,9 +98,17 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
             wanted.extend(row.get::<_, Option<u32>>(0));
         }
         if wanted == published && wanted.len() == tables.len() {
-            return Ok(());
+            return Ok(grows);
         }
-        format!("ALTER PUBLICATION {} SET TABLE {list}", sql::ident(name))
+        adds = grows || !wanted.is_subset(&published);
+        let name = sql::ident(name);
+        let note = if adds {
+            format!("; COMMENT ON PUBLICATION {name} IS {}", sql::literal(GROWS))
+        } else {
+            String::new()
+        };
+        // Both in one transaction.
+        format!("ALTER PUBLICATION {name} SET TABLE {list}{note}")
     } else {
         format!(
             "CREATE PUBLICATION {} FOR TABLE {list} WITH (publish_via_partition_root = true)",
@@ -91,9 +116,11 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
         )
     };
     if tables.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    session.batch_execute(&statement).await.map_err(|e| from_driver(e, "publish").with("publication", name))
+    let published = session.batch_execute(&statement).await;
+    published.map_err(|e| from_driver(e, "publish").with("publication", name))?;
+    Ok(adds)
 }
 
 /// Removes what [`capture`] made.

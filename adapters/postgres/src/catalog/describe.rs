@@ -141,7 +141,9 @@ const OURS_AND_THEIRS: &str = " AND n.nspname <> 'tidegate' AND n.nspname <> 'in
 const COLUMNS: &str = "
     SELECT a.attrelid, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated <> '',
         format_type(a.atttypid, a.atttypmod), a.attnum,
-        coalesce((SELECT NOT k.collisdeterministic FROM pg_collation k WHERE k.oid = a.attcollation), false)
+        coalesce((SELECT NOT k.collisdeterministic FROM pg_collation k WHERE k.oid = a.attcollation), false),
+        a.atthasdef OR a.atthasmissing OR a.attidentity <> ''
+            OR EXISTS (SELECT FROM pg_type d WHERE d.oid = a.atttypid AND d.typdefault IS NOT NULL)
     FROM pg_attribute a WHERE a.attrelid = ANY($1) AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attrelid, a.attnum";
 
@@ -206,6 +208,7 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
                 native_id,
                 nullable,
                 generated: false,
+                has_default: row.get(9),
             });
         }
         match key_of(&found, &keys, &numbers) {

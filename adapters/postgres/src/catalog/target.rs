@@ -257,6 +257,32 @@ pub(crate) async fn create(session: &Session, tables: &[Arc<Table>]) -> Result<(
     Ok(())
 }
 
+/// Adds the columns that tables lack.
+pub(crate) async fn extend(session: &Session, tables: &[Arc<Table>]) -> Result<()> {
+    for table in tables {
+        let Some((_, there)) = columns(session, table).await? else {
+            return Err(Error::new(code::TABLE_MISSING, "the table is not there").with("table", &table.name));
+        };
+        // Asked first: the statement waits for everybody who reads the table, whether or not there is work to do.
+        let lacking =
+            table.columns.iter().filter(|column| there.iter().all(|there| there.name != column.name));
+        let parts: Vec<String> = lacking
+            .map(|column| format!("ADD COLUMN IF NOT EXISTS {} {}", sql::ident(&column.name), column.native))
+            .collect();
+        if !parts.is_empty() {
+            let statement = format!("ALTER TABLE {} {}", sql::table(&table.name), parts.join(", "));
+            session
+                .batch_execute(&statement)
+                .await
+                .map_err(|e| from_driver(e, "add a column").with("table", &table.name))?;
+        }
+    }
+    match inspect(session, tables, true).await?.into_iter().next() {
+        Some(obstacle) => Err(obstacle.error),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,14 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::{Changes, Mark, Op, Position, Result, RowWriter, Table};
+use tidegate_core::{Changes, Error, Mark, Op, Position, Result, RowWriter, Table};
 use tokio::time::Instant;
 
 use crate::binary::time::Timestamp;
 use crate::change_feed::relations::{Mapped, Relations};
 use crate::change_feed::spill::{self, Spill};
 use crate::lsn::Lsn;
-use crate::pgoutput::{Message, Old, Parser, Tuple};
+use crate::pgoutput::{Message, Old, Parser, Relation, Tuple};
 use crate::wire::WalFrame;
 
 /// What one call gives at most, and the size of a piece of a large transaction.
@@ -33,8 +33,10 @@ pub(crate) struct Reader {
     changes: Changes,
     /// The transaction that is being read.
     current: Option<Current>,
-    /// Transactions that have not ended, by number, with the tables as they see them.
-    open: HashMap<u32, (Spill, Relations)>,
+    /// Transactions that have not ended, by number.
+    open: HashMap<u32, Open>,
+    /// Tables of which rows came that lack a column, by place and the column's: from before it, or from after it.
+    short: Vec<(usize, usize)>,
     /// The number of the transaction that the stream is in.
     streamed: Option<u32>,
     /// A streamed transaction that has ended and is being delivered.
@@ -46,6 +48,15 @@ pub(crate) struct Reader {
     /// How far the server is, as it said last.
     sent: Lsn,
     heard: Instant,
+}
+
+/// A transaction that has not ended, with the tables as it sees them.
+#[derive(Debug, Default)]
+struct Open {
+    spill: Spill,
+    relations: Relations,
+    /// A table that it made another one. If it is rolled back, nothing has happened.
+    error: Option<Error>,
 }
 
 /// A transaction whose end is known.
@@ -73,6 +84,7 @@ impl Reader {
             changes: Changes::new(),
             current: None,
             open: HashMap::new(),
+            short: Vec::new(),
             streamed: None,
             delivery: None,
             reference,
@@ -95,6 +107,15 @@ impl Reader {
     /// How long no change has come.
     pub(crate) fn quiet(&self) -> Duration {
         self.heard.elapsed()
+    }
+
+    /// A table of which rows came that lack a column, by place and the column's, until it was looked up.
+    pub(crate) fn short(&self) -> Option<(usize, usize)> {
+        self.short.last().copied()
+    }
+
+    pub(crate) fn looked_up(&mut self) {
+        self.short.pop();
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -215,11 +236,7 @@ impl Reader {
                 }
                 self.position = self.position.max(end_lsn);
             }
-            Message::Relation(relation) => {
-                let mapped = Mapped::new(&self.tables, &relation)?.map(Arc::new);
-                let own = self.streamed.and_then(|xid| self.open.get_mut(&xid));
-                own.map_or(&mut self.relations, |(_, own)| own).insert(relation.oid, mapped);
-            }
+            Message::Relation(relation) => self.describe(&relation)?,
             Message::Insert { xid, relation, new } => self.change(xid, relation, Op::Insert, Some(new), None),
             Message::Update { xid, relation, old, new } => {
                 self.change(xid, relation, Op::Update, Some(new), old);
@@ -238,12 +255,15 @@ impl Reader {
             }
             Message::StreamAbort { xid, subxid } if xid == subxid => drop(self.open.remove(&xid)),
             Message::StreamAbort { xid, subxid } => {
-                if let Some((spill, _)) = self.open.get_mut(&xid) {
-                    spill.void(subxid);
+                if let Some(open) = self.open.get_mut(&xid) {
+                    open.spill.void(subxid);
                 }
             }
             Message::StreamCommit { xid, lsn, end_lsn, committed_at } => {
-                let (spill, relations) = self.open.remove(&xid).unwrap_or_default();
+                let Open { spill, relations, error } = self.open.remove(&xid).unwrap_or_default();
+                if let Some(error) = error {
+                    return Err(error);
+                }
                 // The server says again how a table looks only when that changes.
                 self.relations.extend(relations);
                 let current = self.current(xid, lsn, end_lsn, committed_at);
@@ -251,6 +271,24 @@ impl Reader {
             }
             Message::Origin { .. } | Message::Type { .. } | Message::Emitted { .. } => {}
         }
+        Ok(())
+    }
+
+    /// Takes what a table is like from here on.
+    fn describe(&mut self, relation: &Relation<'_>) -> Result<()> {
+        let mapped = Mapped::new(&self.tables, relation);
+        if let Ok(Some(Mapped { table, lacks: Some(column), .. })) = &mapped {
+            self.short.push((*table, *column));
+        }
+        let Some(open) = self.streamed.and_then(|xid| self.open.get_mut(&xid)) else {
+            self.relations.insert(relation.oid, mapped?.map(Arc::new));
+            return Ok(());
+        };
+        let mapped = mapped.unwrap_or_else(|error| {
+            open.error.get_or_insert(error);
+            None
+        });
+        open.relations.insert(relation.oid, mapped.map(Arc::new));
         Ok(())
     }
 
@@ -286,7 +324,7 @@ impl Reader {
     ) {
         let streamed = self.streamed.and_then(|top| Some((top, self.open.get_mut(&top)?)));
         let mapped = match &streamed {
-            Some((_, (_, own))) => own.get(&relation).or_else(|| self.relations.get(&relation)),
+            Some((_, open)) => open.relations.get(&relation).or_else(|| self.relations.get(&relation)),
             None => self.relations.get(&relation),
         };
         let Some(Some(mapped)) = mapped else { return };
@@ -306,7 +344,7 @@ impl Reader {
                 mapped.write_key(old, out);
             }
         };
-        let Some((top, (spill, _))) = streamed else {
+        let Some((top, Open { spill, .. })) = streamed else {
             let row: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
                 if new.is_some() { Some(&mut row) } else { None };
             let key: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
@@ -332,8 +370,8 @@ impl Reader {
 
     /// Keeps what open transactions have in memory within its limit.
     fn bound(&mut self) -> Result<()> {
-        if self.open.values().map(|(spill, _)| spill.bytes()).sum::<usize>() > OPEN_BYTES_MAX {
-            self.open.values_mut().try_for_each(|(spill, _)| spill.flush())?;
+        if self.open.values().map(|open| open.spill.bytes()).sum::<usize>() > OPEN_BYTES_MAX {
+            self.open.values_mut().try_for_each(|open| open.spill.flush())?;
         }
         Ok(())
     }

@@ -14,12 +14,15 @@ use crate::pgoutput::{Cell as Sent, Identity, Old, Relation, Tuple};
 pub(crate) struct Mapped {
     /// Its place in the flow.
     pub(crate) table: usize,
-    /// For each column of the flow, where its cell stands in a row of the stream.
-    places: Vec<usize>,
+    /// For each column of the flow, where its cell stands in a row of the stream; `None` if the row is from before
+    /// the column, and had null there.
+    places: Vec<Option<usize>>,
     /// Whether those are 0, 1, 2 …
     straight: bool,
-    /// For each column of the key, as `places`.
+    /// For each column of the key, where it stands.
     key: Vec<usize>,
+    /// A column that the rows do not have yet, or have no more.
+    pub(crate) lacks: Option<usize>,
 }
 
 /// The tables of the stream by number; `None` for one that the flow does not have.
@@ -39,29 +42,36 @@ impl Mapped {
             Error::new(code::SCHEMA_CHANGED, what)
                 .with("table", &described.name)
                 .with("column", column)
-                .hint("make the same change at the target, then copy the table again")
+                .hint("tidegate migrate recopy")
         };
         let mut places = Vec::with_capacity(described.columns.len());
         for column in &described.columns {
             let place = columns.iter().position(|sent| sent.name == column.name);
-            let place = place.ok_or_else(|| changed("a column is gone", &column.name))?;
-            let oid = columns[place].type_oid;
-            if oid < OID_OWN && column.native_id < OID_OWN && oid != column.native_id {
-                return Err(changed("a column has another type", &column.name));
+            match place.map(|place| columns[place].type_oid) {
+                Some(oid) if oid < OID_OWN && column.native_id < OID_OWN && oid != column.native_id => {
+                    return Err(changed("a column has another type", &column.name));
+                }
+                // Columns are added behind the others.
+                Some(_) if places.last().is_some_and(Option::is_none) => {
+                    return Err(changed("a column is gone", &described.columns[places.len() - 1].name));
+                }
+                None if !column.is_null_before() => return Err(changed("a column is gone", &column.name)),
+                Some(_) | None => places.push(place),
             }
-            places.push(place);
         }
         if let Some(new) = columns.iter().find(|sent| described.position(sent.name).is_none()) {
             return Err(changed("a column is new", new.name));
         }
-        let key: Vec<usize> = described.key.iter().map(|at| places[*at]).collect();
+        let key: Option<Vec<usize>> = described.key.iter().map(|at| places[*at]).collect();
+        let key = key.ok_or_else(|| changed("the table's key is another", ""))?;
         if relation.identity == Identity::Nothing
             || relation.identity != Identity::Full && key.iter().any(|place| !columns[*place].key)
         {
             return Err(changed("the table's key is another", ""));
         }
-        let straight = places.iter().enumerate().all(|(at, place)| at == *place);
-        Ok(Some(Self { table, places, straight, key }))
+        let straight = places.iter().enumerate().all(|(at, place)| Some(at) == *place);
+        let lacks = places.iter().position(Option::is_none);
+        Ok(Some(Self { table, places, straight, key, lacks }))
     }
 
     /// Writes a new row; what it leaves out is taken from the old one if that has it.
@@ -73,6 +83,10 @@ impl Mapped {
             return;
         }
         for place in &self.places {
+            let Some(place) = place else {
+                out.cell(Cell::Null);
+                continue;
+            };
             let cell = new.cells().nth(*place).unwrap_or(Sent::Unchanged);
             out.cell(self.filled(cell, *place, old));
         }

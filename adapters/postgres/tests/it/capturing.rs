@@ -180,6 +180,117 @@ async fn it_goes_on_where_it_was_told_to() {
     bench.end(feed).await;
 }
 
+impl Bench {
+    async fn describe_anew(&mut self) {
+        let (tables, _) = self.catalog.describe(&Selection::All).await.unwrap();
+        let shape = |table| Shape { codec: self.catalog.codec(&table), table: Arc::new(table) };
+        self.shapes = tables.into_iter().map(shape).collect();
+    }
+
+    async fn failure(&self, feed: &mut Box<dyn ChangeFeed>) -> tidegate_core::Error {
+        let mut changes = Changes::new();
+        loop {
+            let next = feed.next(None, &mut changes);
+            match tokio::time::timeout(Duration::from_secs(10), next).await.unwrap() {
+                Ok(_) => assert!(changes.is_empty()),
+                Err(error) => break error,
+            }
+        }
+    }
+}
+
+/// What is delivered again from before a column has null there. A column that is gone is none that was not there yet.
+#[tokio::test]
+async fn rows_from_before_a_column_have_null_there() {
+    let mut bench = bench("it_feed_column", "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    run(
+        &bench.session,
+        [
+            "INSERT INTO t VALUES (1, 'a')",
+            "ALTER TABLE t ADD COLUMN late int",
+            "UPDATE t SET late = 7",
+            "ALTER TABLE t ADD COLUMN later text",
+            "INSERT INTO t VALUES (2, 'b', 8, 'x')",
+        ],
+    )
+    .await;
+    bench.describe_anew().await;
+    assert!(bench.shapes[0].table.columns[2].is_null_before());
+    let mut feed = bench.feed().await;
+    assert_eq!(
+        bench.lines(&mut feed).await,
+        ["insert t 1,a,-,-", "end", "update t 1,a,7,-", "end", "insert t 2,b,8,x", "end"]
+    );
+    feed.close().await.unwrap();
+    run(&bench.session, ["ALTER TABLE t DROP COLUMN later", "INSERT INTO t VALUES (3, 'c', 9)"]).await;
+    let mut feed = bench.feed_from(&bench.now().await).await;
+    run(&bench.session, ["INSERT INTO t VALUES (4, 'd', 9)"]).await;
+    let error = bench.failure(&mut feed).await;
+    assert_eq!((error.code(), error.message()), (code::SCHEMA_CHANGED, "a column is gone"), "{error:?}");
+    feed.close().await.unwrap();
+
+    // With a default, rows from before had something else than null.
+    let from = bench.now().await;
+    run(&bench.session, ["INSERT INTO t VALUES (5, 'e', 9)", "ALTER TABLE t ADD COLUMN d int DEFAULT 1"])
+        .await;
+    bench.describe_anew().await;
+    assert!(bench.shapes[0].table.columns[3].has_default);
+    let mut feed = bench.feed_from(&from).await;
+    assert_eq!(bench.failure(&mut feed).await.code(), code::SCHEMA_CHANGED);
+    bench.end(feed).await;
+}
+
+/// What goes on when a table joins is not sent wholly: it has to be seen by whoever reads the table.
+#[tokio::test]
+async fn a_table_joins_when_what_goes_on_is_seen() {
+    let bench =
+        bench("it_feed_join", "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)")
+            .await;
+    let tables: Vec<_> = bench.shapes.iter().map(|shape| Arc::clone(&shape.table)).collect();
+    bench.catalog.capture(&bench.flow, &tables[..1]).await.unwrap();
+    let session = Session::connect(&url_of("it_feed_join")).await;
+    run(&session, ["BEGIN", "INSERT INTO b VALUES (1)"]).await;
+    for _ in 0..2 {
+        // Also when the first one was killed while it waited.
+        let joining = bench.catalog.capture(&bench.flow, &tables);
+        assert!(tokio::time::timeout(Duration::from_millis(500), joining).await.is_err());
+    }
+    run(&session, ["COMMIT"]).await;
+    bench.catalog.capture(&bench.flow, &tables).await.unwrap();
+    run(&session, ["BEGIN", "INSERT INTO b VALUES (2)"]).await;
+    bench.catalog.capture(&bench.flow, &tables).await.unwrap();
+    run(&session, ["ROLLBACK"]).await;
+    drop(session);
+    let feed = bench.feed().await;
+    bench.end(feed).await;
+}
+
+/// A transaction that is sent before its end has changed nothing until then.
+#[tokio::test]
+async fn a_change_of_a_table_counts_when_it_is_committed() {
+    let bench = bench("it_feed_alter", "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    run(&bench.session, ["ALTER DATABASE it_feed_alter SET logical_decoding_work_mem = '64kB'"]).await;
+    let mut feed = bench.feed().await;
+    let fill = |from: i32| {
+        format!(
+            "INSERT INTO t SELECT n, repeat('v', 600), 1 FROM generate_series({from}, {}) n",
+            from + 5_000
+        )
+    };
+    run(&bench.session, ["BEGIN", "ALTER TABLE t ADD COLUMN late int", &fill(1), "ROLLBACK"]).await;
+    run(&bench.session, ["INSERT INTO t VALUES (0, 'a')"]).await;
+    assert_eq!(bench.lines(&mut feed).await, ["insert t 0,a", "end"]);
+    run(&bench.session, ["BEGIN", "ALTER TABLE t ADD COLUMN late int", &fill(1)]).await;
+    let mut changes = Changes::new();
+    for _ in 0..3 {
+        feed.next(None, &mut changes).await.unwrap();
+        assert!(changes.is_empty());
+    }
+    run(&bench.session, ["COMMIT"]).await;
+    assert_eq!(bench.failure(&mut feed).await.code(), code::SCHEMA_CHANGED);
+    bench.end(feed).await;
+}
+
 /// An open transaction keeps the end of the log from the server's sender; the feed writes a record of its own then.
 #[tokio::test]
 async fn the_position_rises_over_an_idle_source() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidegate_core::error::Verdict;
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{FlowName, Scope, Shape, SystemClock, Table};
-use tidegate_flow::{Flow, Gauge, Options, Until, run_once};
+use tidegate_flow::{Flow, Gauge, Options, Until, Wanted, run_once};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +40,8 @@ pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn S
         source: Arc::clone(source),
         target: Arc::clone(target),
         routes,
+        wanted: Wanted::default(),
+        refused: Default::default(),
         options,
         clock: SystemClock::shared(),
     }

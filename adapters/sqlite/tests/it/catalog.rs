@@ -170,3 +170,32 @@ async fn a_created_table_is_described_as_its_source() {
     let mut app = app(&file.folder.path().join("target.db")).await;
     exec(&mut app, "INSERT INTO i VALUES (NULL, x'00')").await;
 }
+
+#[tokio::test]
+async fn a_table_gets_the_columns_that_it_lacks_and_no_other_change() {
+    let mut file =
+        File::with("CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES (1, 'a')").await;
+    let target = open(&file.folder.path().join("target.db"));
+    let catalog: Arc<dyn Catalog> = target.catalog().await.unwrap();
+    catalog.create(&file.tables().await).await.unwrap();
+    let mut app = app(&file.folder.path().join("target.db")).await;
+    exec(&mut app, "INSERT INTO t VALUES (1, 'a')").await;
+    file.exec(
+        "ALTER TABLE t ADD COLUMN \"l\"\"1\" INT; ALTER TABLE t ADD COLUMN d TEXT NOT NULL DEFAULT 'x'",
+    )
+    .await;
+    let tables = file.tables().await;
+    let flags: Vec<_> = tables[0].columns.iter().map(|c| (c.nullable, c.has_default)).collect();
+    assert_eq!(flags[2..], [(true, false), (false, true)]);
+    catalog.extend(&tables).await.unwrap();
+    catalog.extend(&tables).await.unwrap();
+    let (found, _) = catalog.describe(&Selection::All).await.unwrap();
+    let columns: Vec<_> =
+        found[0].columns.iter().map(|c| (c.name.as_str(), c.native.as_str(), c.nullable)).collect();
+    assert_eq!(columns[2..], [("l\"1", "INT", true), ("d", "TEXT", true)]);
+    file.exec("ALTER TABLE t DROP COLUMN v; ALTER TABLE t ADD COLUMN w TEXT").await;
+    let error = catalog.extend(&file.tables().await).await.unwrap_err();
+    assert_eq!(error.code(), code::TARGET_DIFFERS);
+    let (found, _) = catalog.describe(&Selection::All).await.unwrap();
+    assert_eq!(found[0].columns.len(), 4, "nothing of it was done");
+}

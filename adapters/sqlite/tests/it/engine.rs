@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::error::code;
 use tidegate_core::port::Store;
 use tidegate_core::{Result, Scope, SystemClock};
-use tidegate_flow::{Ended, Flow, Gauge, Options, Until, run_once};
+use tidegate_flow::{Ended, Flow, Gauge, Options, Until, Wanted, run_once};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,8 @@ async fn flow_of(file: &File, target: &Arc<dyn Store>) -> Flow {
         source: Arc::clone(&file.store),
         target: Arc::clone(target),
         routes: tables.iter().map(route).collect(),
+        wanted: Wanted::default(),
+        refused: Default::default(),
         options,
         clock: SystemClock::shared(),
     }

@@ -12,9 +12,10 @@ use crate::table::{Codec, Column, Encoding, Table, TableName};
 use crate::value::{Type, Value};
 
 /// Which tables are meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Selection {
     /// All tables of the database that are not the server's own, nor ours.
+    #[default]
     All,
     /// These. A name without a schema means the store's default schema.
     These(Vec<TableName>),
@@ -69,6 +70,8 @@ pub struct Fit {
 /// 4. `create` is repeatable and refuses a target that exists with another shape.
 /// 5. `clean` removes everything that `capture` made for this flow and nothing else; it is repeatable.
 /// 6. Every name from a user reaches the store quoted; every value bound.
+/// 7. `extend` adds to a table that is there the columns that it lacks: each nullable and without a default,
+///    whatever the wanted table says. It is repeatable, and refuses a table that is missing or then still differs.
 ///
 /// # Concurrency
 /// May be used from several tasks at once.
@@ -97,6 +100,15 @@ pub struct Fit {
 /// target.create(&tables).await?;
 /// target.create(&tables).await?;
 /// assert!(target.inspect(&tables, false).await?.is_empty());
+///
+/// // The source's table gets a column: so does the target's, once or twice.
+/// store.add_column(&orders, Column::new("paid", Type::Bool), None)?;
+/// let (tables, _) = catalog.describe(&Selection::All).await?;
+/// let tables: Vec<_> = tables.into_iter().map(std::sync::Arc::new).collect();
+/// target.extend(&tables).await?;
+/// target.extend(&tables).await?;
+/// let (there, _) = target.describe(&Selection::All).await?;
+/// assert_eq!(there[0].columns, tables[0].columns);
 /// # Ok(())
 /// # }
 /// ```
@@ -144,4 +156,10 @@ pub trait Catalog: Send + Sync {
 
     /// Creates the tables that do not exist: columns, not null, key.
     async fn create(&self, tables: &[Arc<Table>]) -> Result<()>;
+
+    /// Adds the columns that existing tables lack: a table of the source got them while a flow ran.
+    ///
+    /// # Errors
+    /// `table-missing`, and `target-differs` if a table differs in more than columns that it lacks.
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()>;
 }

@@ -43,7 +43,7 @@ impl Catalog for MadeCatalog {
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
         let mut makings = Vec::new();
         for table in tables {
-            makings.push(self.store.making(&table.name).await?);
+            makings.push(self.store.making(table).await?);
         }
         self.inner.capture(flow, &making::sources(&makings)).await
     }
@@ -74,5 +74,9 @@ impl Catalog for MadeCatalog {
 
     async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {
         self.inner.create(tables).await
+    }
+
+    async fn extend(&self, tables: &[Arc<Table>]) -> Result<()> {
+        self.inner.extend(tables).await
     }
 }

@@ -21,12 +21,12 @@ impl MadeCrawler {
 #[async_trait]
 impl Crawler for MadeCrawler {
     async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
-        let making = self.store.making(&table.name).await?;
+        let making = self.store.making(table).await?;
         self.inner.split(&making.source.table, parts).await
     }
 
     async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
-        let making = self.store.making(&table.name).await?;
+        let making = self.store.making(table).await?;
         if making.is_plain() {
             return self.inner.read(&making.source.table, range, rows, out).await;
         }
@@ -43,7 +43,7 @@ impl Crawler for MadeCrawler {
     }
 
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
-        let making = self.store.making(&table.name).await?;
+        let making = self.store.making(table).await?;
         making.fetch(self.inner.as_mut(), keys, out).await
     }
 

@@ -76,6 +76,11 @@ impl Joined {
 }
 
 impl Making {
+    /// For each column that travels, which one of the source it is; `None` if it is computed.
+    pub(super) fn carries(&self) -> impl Iterator<Item = Option<usize>> {
+        self.carries.iter().copied()
+    }
+
     pub(super) fn new(
         transform: Arc<dyn Transform>,
         source: Shape,

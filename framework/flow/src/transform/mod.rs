@@ -50,7 +50,21 @@ impl Transformed {
     }
 
     /// How a table is made.
-    async fn making(&self, table: &TableName) -> Result<Arc<Making>> {
+    ///
+    /// # Errors
+    /// `schema-changed` if it was described anew since, as another one than its reader knows.
+    async fn making(&self, table: &Table) -> Result<Arc<Making>> {
+        let making = self.making_now(&table.name).await?;
+        let names =
+            |table: &Table| table.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
+        if names(&making.made.table) != names(table) {
+            return Err(Error::new(code::SCHEMA_CHANGED, "the table has other columns now")
+                .with("table", &table.name));
+        }
+        Ok(making)
+    }
+
+    async fn making_now(&self, table: &TableName) -> Result<Arc<Making>> {
         if let Some(making) = self.known(table) {
             return Ok(making);
         }
@@ -96,6 +110,21 @@ impl Transformed {
     }
 }
 
+/// A source's table with what the flow knows of the columns that it carries: one that came while the flow ran is taken
+/// for null in rows from before, and those are crawled anew where it is not.
+fn known_as(source: &Arc<Table>, makings: &[Arc<Making>], tables: &[Arc<Table>]) -> Arc<Table> {
+    let Some(at) = makings.iter().position(|making| making.source.table.name == source.name) else {
+        return Arc::clone(source);
+    };
+    let mut table = source.as_ref().clone();
+    for (column, carries) in tables[at].columns.iter().zip(makings[at].carries()) {
+        if let Some(at) = carries.filter(|_| column.is_null_before()) {
+            (table.columns[at].nullable, table.columns[at].has_default) = (true, false);
+        }
+    }
+    Arc::new(table)
+}
+
 #[async_trait]
 impl Store for Transformed {
     fn location(&self) -> String {
@@ -119,9 +148,10 @@ impl Store for Transformed {
     ) -> Result<Box<dyn ChangeFeed>> {
         let mut makings = Vec::new();
         for table in tables {
-            makings.push(self.making(&table.name).await?);
+            makings.push(self.making(table).await?);
         }
         let wanted = making::sources(&makings);
+        let wanted: Vec<_> = wanted.iter().map(|source| known_as(source, &makings, tables)).collect();
         let feed = self.inner.change_feed(flow, &wanted, source, from).await?;
         Ok(Box::new(MadeFeed::new(self.clone(), feed, makings, &wanted)))
     }

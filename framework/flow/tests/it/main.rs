@@ -1,6 +1,7 @@
 //! The engine over stores in memory.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod following;
 mod running;
 mod transforming;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use tidegate_core::port::{Catalog, Route, Store};
 use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, TableName, Type, Value};
-use tidegate_flow::{Ended, Flow, Gauge, Options, Request, Until, run_once};
+use tidegate_flow::{Ended, Flow, Gauge, Options, Request, Until, Wanted, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ async fn flow(source: &MemoryStore, target: &MemoryStore, tables: &[TableName]) 
         source: Arc::new(source.clone()),
         target: Arc::new(target.clone()),
         routes: tables.iter().map(|table| route(catalog.as_ref(), table)).collect(),
+        wanted: Wanted::default(),
+        refused: Default::default(),
         options,
         clock: SystemClock::shared(),
     }

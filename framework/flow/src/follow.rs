@@ -1,0 +1,364 @@
+//! Keeps the ways of a flow's tables in step with a source whose tables get columns while the flow runs.
+//!
+//! ```text
+//!   source, as it is ──▶ compared with the record of what the flow knows
+//!                          ├─ the same                    go on
+//!                          ├─ columns more, null so far   the target gets them, then the record; go on
+//!                          └─ anything else               the table is refused, by name, until it is copied again
+//! ```
+//!
+//! The target gets a column before the record says so, and no row is written by the new description before both are
+//! durable: after a crash anywhere the comparison comes to the same answer. The checkpoint stays where it was. What is
+//! delivered again from before the column has null there, as the rows had.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Catalog, Obstacle, Route, StateStore};
+use tidegate_core::{Column, Error, FlowName, Result, Shape, Table, TableName};
+
+use crate::engine::Flow;
+use crate::plan::{Plan, PlannedTable, Wanted, plan_table};
+use crate::plant::{self, Bug};
+use crate::run::{change, read};
+
+/// The record of the tables as the flow knows them.
+pub const TABLES: &str = "tables";
+
+/// A table as the flow knows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Known {
+    /// In the source.
+    pub source: Table,
+    /// In the target.
+    pub target: Table,
+}
+
+/// The tables of a flow, by their names in the source.
+pub type Record = BTreeMap<String, Known>;
+
+/// Why a flow is renewed.
+#[derive(Debug, Default)]
+pub struct Cause {
+    /// Tables that are to be crawled anew, by their names in the source: whatever they are now is taken as it is.
+    pub recopied: BTreeSet<String>,
+    /// The error that ended the last run, if a second look did not explain it.
+    pub unexplained: Option<Error>,
+}
+
+/// The tables as the flow knows them; none if it never ran.
+///
+/// # Errors
+/// As the store's.
+pub async fn known(state: &dyn StateStore, flow: &FlowName) -> Result<Record> {
+    Ok(read::<Record>(state, flow, TABLES).await?.0)
+}
+
+/// Looks at both sides anew and makes the routes follow, the target's tables with them. Tables that cannot be followed
+/// are refused. Returns whether a route is another one, or another table is refused.
+///
+/// # Errors
+/// If a side cannot be read, or a table that did not change cannot be carried any more.
+pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Result<bool> {
+    let record = known(state, &flow.name).await?;
+    let (source, target) = (flow.source.catalog().await?, flow.target.catalog().await?);
+    let (found, obstacles) = source.describe(&flow.wanted.tables).await?;
+    let wanted = flow.wanted.clone();
+    let follower = Follower {
+        wanted: &wanted,
+        source: source.as_ref(),
+        target: target.as_ref(),
+        obstacles: &obstacles,
+        recopied: &cause.recopied,
+    };
+    let mut renewed = record.clone();
+    let mut refused = BTreeMap::new();
+    let mut changed = false;
+    for (at, route) in flow.routes.clone().iter().enumerate() {
+        let name = route.shape.table.name.to_string();
+        let known = record.get(&name).cloned().unwrap_or_else(|| Known {
+            source: route.shape.table.as_ref().clone(),
+            target: route.target.as_ref().clone(),
+        });
+        // A table that is gone: the run finds that out by itself.
+        let Some(now) = found.iter().find(|table| table.name == known.source.name) else { continue };
+        match follower.follow(&known, now).await {
+            Ok(next) => {
+                changed |= next.shape.table.columns != known.source.columns;
+                let (source, target) = (next.shape.table.as_ref().clone(), next.target.as_ref().clone());
+                renewed.insert(name, Known { source, target });
+                flow.routes[at] = next;
+            }
+            Err(error) if error.code() == code::SCHEMA_CHANGED => {
+                refused.insert(at, error.line());
+                let shape =
+                    Shape { codec: source.codec(&known.source), table: Arc::new(known.source.clone()) };
+                flow.routes[at] = Route { shape, target: Arc::new(known.target.clone()) };
+                renewed.insert(name, known);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = cause.unexplained
+        && let Some(table) = flow.table_of(&error)
+    {
+        refused.entry(table).or_insert_with(|| error.line());
+    }
+    if renewed != record {
+        change(state, &flow.name, TABLES, |record: &mut Record| *record = renewed.clone()).await?;
+    }
+    // Only a copy made anew brings a refused table back.
+    for (table, reason) in &flow.refused {
+        if !cause.recopied.contains(&flow.routes[*table].shape.table.name.to_string()) {
+            refused.entry(*table).or_insert_with(|| reason.clone());
+        }
+    }
+    changed |= refused != flow.refused;
+    flow.refused = refused;
+    Ok(changed)
+}
+
+/// How long an error that the tables do not explain may be one of a change that readers do not see yet.
+const DOUBT: Duration = Duration::from_secs(5);
+
+/// Decides when a `schema-changed` that a renewal did not explain is believed.
+#[derive(Debug, Default)]
+pub struct Doubt {
+    line: String,
+    since: Duration,
+}
+
+impl Doubt {
+    /// Takes the error that ended a run. Gives it back if it came before and there has been time enough for an
+    /// explanation; then its table is to be refused.
+    pub fn hear(&mut self, error: Error, now: Duration) -> Option<Error> {
+        let line = error.line();
+        if line != self.line {
+            *self = Self { line, since: now };
+            return None;
+        }
+        (now.saturating_sub(self.since) > DOUBT).then_some(error)
+    }
+}
+
+impl Plan {
+    /// The plan of a flow that ran before. What stands in the way of a table that it knows, because that table is
+    /// another one now, is left to [`renew`]; the table is planned as the flow knows it.
+    #[must_use]
+    pub fn resumed(mut self, record: &Record, source: &dyn Catalog) -> Self {
+        let key = |name: &TableName, in_target: bool| {
+            let is = |known: &&Known| {
+                if in_target { known.target.name == *name } else { known.source.name == *name }
+            };
+            record.values().find(is)
+        };
+        let changed = |known: &Known| {
+            let planned = self.tables.iter().map(|planned| &planned.route.shape.table);
+            let mut now = planned.filter(|table| table.name == known.source.name);
+            now.all(|now| !is_same(&known.source, now))
+        };
+        let mut others = BTreeMap::new();
+        self.obstacles.retain(|obstacle| {
+            let Some(name) = &obstacle.table else { return true };
+            let differs = obstacle.error.code() == code::TARGET_DIFFERS;
+            let Some(known) =
+                key(name, differs).filter(|known| (differs || obstacle.column.is_some()) && changed(known))
+            else {
+                return true;
+            };
+            others.insert(known.source.name.to_string(), known);
+            false
+        });
+        self.tables.retain(|table| !others.contains_key(&table.route.shape.table.name.to_string()));
+        self.tables.extend(others.values().map(|known| {
+            let shape = Shape { codec: source.codec(&known.source), table: Arc::new(known.source.clone()) };
+            PlannedTable { route: Route { shape, target: Arc::new(known.target.clone()) }, fits: Vec::new() }
+        }));
+        self
+    }
+}
+
+struct Follower<'a> {
+    wanted: &'a Wanted,
+    source: &'a dyn Catalog,
+    target: &'a dyn Catalog,
+    obstacles: &'a [Obstacle],
+    recopied: &'a BTreeSet<String>,
+}
+
+impl Follower<'_> {
+    /// The route of a table as it is now.
+    async fn follow(&self, known: &Known, now: &Table) -> Result<Route> {
+        let all_anew = self.recopied.contains(&now.name.to_string());
+        let added = added(&known.source, now);
+        let same = is_same(&known.source, now);
+        if !all_anew {
+            if let Some((column, what)) = difference(&known.source, now) {
+                return Err(refusal(now, column, what));
+            }
+            if let Some((column, what)) = added.iter().find_map(|column| Some((*column, unfit(column)?))) {
+                return Err(refusal(now, &column.name, what));
+            }
+        }
+        let new = |column: &str| known.source.position(column).is_none();
+        let of_column = |obstacle: &&Obstacle| {
+            obstacle.table.as_ref() == Some(&now.name) && obstacle.column.as_deref().is_some_and(new)
+        };
+        if let Some(obstacle) = self.obstacles.iter().find(of_column) {
+            let column = obstacle.column.as_deref().unwrap_or_default();
+            return Err(refusal(now, column, &format!("was added and cannot be read: {}", obstacle.error)));
+        }
+        let planned = plan_table(self.source, self.target, self.wanted, as_followed(known, now));
+        let route = match planned {
+            Ok(planned) => planned.route,
+            Err(mut refusals) => {
+                let Some(obstacle) = refusals.pop() else {
+                    return Err(Error::new(code::INTERNAL, "a refusal without an error"));
+                };
+                let column = obstacle.column.unwrap_or_default();
+                if same {
+                    return Err(obstacle.error.with("table", &now.name).with("column", column));
+                }
+                let hint = obstacle.error.hint_text().map(|hint| format!("; {hint}")).unwrap_or_default();
+                let what = format!("cannot be held by the target: {}{hint}", obstacle.error);
+                return Err(refusal(now, &column, &what));
+            }
+        };
+        if !same {
+            self.extend(now, &added, &route).await?;
+        }
+        Ok(route)
+    }
+
+    /// Gives the target's table the columns.
+    async fn extend(&self, now: &Table, added: &[&Column], route: &Route) -> Result<()> {
+        for column in added {
+            tracing::info!(table = %now.name, column = column.name, "a column was added; the target follows");
+        }
+        match self.target.extend(std::slice::from_ref(&route.target)).await {
+            Err(error) if error.verdict() == Verdict::Never => {
+                let column = added.first().map_or("", |column| column.name.as_str());
+                let hint = error.hint_text().map(|hint| format!("; {hint}")).unwrap_or_default();
+                let what = format!(
+                    "the target's table {} cannot follow: {}{hint}; give it the columns of the source by hand, or drop it \
+                     there and abort and begin anew",
+                    route.target.name,
+                    error.line()
+                );
+                Err(refusal(now, column, &what))
+            }
+            other => other,
+        }
+    }
+}
+
+/// A table as it is now, with what the flow knows of its columns: one that was there is what it was, and one that is
+/// new has null in every row from before. Where that is not so, the table is crawled anew, by reads that show the column.
+fn as_followed(known: &Known, now: &Table) -> Table {
+    let mut table = now.clone();
+    for column in &mut table.columns {
+        let before = known.source.position(&column.name).map(|at| &known.source.columns[at]);
+        column.nullable = before.is_none_or(|before| before.nullable);
+        column.has_default = before.is_some_and(|before| before.has_default);
+    }
+    table
+}
+
+fn added<'t>(before: &Table, now: &'t Table) -> Vec<&'t Column> {
+    now.columns.iter().filter(|column| before.position(&column.name).is_none()).collect()
+}
+
+fn is_same(before: &Table, now: &Table) -> bool {
+    added(before, now).is_empty() && difference(before, now).is_none()
+}
+
+/// What is another in a table beside columns that are new: the column, and what is with it.
+fn difference<'t>(before: &'t Table, now: &Table) -> Option<(&'t str, &'static str)> {
+    for column in &before.columns {
+        let Some(at) = now.position(&column.name) else { return Some((&column.name, "is gone, or renamed")) };
+        let other = &now.columns[at];
+        // A store's own number of a type stays when only its bounds do not.
+        if column.kind != other.kind && (column.native_id == 0 || column.native_id != other.native_id) {
+            return Some((&column.name, "has another type"));
+        }
+    }
+    let key = |table: &Table| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    (key(before) != key(now)).then_some(("", "the table has another key"))
+}
+
+/// Why a new column is not null in the rows that were there; no change tells what it is.
+fn unfit(column: &Column) -> Option<&'static str> {
+    if column.has_default && !plant::is(Bug::DefaultForgotten) {
+        return Some("was added with a default: the rows that were there have a value that no change tells");
+    }
+    if column.generated {
+        return Some("was added and is computed: the rows that were there have a value that no change tells");
+    }
+    if !column.nullable {
+        return Some("was added and is NOT NULL: the rows that were there have a value that no change tells");
+    }
+    None
+}
+
+fn refusal(table: &Table, column: &str, what: &str) -> Error {
+    let what = if column.is_empty() { what.to_owned() } else { format!("column {column} {what}") };
+    let message = format!(
+        "{what}. What was moved is safe, later changes of this table are not moved; the way on: \
+         tidegate migrate recopy --table {}",
+        table.name
+    );
+    Error::new(code::SCHEMA_CHANGED, message).with("table", &table.name).with("column", column)
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::Type;
+
+    use super::*;
+
+    fn table(columns: &[&str]) -> Table {
+        let column = |word: &&str| {
+            let (name, kind) = word.split_once(' ').unwrap_or((word, ""));
+            let kind = if kind == "int" { Type::Int { bits: 64 } } else { Type::Text };
+            Column::new(name, kind)
+        };
+        Table {
+            name: TableName::new("", "t"),
+            native_id: 0,
+            columns: columns.iter().map(column).collect(),
+            key: vec![0],
+            rows_estimated: 0,
+            bytes_estimated: 0,
+        }
+    }
+
+    #[test]
+    fn columns_more_are_followed_and_anything_else_is_named() {
+        let before = table(&["id int", "note"]);
+        for (now, found) in [
+            (table(&["id int", "note"]), None),
+            (table(&["id int", "note", "paid int"]), None),
+            (table(&["id int", "remark"]), Some(("note", "is gone, or renamed"))),
+            (table(&["id int", "note int"]), Some(("note", "has another type"))),
+            (Table { key: vec![1], ..table(&["id int", "note"]) }, Some(("", "the table has another key"))),
+        ] {
+            assert_eq!(difference(&before, &now), found, "{now:?}");
+        }
+        assert_eq!(added(&before, &table(&["id int", "note", "paid int"])).len(), 1);
+    }
+
+    #[test]
+    fn only_a_column_that_is_null_in_every_row_so_far_is_followed() {
+        let plain = Column::new("paid", Type::Bool);
+        assert_eq!(unfit(&plain), None);
+        for column in [
+            Column { has_default: true, ..plain.clone() },
+            Column { nullable: false, ..plain.clone() },
+            Column { generated: true, ..plain },
+        ] {
+            assert!(unfit(&column).is_some(), "{column:?}");
+        }
+    }
+}

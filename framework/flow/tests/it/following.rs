@@ -1,0 +1,69 @@
+//! Tables that get columns while they are moved.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::port::{StateStore, Store};
+use tidegate_flow::run::{WISHES, Wishes, change, run};
+use tidegate_flow::{Flow, TableState};
+
+use super::*;
+
+async fn go(flow: &Flow, target: &MemoryStore) -> Gauge {
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let stop = CancellationToken::new();
+    let patience = Duration::from_secs(5);
+    run(flow, Until::CaughtUp, &gauge, &state, "test", patience, &stop).await.unwrap();
+    gauge
+}
+
+fn int(value: i64) -> Value<'static> {
+    Value::Int(value)
+}
+
+async fn start(columns: &[&str]) -> (MemoryStore, MemoryStore, TableName, Flow) {
+    let (source, target) = (MemoryStore::new("source"), MemoryStore::new("target"));
+    let t = TableName::new("", "t");
+    let columns = columns.iter().map(|name| Column::new(*name, Type::Int { bits: 64 })).collect();
+    source.create_table(&t, columns, &["id"]);
+    source.transact(&[Write::insert(&t, [int(1), int(10)]), Write::insert(&t, [int(2), int(20)])]).unwrap();
+    let flow = flow(&source, &target, std::slice::from_ref(&t)).await;
+    go(&flow, &target).await;
+    (source, target, t, flow)
+}
+
+/// The flow's own description is the first one each time, as in a program that knows nothing newer.
+#[tokio::test(start_paused = true)]
+async fn a_column_is_followed_from_the_checkpoint() {
+    let (source, target, t, flow) = start(&["id", "v"]).await;
+    source.transact(&[Write::update(&t, [int(1)], [(1, int(11))])]).unwrap();
+    source.add_column(&t, Column::new("late", Type::Int { bits: 64 }), None).unwrap();
+    source.transact(&[Write::update(&t, [int(2)], [(2, int(7))])]).unwrap();
+    go(&flow, &target).await;
+    assert_eq!(target.rows(&t), [[int(1), int(11), Value::Null], [int(2), int(20), int(7)]]);
+    // Gone again, the record still knows it.
+    go(&flow, &target).await;
+    assert_eq!(target.rows(&t), source.rows(&t));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_default_is_refused_until_the_table_is_crawled_anew() {
+    let (source, target, t, flow) = start(&["id", "v"]).await;
+    source.transact(&[Write::update(&t, [int(1)], [(1, int(11))])]).unwrap();
+    source.add_column(&t, Column::new("late", Type::Int { bits: 64 }), Some(int(5))).unwrap();
+    source.transact(&[Write::update(&t, [int(2)], [(2, int(7))])]).unwrap();
+    for _ in 0..2 {
+        let status = go(&flow, &target).await.read(flow.clock.as_ref());
+        let error = status.tables[0].error.clone().unwrap();
+        assert_eq!(status.tables[0].state, TableState::Failed);
+        assert!(error.contains("TG0051 schema-changed: column late was added with a default"), "{error}");
+    }
+    let ask = |wishes: &mut Wishes| *wishes.recopies.entry("t".to_owned()).or_default() += 1;
+    change(&target, &flow.name, WISHES, ask).await.unwrap();
+    for _ in 0..2 {
+        let status = go(&flow, &target).await.read(flow.clock.as_ref());
+        assert_eq!((status.tables[0].state, status.tables[0].restarts), (TableState::Live, 1));
+        assert_eq!(target.rows(&t), [[int(1), int(11), int(5)], [int(2), int(20), int(7)]]);
+    }
+}
