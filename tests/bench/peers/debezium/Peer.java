@@ -15,8 +15,9 @@ import org.apache.kafka.connect.source.SourceRecord;
  * Reads a slot with the Debezium engine, counts the records and keeps nothing.
  *
  * <p>Arguments: host, port, database, user, slot, publication, how many records to wait for, and the column that says
- * when a row was written in microseconds since 1970, or "-". Says "started" when the connector's task runs, and
- * "done N" when all records came; with a column, "samples" and the age of every record in microseconds before that.
+ * when a row was written in microseconds since 1970, or "-". Says "begun" when the engine is told to run, "started"
+ * when the connector's task runs, and "done N" when all records came; with a column, "samples" and the age of every
+ * record in microseconds before that.
  */
 public final class Peer {
     public static void main(String[] arguments) throws Exception {
@@ -64,13 +65,15 @@ public final class Peer {
             out.flush();
             System.exit(1);
         };
-        DebeziumEngine.create(Connect.class)
+        Runnable engine = DebeziumEngine.create(Connect.class)
             .using(settings(arguments))
             .using(callback)
             .using(end)
             .notifying(handler)
-            .build()
-            .run();
+            .build();
+        out.println("begun");
+        out.flush();
+        engine.run();
     }
 
     /** Whoever started this holds the other end of its input. */

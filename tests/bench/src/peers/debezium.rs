@@ -17,7 +17,7 @@ use crate::peers::{finish_blocking, kept};
 /// What is resolved, and what the report says was measured.
 pub const VERSION: &str = "3.6.3.Final";
 
-/// From the start of the virtual machine until the connector runs.
+/// For the start of the virtual machine, and for that of the engine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// For all records of a run.
 const RUN_LIMIT: Duration = Duration::from_secs(900);
@@ -63,8 +63,8 @@ impl Debezium {
         Ok(text.split('"').nth(1).unwrap_or("unknown").to_owned())
     }
 
-    /// Starts to read a slot, and returns when the connector runs. With a column, it is where a row says when it was
-    /// written, in microseconds since 1970.
+    /// Starts a virtual machine, and returns when it tells the engine to read a slot. With a column, it is where a row
+    /// says when it was written, in microseconds since 1970.
     pub async fn start(
         &self,
         url: &str,
@@ -84,12 +84,18 @@ impl Debezium {
         let mut child = command.spawn()?;
         let output = child.stdout.take().ok_or("the peer has no output")?;
         let mut running = Running { child, lines: BufReader::new(output).lines() };
-        tokio::time::timeout(START_LIMIT, running.wait_for("started")).await??;
+        tokio::time::timeout(START_LIMIT, running.wait_for("begun")).await??;
         Ok(running)
     }
 }
 
 impl Running {
+    /// Waits until the connector runs.
+    pub async fn connected(&mut self) -> Result<()> {
+        tokio::time::timeout(START_LIMIT, self.wait_for("started")).await??;
+        Ok(())
+    }
+
     /// Waits for the last record, and gives how old each was in microseconds, if that was asked for.
     pub async fn finish(mut self, records: u64) -> Result<Vec<i64>> {
         let (count, ages) = tokio::time::timeout(RUN_LIMIT, self.wait_for("done")).await??;

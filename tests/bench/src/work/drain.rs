@@ -153,7 +153,7 @@ async fn drain(
     ground.drop_slot(&backlog.url, &slot).await
 }
 
-/// From when the engine's connector runs: that Java starts first does not count.
+/// From when the engine is told to run, as ours is: that Java starts first does not count.
 async fn drain_by(
     engine: &Debezium,
     ground: &Ground,

@@ -57,7 +57,8 @@ pub async fn run(ground: &Ground) -> Result<Vec<Row>> {
             ground.create_slot(&url, &slot).await?;
             ground.settle().await?;
             let wanted = ground.size.paced_rows();
-            let running = peer.start(&url, &slot, wanted, Some(WRITTEN_AT)).await?;
+            let mut running = peer.start(&url, &slot, wanted, Some(WRITTEN_AT)).await?;
+            running.connected().await?;
             write(ground, &url).await?;
             let ages = running.finish(wanted).await?;
             theirs.take(counts, ages);
