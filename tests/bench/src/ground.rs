@@ -1,5 +1,7 @@
 //! The servers, tables and changes that everything is measured on.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_services::postgres::{Options, Server, Tls};
@@ -7,6 +9,8 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};
 
 use crate::Result;
+use crate::peers::debezium::{self, Debezium};
+use crate::work::latency;
 
 /// How much of everything.
 #[derive(Clone, Copy, Debug)]
@@ -19,17 +23,33 @@ pub struct Size {
     pub rounds: usize,
     /// Whether one more run of each side comes first, which is not counted.
     pub warm_up: bool,
+    /// How long is written at a steady rate.
+    pub seconds: u64,
+    /// Whether a peer that is not here may be fetched.
+    pub may_fetch: bool,
 }
 
 impl Size {
     /// As the bars are meant.
-    pub const FULL: Self = Self { rows: 2_000_000, transactions: 5_000, rounds: 5, warm_up: true };
+    pub const FULL: Self =
+        Self { rows: 2_000_000, transactions: 5_000, rounds: 5, warm_up: true, seconds: 12, may_fetch: true };
     /// Only to see that everything works.
-    pub const QUICK: Self = Self { rows: 20_000, transactions: 40, rounds: 1, warm_up: false };
+    pub const QUICK: Self =
+        Self { rows: 20_000, transactions: 40, rounds: 1, warm_up: false, seconds: 1, may_fetch: false };
 
     /// How many changes the backlog has.
     pub fn changes(&self) -> u64 {
         self.transactions * 100
+    }
+
+    /// Whether no row of the backlog is changed twice, so that none can be joined with another on the way.
+    pub fn has_distinct_changes(&self) -> bool {
+        self.transactions * 50 <= self.rows && !self.rows.is_multiple_of(STEP)
+    }
+
+    /// How many rows are written at the steady rate.
+    pub fn paced_rows(&self) -> u64 {
+        latency::rows_in(self.seconds)
     }
 
     /// The runs, with whether each counts.
@@ -38,6 +58,9 @@ impl Size {
         (0..self.rounds + skip).map(move |run| (run, run >= skip))
     }
 }
+
+/// From one row that the backlog updates to the next: a prime, so that each is met once.
+pub const STEP: u64 = 7_919;
 
 /// A source and a target, each a server of its own.
 #[derive(Clone, Debug)]
@@ -48,6 +71,8 @@ pub struct Ground {
     pub target: Server,
     /// How much of everything.
     pub size: Size,
+    /// What else took part, by name and version.
+    versions: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 /// The values of the row with the number `$g`.
@@ -76,24 +101,77 @@ impl Ground {
         };
         let source = Server::start(options().with_tls(Tls::Offered)).await?;
         let target = Server::start(options().with_fresh_identity()).await?;
-        Ok(Self { source, target, size })
+        let version = connect(&source.url()).await?.query_one("SHOW server_version", &[]).await?.get(0);
+        let versions = BTreeMap::from([("PostgreSQL".to_owned(), version)]);
+        Ok(Self { source, target, size, versions: Arc::new(Mutex::new(versions)) })
+    }
+
+    /// Notes what took part.
+    pub fn names(&self, what: &str, version: &str) {
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        versions.insert(what.to_owned(), version.to_owned());
+    }
+
+    /// Finds the Debezium engine, and notes what it is.
+    pub async fn debezium(&self) -> Result<Debezium> {
+        let engine = Debezium::find(self.size.may_fetch)?;
+        self.names("Debezium engine", debezium::VERSION);
+        self.names("Java", &engine.java_version().await?);
+        Ok(engine)
+    }
+
+    /// What took part so far.
+    pub fn versions(&self) -> BTreeMap<String, String> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A database of the source. The server speaks TLS, so who is to go without has to be told.
-    async fn create_at_source(&self, database: &str) -> Result<String> {
+    pub async fn create_at_source(&self, database: &str) -> Result<String> {
         Ok(format!("{}?sslmode=disable", self.source.create_database(database).await?))
     }
 
     /// A database of the source with the table in it, its rows in the order of the key.
     pub async fn fill(&self, database: &str) -> Result<String> {
+        self.fill_with(database, self.size.rows).await
+    }
+
+    /// The same with another number of rows.
+    pub async fn fill_with(&self, database: &str, rows: u64) -> Result<String> {
         let url = self.create_at_source(database).await?;
         let client = connect(&url).await?;
         client.batch_execute(&format!("CREATE TABLE bench (id int8 PRIMARY KEY, {COLUMNS})")).await?;
-        let sql =
-            format!("INSERT INTO bench SELECT {} FROM generate_series(1, {}) g", values("g"), self.size.rows);
-        client.batch_execute(&sql).await?;
+        self.insert(&url, 1, rows).await?;
         client.batch_execute("VACUUM (ANALYZE) bench").await?;
         Ok(url)
+    }
+
+    /// Inserts the rows with these numbers in one transaction.
+    pub async fn insert(&self, url: &str, first: u64, last: u64) -> Result<()> {
+        let sql = format!("INSERT INTO bench SELECT {} FROM generate_series({first}, {last}) g", values("g"));
+        Ok(connect(url).await?.batch_execute(&sql).await?)
+    }
+
+    /// A slot of a peer, which keeps every change from here on.
+    pub async fn create_slot(&self, url: &str, slot: &str) -> Result<()> {
+        let sql = "SELECT pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
+        connect(url).await?.query_one(sql, &[&slot]).await?;
+        Ok(())
+    }
+
+    /// Drops it again.
+    pub async fn drop_slot(&self, url: &str, slot: &str) -> Result<()> {
+        let client = connect(url).await?;
+        // The server lets go of it a moment after whoever read it is gone.
+        loop {
+            let sql = "SELECT pg_drop_replication_slot($1::text::name)";
+            match client.query_one(sql, &[&slot]).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The same with keys that follow no order.
@@ -129,7 +207,7 @@ impl Ground {
             "DO $$ BEGIN FOR t IN 0..{transactions} - 1 LOOP
                 INSERT INTO bench SELECT {} FROM generate_series(1, 50) g;
                 UPDATE bench b SET s = repeat(md5((t * 50 + g)::text), 2), upd = now() FROM generate_series(1, 50) g
-                    WHERE b.id = (t * 50 + g) * 7919::int8 % {rows} + 1;
+                    WHERE b.id = (t * 50 + g) * {STEP}::int8 % {rows} + 1;
                 COMMIT;
             END LOOP; END $$",
             values(&new)
@@ -162,7 +240,12 @@ pub async fn connect(url: &str) -> Result<Client> {
 
 /// How many rows the table has.
 pub async fn count(url: &str) -> Result<u64> {
-    let row = connect(url).await?.query_one("SELECT count(*) FROM bench", &[]).await?;
+    count_of(url, "bench").await
+}
+
+/// The same of another table.
+pub async fn count_of(url: &str, table: &str) -> Result<u64> {
+    let row = connect(url).await?.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?;
     Ok(row.get::<_, i64>(0).unsigned_abs())
 }
 

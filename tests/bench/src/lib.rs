@@ -10,6 +10,7 @@
 
 pub mod discard;
 pub mod ground;
+pub mod machine;
 pub mod ours;
 pub mod peers;
 pub mod report;
@@ -21,48 +22,84 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
 use ground::{Ground, Size};
-use report::Report;
+use machine::Machine;
+use report::{Report, Row};
 
 /// Works of a live migration, in the order in which they run.
-pub const FLOW: &[&str] =
-    &["crawl-null", "crawl-pg", "crawl-random", "drain-null", "drain-null-tls", "drain-pg"];
+pub const FLOW: &[&str] = &[
+    "crawl-null",
+    "crawl-pg",
+    "crawl-random",
+    "crawl-mongo",
+    "drain-null",
+    "drain-null-tls",
+    "drain-pg",
+    "latency",
+    "memory",
+];
 
-/// Runs works by their names.
+/// The work of comparing.
+pub const VERIFY: &[&str] = &["verify"];
+
+/// Runs works by their names. What was measured is told after each, so that a failure loses nothing.
 ///
 /// # Errors
 /// The first thing that went wrong with our own side, or with the servers.
-pub async fn run(works: &[&str], size: Size) -> Result<Report> {
+pub async fn run(
+    bench: &str,
+    works: &[&str],
+    size: Size,
+    mut tell: impl FnMut(&Report) -> Result<()>,
+) -> Result<Report> {
     let ground = Ground::prepare(size).await?;
-    let mut report = Report { conditions: conditions(&ground).await?, rows: Vec::new() };
-    let wants = |work: &str| works.contains(&work);
-    if wants("crawl-null") {
-        report.rows.extend(work::crawl::to_nothing(&ground).await?);
-    }
-    if wants("crawl-pg") {
-        report.rows.extend(work::crawl::to_postgres(&ground).await?);
-    }
-    if wants("crawl-random") {
-        report.rows.extend(work::crawl::at_random(&ground).await?);
-    }
-    let drains = work::drain::Wanted {
-        plain: wants("drain-null"),
-        tls: wants("drain-null-tls"),
-        applied: wants("drain-pg"),
+    let mut report = Report {
+        bench: bench.to_owned(),
+        machine: Machine::here(),
+        conditions: conditions(size, works),
+        ..Report::default()
     };
-    if drains.plain || drains.tls || drains.applied {
-        report.rows.extend(work::drain::run(&ground, drains).await?);
+    let drains = ["drain-null", "drain-null-tls", "drain-pg"];
+    let mut has_drained = false;
+    for work in works {
+        // These share one backlog.
+        if drains.contains(work) && std::mem::replace(&mut has_drained, true) {
+            continue;
+        }
+        report.rows.extend(one(&ground, work, works).await.map_err(|error| format!("{work}: {error}"))?);
+        report.versions = ground.versions();
+        tell(&report)?;
     }
     Ok(report)
 }
 
-async fn conditions(ground: &Ground) -> Result<Vec<String>> {
-    let cores = std::thread::available_parallelism()?;
-    let version: String =
-        ground::connect(&ground.source.url()).await?.query_one("SHOW server_version", &[]).await?.get(0);
-    let Size { rows, rounds, .. } = ground.size;
-    Ok(vec![
-        format!("{cores} cores, which both servers, ours and the peer share; PostgreSQL {version}, fsync on"),
-        format!("a table of {rows} rows of about 250 bytes; a backlog of {} changes", ground.size.changes()),
-        format!("medians of {rounds} runs of each side in turn, with the least and the most"),
-    ])
+async fn one(ground: &Ground, work: &str, works: &[&str]) -> Result<Vec<Row>> {
+    let wants = |work: &str| works.contains(&work);
+    match work {
+        "crawl-null" => work::crawl_null::run(ground).await,
+        "crawl-pg" => work::crawl_pg::run(ground).await,
+        "crawl-random" => work::crawl_random::run(ground).await,
+        "crawl-mongo" => work::crawl_mongo::run(ground).await,
+        "latency" => work::latency::run(ground).await,
+        "memory" => work::memory::run(ground).await,
+        "verify" => work::verify::run(ground).await,
+        _ => {
+            let wanted = work::drain::Wanted {
+                plain: wants("drain-null"),
+                tls: wants("drain-null-tls"),
+                applied: wants("drain-pg"),
+            };
+            work::drain::run(ground, wanted).await
+        }
+    }
+}
+
+fn conditions(size: Size, works: &[&str]) -> Vec<String> {
+    let Size { rows, rounds, warm_up, .. } = size;
+    let mut all = vec![format!("a table of {rows} rows of about 250 bytes")];
+    if works.iter().any(|work| work.starts_with("drain")) {
+        all.push(format!("a backlog of {} changes", size.changes()));
+    }
+    let before = if warm_up { ", after one of each that does not count" } else { "" };
+    all.push(format!("runs of each side, in turn: {rounds}{before}"));
+    all
 }

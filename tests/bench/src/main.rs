@@ -2,13 +2,17 @@
 
 #![allow(clippy::print_stdout, reason = "this is a program for people")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate_bench::ground::Size;
-use tidegate_bench::report::Report;
-use tidegate_bench::{FLOW, Result, run};
+use tidegate_bench::report::{Report, page};
+use tidegate_bench::{FLOW, Result, VERIFY, run};
+use tidegate_services::{Service, skipped};
+
+/// As the bar of a comparison is meant.
+const VERIFY_ROWS: u64 = 2_250_000;
 
 /// Measures.
 #[derive(Debug, Parser)]
@@ -21,14 +25,16 @@ struct Arguments {
 enum Bench {
     /// The works of a live migration.
     Flow(Options),
-    /// Writes the page of speeds from a report.
+    /// Comparing both sides.
+    Verify(Options),
+    /// Writes the page of speeds from reports.
     Page {
-        /// The report.
+        /// A report; may be given more than once.
         #[arg(long)]
-        json: PathBuf,
+        json: Vec<PathBuf>,
         /// The page.
         #[arg(long, default_value = "docs/reference/speed.md")]
-        page: PathBuf,
+        out: PathBuf,
     },
 }
 
@@ -67,36 +73,48 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<ExitCode> {
-    let (options, works) = match arguments.bench {
-        Bench::Flow(options) => (options, FLOW),
-        Bench::Page { json, page } => {
-            let report: Report = serde_json::from_slice(&std::fs::read(json)?)?;
-            if let Some(folder) = page.parent() {
+    let (bench, options, works, rows) = match arguments.bench {
+        Bench::Flow(options) => ("flow", options, FLOW, Size::FULL.rows),
+        Bench::Verify(options) => ("verify", options, VERIFY, VERIFY_ROWS),
+        Bench::Page { json, out } => {
+            let read = |path: &PathBuf| Ok(serde_json::from_slice(&std::fs::read(path)?)?);
+            let reports = json.iter().map(read).collect::<Result<Vec<Report>>>()?;
+            if let Some(folder) = out.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            std::fs::write(page, report.page())?;
+            std::fs::write(out, page(&reports))?;
             return Ok(ExitCode::SUCCESS);
         }
     };
+    if skipped(Service::Postgresql) {
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(unknown) = options.only.iter().find(|only| !works.contains(&only.as_str())) {
         return Err(format!("there is no work {unknown}; there are {}", works.join(", ")).into());
     }
     let is_wanted = |work: &&str| options.only.is_empty() || options.only.iter().any(|only| only == work);
     let works: Vec<&str> = works.iter().copied().filter(is_wanted).collect();
-    let mut size = if options.quick { Size::QUICK } else { Size::FULL };
+    let mut size = if options.quick { Size::QUICK } else { Size { rows, ..Size::FULL } };
     size.rows = options.rows.unwrap_or(size.rows);
     size.rounds = options.rounds.unwrap_or(size.rounds).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let report = runtime.block_on(run(&works, size))?;
-    write(&report, options.json)?;
+    let write = |report: &Report| write(report, options.json.as_deref());
+    let report = runtime.block_on(run(bench, &works, size, write))?;
+    if options.quick {
+        println!("{}every row arrived", report.list());
+        return Ok(ExitCode::SUCCESS);
+    }
     println!("{}", report.table());
-    let missed = !options.quick && report.rows.iter().any(|row| row.holds == Some(false));
+    let missed = report.rows.iter().any(|row| row.holds == Some(false));
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn write(report: &Report, path: Option<PathBuf>) -> Result<()> {
+fn write(report: &Report, path: Option<&Path>) -> Result<()> {
     if let Some(path) = path {
         std::fs::write(path, serde_json::to_string_pretty(report)?)?;
+    }
+    if let Some(last) = report.rows.last() {
+        eprintln!("measured: {}", last.work);
     }
     Ok(())
 }

@@ -25,14 +25,20 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>> {
 
 /// A flow of everything in the source to a target that has a catalog: its tables are made if they are not there.
 pub async fn flow(name: &str, source: Arc<dyn Store>, target: Arc<dyn Store>) -> Result<Flow> {
+    flow_with(name, source, target, Conversions::new()).await
+}
+
+/// The same with types that have to be converted.
+pub async fn flow_with(
+    name: &str,
+    source: Arc<dyn Store>,
+    target: Arc<dyn Store>,
+    conversions: Conversions,
+) -> Result<Flow> {
     let from = source.catalog().await?;
     let to = target.catalog().await?;
-    let wanted = Wanted {
-        tables: Selection::All,
-        names: BTreeMap::new(),
-        conversions: Conversions::new(),
-        allow_non_empty: true,
-    };
+    let wanted =
+        Wanted { tables: Selection::All, names: BTreeMap::new(), conversions, allow_non_empty: true };
     let plan = plan(from.as_ref(), to.as_ref(), &wanted).await?;
     if let Some(obstacle) = plan.obstacles.into_iter().next() {
         return Err(obstacle.error.into());

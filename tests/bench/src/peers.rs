@@ -1,7 +1,12 @@
 //! Whoever else does the work.
 
+pub mod debezium;
+pub mod documents;
+mod kept;
+pub mod reladiff;
+
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,13 +16,23 @@ use tokio::process::Command;
 use crate::Result;
 use crate::ground::connect;
 
-async fn finish(command: &mut Command) -> Result<String> {
+async fn finish(command: &mut Command) -> Result<()> {
     let output = command.kill_on_drop(true).stdin(Stdio::null()).output().await?;
+    succeeded(command.as_std(), &output)
+}
+
+/// For what is fetched before anything is measured.
+fn finish_blocking(command: &mut std::process::Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output()?;
+    succeeded(command, &output)
+}
+
+fn succeeded(command: &std::process::Command, output: &Output) -> Result<()> {
     if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        return Ok(());
     }
-    let name = Path::new(command.as_std().get_program()).display().to_string();
-    let text = String::from_utf8_lossy(&output.stderr);
+    let name = Path::new(command.get_program()).display();
+    let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
     let end: Vec<&str> = text.lines().rev().take(5).collect();
     Err(format!("{name}: {}: {}", output.status, end.into_iter().rev().collect::<Vec<_>>().join(" / "))
         .into())
@@ -49,7 +64,7 @@ pub async fn psql_copy_out(url: &str) -> Result<()> {
 pub async fn psql_pipe(from: &str, to: &str) -> Result<()> {
     let psql = tidegate_services::postgres::program("psql")?.display().to_string();
     let script = r#""$0" -Xqc "COPY bench TO STDOUT (FORMAT binary)" "$1" | "$0" -Xqc "COPY bench FROM STDIN (FORMAT binary)" "$2""#;
-    finish(Command::new("bash").args(["-o", "pipefail", "-c", script, &psql, from, to])).await.map(drop)
+    finish(Command::new("bash").args(["-o", "pipefail", "-c", script, &psql, from, to])).await
 }
 
 /// `pgcopydb` clones the database.
@@ -69,7 +84,7 @@ pub async fn pgcopydb(from: &str, to: &str, folder: &Path) -> Result<()> {
         to,
         "--dir",
     ]);
-    finish(command.arg(folder)).await.map(drop)
+    finish(command.arg(folder)).await
 }
 
 /// `pg_recvlogical` reads a slot to its end, to nowhere.
@@ -79,7 +94,7 @@ pub async fn recvlogical(url: &str, slot: &str, end: &str) -> Result<()> {
     command.args(["--dbname", url, "--slot", slot, "--start", "--no-loop"]);
     command.args(["--file", "/dev/null", "--endpos", end, "--fsync-interval", "0"]);
     command.args(["--option", "proto_version=1", "--option", "publication_names=peers"]);
-    finish(&mut command).await.map(drop)
+    finish(&mut command).await
 }
 
 /// PostgreSQL's own subscription applies a slot; returns when the last row of the backlog is there.

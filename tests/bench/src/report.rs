@@ -1,7 +1,11 @@
 //! What was measured: rows, as a table for people and as JSON for everything else.
 
+use std::collections::BTreeMap;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
 
 /// What several runs gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +23,11 @@ pub struct Spread {
 pub struct Samples(Vec<f64>);
 
 impl Samples {
+    /// One figure, that nobody measured: a limit.
+    pub fn of(figure: f64) -> Self {
+        Self(vec![figure])
+    }
+
     /// Takes the figure of one run, if it counts.
     pub fn push_if(&mut self, counts: bool, figure: f64) {
         if counts {
@@ -110,15 +119,31 @@ impl Row {
     /// With something that the figures do not say.
     #[must_use]
     pub fn with_note(mut self, note: impl Into<String>) -> Self {
-        self.note = Some(note.into());
+        let note = note.into();
+        self.note = Some(self.note.map_or(note.clone(), |before| format!("{before}; {note}")));
         self
+    }
+
+    /// With the reason where the peer could not be had.
+    #[must_use]
+    pub fn measured_or<T>(self, peer: &crate::Result<T>) -> Self {
+        match peer {
+            Ok(_) => self,
+            Err(error) => self.with_note(format!("not measured: {error}")),
+        }
     }
 }
 
 /// All rows of a run, with where they were measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// The machine, the servers and the sizes, in words.
+    /// Which of the benchmarks.
+    pub bench: String,
+    /// Where.
+    pub machine: Machine,
+    /// The servers and peers that took part, with their versions.
+    pub versions: BTreeMap<String, String>,
+    /// The sizes, in words.
     pub conditions: Vec<String>,
     /// The rows.
     pub rows: Vec<Row>,
@@ -153,10 +178,15 @@ fn spread(spread: Option<Spread>) -> String {
 const INTRODUCTION: &str = "\
 # Speed
 
-`cargo xtask bench flow --json report.json` measures; `cargo xtask bench page --json report.json` writes this page from
-the report. Ours and the peer do the same work in turn, on the same servers in the same run. A ratio above one says
-that ours is better, whatever the unit; the bar is what the ratio has to be at least.
+How fast a live migration is, beside what else does the same work. Both do it in turn, on the same servers in the same run. A
+figure is the median of all runs, with the least and the most in brackets. A ratio above one says that ours is better, whatever
+the unit, and the bar is what the ratio has to be at least. This page is written from the reports of the benchmarks:
 
+```console
+$ cargo xtask bench flow --json flow.json
+$ cargo xtask bench verify --json verify.json
+$ cargo xtask bench page --json flow.json --json verify.json --out docs/reference/speed.md
+```
 ";
 
 const HEADERS: [&str; 8] = ["work", "unit", "ours", "against", "theirs", "ratio", "bar", "holds"];
@@ -204,22 +234,60 @@ impl Report {
         text
     }
 
-    /// The page of speeds.
-    pub fn page(&self) -> String {
-        let mut text = INTRODUCTION.to_owned();
-        for condition in &self.conditions {
-            text.push_str(&format!("- {condition}\n"));
+    /// What ran, without figures: for sizes that say nothing about speed.
+    pub fn list(&self) -> String {
+        let line = |row: &Row| {
+            let note = row.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
+            format!("{} beside {}{note}\n", row.work, row.against)
+        };
+        self.rows.iter().map(line).collect()
+    }
+
+    /// The conditions, one a line.
+    fn facts(&self) -> Vec<String> {
+        let Machine { processor, cores, memory_mib, kernel, commit, optimised } = &self.machine;
+        let versions: Vec<String> =
+            self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let build = if *optimised { "optimised build" } else { "build for tests, whose speed says nothing" };
+        let mut facts = vec![
+            format!("{processor}, {cores} cores, {memory_mib} MiB of memory, Linux {kernel}"),
+            format!("{}; every server runs on the same machine, with fsync on", versions.join(", ")),
+            format!("commit {commit}, {build}"),
+        ];
+        facts.extend(self.conditions.iter().cloned());
+        facts
+    }
+
+    fn section(&self) -> String {
+        let mut text = format!("\n## {}\n\n", self.bench);
+        for fact in self.facts() {
+            text.push_str(&format!("- {fact}\n"));
         }
         text.push_str(&format!("\n| {} |\n|---|---|--:|---|--:|--:|--:|---|\n", HEADERS.join(" | ")));
         for row in &self.rows {
             text.push_str(&format!("| {} |\n", row.cells().join(" | ")));
         }
-        for row in self.rows.iter().filter(|row| row.note.is_some()) {
-            let note = row.note.as_deref().unwrap_or_default();
-            text.push_str(&format!("\n- `{}` against {}: {note}\n", row.work, row.against));
+        let mut notes = self.rows.iter().filter_map(|row| Some((row, row.note.as_deref()?))).peekable();
+        if notes.peek().is_some() {
+            text.push('\n');
+        }
+        for (row, note) in notes {
+            text.push_str(&format!("- `{}` against {}: {note}\n", row.work, row.against));
         }
         text
     }
+}
+
+/// The page of speeds.
+pub fn page(reports: &[Report]) -> String {
+    let mut text = INTRODUCTION.to_owned();
+    if reports.iter().all(|report| report.rows.is_empty()) {
+        text.push_str("\nNothing was measured for this page yet.\n");
+    }
+    for report in reports.iter().filter(|report| !report.rows.is_empty()) {
+        text.push_str(&report.section());
+    }
+    text
 }
 
 #[cfg(test)]
@@ -235,5 +303,33 @@ mod tests {
         assert_eq!((time.ratio, time.holds), (Some(1.0), Some(false)));
         assert_eq!(Row::new("w", "s", &samples(&[2.0]), "p", &samples(&[]), 1.0).holds, None);
         assert_eq!((figure(1_234_567.0), figure(12.345)), ("1 234 567".to_owned(), "12.35".to_owned()));
+    }
+
+    #[test]
+    fn a_page_says_where_and_what_was_left_out() {
+        let ours = Samples::of(2.0);
+        let missing: crate::Result<()> = Err("no Java".into());
+        let row = Row::new("w", "rows/s", &ours, "p", &Samples::default(), 1.5).measured_or(&missing);
+        let machine = Machine { cores: 3, commit: "abc".to_owned(), ..Machine::default() };
+        let versions = BTreeMap::from([("PostgreSQL".to_owned(), "15".to_owned())]);
+        let report = Report {
+            bench: "flow".to_owned(),
+            machine,
+            versions,
+            rows: vec![row.with_note("x")],
+            ..Report::default()
+        };
+        let text = page(&[Report::default(), report]);
+        for part in [
+            "## flow\n",
+            "3 cores",
+            "PostgreSQL 15",
+            "commit abc",
+            "| w | rows/s | 2.00 | p | not run |  | 1.50 | not run |\n",
+            "- `w` against p: not measured: no Java; x\n",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(page(&[]).ends_with("Nothing was measured for this page yet.\n"));
     }
 }

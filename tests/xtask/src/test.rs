@@ -10,7 +10,7 @@ use tidegate_services::{Running, Service, given_url};
 use crate::gates::GATES;
 use crate::libtest::Reader;
 use crate::outcome::Tally;
-use crate::{conformance, examples, proof, stream, workspace};
+use crate::{bench, conformance, examples, proof, stream, workspace};
 
 /// One step of the test command.
 #[derive(Debug)]
@@ -39,6 +39,12 @@ pub(crate) const STEPS: &[Step] = &[
         about: "simulated histories with faults, and planted bugs",
         needs_services: false,
         run: proof::short,
+    },
+    Step {
+        name: "bench",
+        about: "every work of the benchmarks, once and small",
+        needs_services: false,
+        run: bench::quick,
     },
     Step {
         name: "examples",

@@ -8,8 +8,10 @@ use tidegate_flow::Flow;
 use tokio::time::Instant;
 
 use crate::discard::Discard;
-use crate::ground::{Ground, connect, count, rate};
+use crate::ground::{Ground, STEP, connect, count, rate};
+use crate::peers::debezium::{self, Debezium};
 use crate::report::{Row, Samples};
+use crate::work::equal;
 use crate::{Result, ours, peers};
 
 /// Changes of one batch of the bare apply.
@@ -47,6 +49,7 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     }
     let client = connect(&url).await?;
     client.batch_execute("CREATE PUBLICATION peers FOR TABLE bench").await?;
+    let engine = ground.debezium().await;
     let mut flows = Vec::new();
     for (run, _) in ground.size.runs() {
         for (kind, wanted) in [("plain", wanted.plain), ("tls", wanted.tls), ("apply", wanted.applied)] {
@@ -57,8 +60,10 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
             let source = ours::open(&if kind == "tls" { over_tls(&url) } else { url.clone() })?;
             let flow = ours::flow_to_nothing(&name, source, Arc::new(Discard::default())).await?;
             flows.push((name.clone(), ours::begin(&flow).await?, flow));
-            let sql = "SELECT pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
-            client.query_one(sql, &[&format!("peer_{name}")]).await?;
+            ground.create_slot(&url, &format!("peer_{name}")).await?;
+            if kind == "plain" && engine.is_ok() {
+                ground.create_slot(&url, &format!("engine_{name}")).await?;
+            }
         }
     }
     ground.write_backlog(&url).await?;
@@ -67,11 +72,15 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     let mut taken = flows.into_iter();
     let mut rows = Vec::new();
     let (mut plain, mut tls, mut applied) = (Pair::default(), Pair::default(), Pair::default());
-    let mut bare = Samples::default();
+    let (mut bare, mut by_engine) = (Samples::default(), Samples::default());
     let batches = if wanted.applied { batches(ground, &backlog.url).await? } else { Vec::new() };
     for (run, counts) in ground.size.runs() {
         if wanted.plain {
             drain(ground, &backlog, taken.next(), counts, &backlog.url, &mut plain).await?;
+            if let Ok(engine) = &engine {
+                drain_by(engine, ground, &backlog, &format!("engine_plain{run}"), counts, &mut by_engine)
+                    .await?;
+            }
         }
         if wanted.tls {
             drain(ground, &backlog, taken.next(), counts, &over_tls(&backlog.url), &mut tls).await?;
@@ -88,6 +97,8 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     let unit = "changes/s";
     if wanted.plain {
         rows.push(Row::new("drain-null", unit, &plain.own, "pg_recvlogical", &plain.theirs, 2.0));
+        let against = format!("Debezium engine {}", debezium::VERSION);
+        rows.push(Row::new("drain-null", unit, &plain.own, &against, &by_engine, 8.0).measured_or(&engine));
     }
     if wanted.tls {
         rows.push(Row::new("drain-null-tls", unit, &tls.own, "pg_recvlogical", &tls.theirs, 1.5));
@@ -131,14 +142,33 @@ async fn drain(
     ours::run(&flow).await?;
     pair.own.push_if(counts, rate(ground.size.changes(), start));
     ours::clean(&flow).await?;
-    if nothing.taken() == 0 {
-        return Err("no change arrived".into());
+    // As many as were written, since none is to a row of another one, and the row at the end.
+    if ground.size.has_distinct_changes() {
+        equal(nothing.taken(), ground.size.changes() + 1)?;
     }
     let slot = format!("peer_{name}");
     let start = Instant::now();
     peers::recvlogical(url, &slot, &backlog.end).await?;
     pair.theirs.push_if(counts, rate(ground.size.changes(), start));
-    drop_slot(backlog, &slot).await
+    ground.drop_slot(&backlog.url, &slot).await
+}
+
+/// From when the engine is told to run, as ours is: that Java starts first does not count.
+async fn drain_by(
+    engine: &Debezium,
+    ground: &Ground,
+    backlog: &Backlog,
+    slot: &str,
+    counts: bool,
+    theirs: &mut Samples,
+) -> Result<()> {
+    ground.settle().await?;
+    let wanted = ground.size.changes() + 1;
+    let running = engine.start(&backlog.url, slot, wanted, None).await?;
+    let start = Instant::now();
+    running.finish(wanted).await?;
+    theirs.push_if(counts, rate(ground.size.changes(), start));
+    ground.drop_slot(&backlog.url, slot).await
 }
 
 async fn apply(
@@ -168,7 +198,7 @@ async fn apply(
     peers::end_subscription(&target, &slot).await?;
     let theirs = count(&target).await?;
     drop_database(ground, &slot).await?;
-    drop_slot(backlog, &slot).await?;
+    ground.drop_slot(&backlog.url, &slot).await?;
     if (found, theirs) == (wanted, wanted) {
         Ok(())
     } else {
@@ -191,21 +221,6 @@ async fn drop_database(ground: &Ground, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn drop_slot(backlog: &Backlog, slot: &str) -> Result<()> {
-    let client = connect(&backlog.url).await?;
-    // The server lets go of it a moment after whoever read it is gone.
-    loop {
-        let sql = "SELECT pg_drop_replication_slot($1::text::name)";
-        match client.query_one(sql, &[&slot]).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE) => {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// The rows of the backlog as they are at its end, in batches in the order of the backlog.
 async fn batches(ground: &Ground, url: &str) -> Result<Vec<Bytes>> {
     let (rows, transactions) = (ground.size.rows, ground.size.transactions);
@@ -216,7 +231,7 @@ async fn batches(ground: &Ground, url: &str) -> Result<Vec<Bytes>> {
         let query = format!(
             "SELECT b.* FROM bench b WHERE b.id > {rows} + {from} * 50 AND b.id <= {rows} + {upto} * 50
             UNION ALL SELECT b.* FROM generate_series({from} * 50 + 1, {upto} * 50) u
-            JOIN bench b ON b.id = u * 7919::int8 % {rows} + 1"
+            JOIN bench b ON b.id = u * {STEP}::int8 % {rows} + 1"
         );
         batches.push(peers::copied(url, &query).await?);
         from = upto;
