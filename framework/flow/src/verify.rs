@@ -127,6 +127,8 @@ struct Side {
     /// The columns whose bytes are compared: both sides are of one kind and hold the same type, of which the model may
     /// not even know the values.
     by_bytes: Vec<bool>,
+    /// All of them, in the same order on both sides: then a row's frame is compared as it is.
+    by_frame: bool,
 }
 
 /// A row by the identity of its key.
@@ -180,6 +182,7 @@ async fn verify_table(
         is_source: true,
         places: (0..columns).collect(),
         by_bytes: Vec::new(),
+        by_frame: false,
     };
     let mut held = target_side(verification.target, target, &route.target).await?;
     let encoding = route.shape.codec.encoding();
@@ -192,11 +195,15 @@ async fn verify_table(
     });
     source.by_bytes = by_bytes.collect();
     held.by_bytes.clone_from(&source.by_bytes);
+    source.by_frame = source.by_bytes.iter().all(|by_bytes| *by_bytes)
+        && held.places == source.places
+        && held.shape.table.columns.len() == columns;
+    held.by_frame = source.by_frame;
 
-    let (expected, rows) = source.digest(route, target).await?;
+    // Both at once: what is not the same is only suspected, and is looked at again in the right order.
+    let ((expected, rows), (found, _)) =
+        futures::try_join!(source.digest(route, target), held.digest(route, target))?;
     report.compared += rows;
-    reach(verification, state, source.crawler.as_of().await?.barrier).await?;
-    let (found, _) = held.digest(route, target).await?;
     // What cannot be named within bounded memory is left out and said to be.
     let mut room = NAMED_ROWS_MAX as u64;
     let mut suspects = BTreeSet::new();
@@ -283,7 +290,14 @@ async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Tabl
     let places = wanted.columns.iter().map(|column| place(&column.name)).collect::<Result<Vec<_>>>()?;
     let codec = catalog.codec(&table);
     let shape = Shape { table: Arc::new(table), codec };
-    Ok(Side { crawler: store.crawler().await?, shape, is_source: false, places, by_bytes: Vec::new() })
+    Ok(Side {
+        crawler: store.crawler().await?,
+        shape,
+        is_source: false,
+        places,
+        by_bytes: Vec::new(),
+        by_frame: false,
+    })
 }
 
 /// Waits until the target has everything up to a position, if a runner is at work.
@@ -321,48 +335,23 @@ fn bucket(key: &[u8]) -> usize {
     usize::try_from(xxh3_64(key) % BUCKETS as u64).unwrap_or(0)
 }
 
+/// A cell whose bytes are compared is written behind one of these.
+const NULL: u8 = 0;
+const BYTES: u8 = 1;
+
 impl Side {
-    /// Reads the whole table and gives each row, with the identity of its key in the target's own terms.
-    async fn each(
-        &mut self,
-        route: &Route,
-        target: &dyn Catalog,
-        mut take: impl FnMut(&Self, Row<'_>, &[u8], &[Vec<u8>]) -> Result<()>,
-    ) -> Result<u64> {
+    /// Reads the whole table and gives each row.
+    async fn each(&mut self, mut take: impl FnMut(&Self, Row<'_>) -> Result<()>) -> Result<u64> {
         let table = Arc::clone(&self.shape.table);
         let mut rows = Rows::new();
-        let (mut count, mut identity) = (0, Vec::new());
-        let mut cells = vec![Vec::new(); route.target.columns.len()];
+        let mut count = 0;
         for range in self.crawler.split(&table, 1).await? {
             let mut rest = KeyRange { after: range.after, upto: None };
             loop {
                 rows.clear();
                 let chunk = self.crawler.read(&table, &rest, READ_ROWS, &mut rows).await?;
-                for row in rows.iter() {
-                    count += 1;
-                    let all: Vec<_> = row.cells().collect();
-                    for (at, out) in cells.iter_mut().enumerate() {
-                        out.clear();
-                        let place = self.places[at];
-                        if let (true, Cell::Bytes(bytes)) = (self.by_bytes[at], all[place]) {
-                            Value::Bytes(bytes.into()).encode(out);
-                            continue;
-                        }
-                        let value = self.shape.value(place, all[place])?.unwrap_or(Value::Null);
-                        let value = if self.is_source {
-                            target.stored(&route.target.columns[at], value)?
-                        } else {
-                            value
-                        };
-                        value.encode(out);
-                    }
-                    identity.clear();
-                    for at in &route.target.key {
-                        identity.extend(u32::try_from(cells[*at].len()).unwrap_or(u32::MAX).to_be_bytes());
-                        identity.extend_from_slice(&cells[*at]);
-                    }
-                    take(self, row, &identity, &cells)?;
-                }
+                count += rows.len() as u64;
+                rows.iter().try_for_each(|row| take(self, row))?;
                 match chunk.next {
                     Some(next) => rest.after = Some(next),
                     None => break,
@@ -372,16 +361,79 @@ impl Side {
         Ok(count)
     }
 
+    /// Writes what is compared of a column, in the target's own terms, behind its length.
+    fn put(
+        &self,
+        route: &Route,
+        target: &dyn Catalog,
+        column: usize,
+        cell: Cell<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let start = out.len();
+        out.extend([0; 4]);
+        if self.by_bytes[column] {
+            match cell {
+                Cell::Bytes(bytes) => {
+                    out.push(BYTES);
+                    out.extend_from_slice(bytes);
+                }
+                Cell::Null | Cell::Unchanged => out.push(NULL),
+            }
+        } else {
+            let value = self.shape.value(self.places[column], cell)?.unwrap_or(Value::Null);
+            let value =
+                if self.is_source { target.stored(&route.target.columns[column], value)? } else { value };
+            value.encode(out);
+        }
+        let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        Ok(())
+    }
+
+    /// The identity of a row's key.
+    fn identity(&self, route: &Route, target: &dyn Catalog, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        let key = route.target.key.iter();
+        key.copied().try_for_each(|at| self.put(route, target, at, row.cell(self.places[at]), out))
+    }
+
+    /// What is compared of a row, column behind column, and where each ends.
+    fn compared(
+        &self,
+        route: &Route,
+        target: &dyn Catalog,
+        row: Row<'_>,
+        out: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<()> {
+        out.clear();
+        ends.clear();
+        let cells: Vec<_> = row.cells().collect();
+        for (at, place) in self.places.iter().enumerate() {
+            self.put(route, target, at, cells[*place], out)?;
+            ends.push(out.len());
+        }
+        Ok(())
+    }
+
     async fn digest(&mut self, route: &Route, target: &dyn Catalog) -> Result<(Digests, u64)> {
         let mut digests: Digests = vec![(0, 0); BUCKETS];
-        let rows = self
-            .each(route, target, |_, _, key, cells| {
-                let (count, sum) = &mut digests[bucket(key)];
-                *count += 1;
-                *sum = sum.wrapping_add(row_hash(cells));
-                Ok(())
-            })
-            .await?;
+        let (mut key, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let rows = self.each(|side, row| {
+            side.identity(route, target, row, &mut key)?;
+            let hash = if side.by_frame {
+                xxh3_128(row.frame())
+            } else {
+                side.compared(route, target, row, &mut cells, &mut ends)?;
+                xxh3_128(&cells)
+            };
+            let (count, sum) = &mut digests[bucket(&key)];
+            *count += 1;
+            *sum = sum.wrapping_add(hash);
+            Ok(())
+        });
+        let rows = rows.await?;
         Ok((digests, rows))
     }
 
@@ -392,32 +444,24 @@ impl Side {
         suspects: &BTreeSet<usize>,
     ) -> Result<HashMap<Vec<u8>, Seen>> {
         let mut seen = HashMap::new();
-        self.each(route, target, |side, row, key, cells| {
-            if suspects.contains(&bucket(key)) {
-                let columns = route.target.key.iter().map(|at| {
-                    let place = side.places[*at];
-                    let value =
-                        side.shape.value(place, row.cell(place)).ok().flatten().unwrap_or(Value::Null);
-                    (route.target.columns[*at].name.clone(), value.to_string())
-                });
-                let hashes = cells.iter().map(|cell| xxh3_64(cell)).collect();
-                seen.insert(
-                    key.to_vec(),
-                    Seen { hash: row_hash(cells), cells: hashes, key: columns.collect() },
-                );
+        let (mut identity, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        self.each(|side, row| {
+            side.identity(route, target, row, &mut identity)?;
+            if !suspects.contains(&bucket(&identity)) {
+                return Ok(());
             }
+            side.compared(route, target, row, &mut cells, &mut ends)?;
+            let key = route.target.key.iter().map(|at| {
+                let place = side.places[*at];
+                let value = side.shape.value(place, row.cell(place)).ok().flatten().unwrap_or(Value::Null);
+                (route.target.columns[*at].name.clone(), value.to_string())
+            });
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let hashes = starts.zip(&ends).map(|(start, end)| xxh3_64(&cells[start..*end])).collect();
+            seen.insert(identity.clone(), Seen { hash: xxh3_128(&cells), cells: hashes, key: key.collect() });
             Ok(())
         })
         .await?;
         Ok(seen)
     }
-}
-
-fn row_hash(cells: &[Vec<u8>]) -> u128 {
-    let mut all = Vec::with_capacity(cells.iter().map(|cell| cell.len() + 4).sum());
-    for cell in cells {
-        all.extend(u32::try_from(cell.len()).unwrap_or(u32::MAX).to_be_bytes());
-        all.extend_from_slice(cell);
-    }
-    xxh3_128(&all)
 }
