@@ -189,7 +189,7 @@ pub async fn run_once(
             if sequencer.wants_another_run() {
                 return Ok(Ended::Again);
             }
-            if until == Until::CaughtUp && sequencer.has_caught_up().await? {
+            if until == Until::CaughtUp && requests.is_empty() && sequencer.has_caught_up().await? {
                 return Ok(Ended::CaughtUp);
             }
         }

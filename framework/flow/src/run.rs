@@ -227,15 +227,22 @@ async fn attempt(
     let mut flow = flow.clone();
     flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
-    let mut asked = Asked::new();
+    let mut asking = Asking {
+        granted: Wishes { workers: wishes.workers, looks: wishes.looks, ..Wishes::default() },
+        looked: wishes.recopies_open(),
+        asked: Asked::new(),
+        ask,
+    };
+    // Before it begins: a run that has caught up ends at once.
+    asking.grant(&flow, gauge, wishes);
     let outcome = tokio::select! {
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
-        broken = beat(&flow, gauge, state, holder, &wishes, &mut asked, &ask) => broken.map(|never| match never {}),
+        broken = beat(&flow, gauge, state, holder, &mut asking) => broken.map(|never| match never {}),
         danger = watch(&flow, gauge) => danger.map(|never| match never {}),
     };
     // What was done since the last beat is not to be done again by the next run.
-    let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asked).await;
+    let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asking.asked).await;
     outcome.and_then(|ended| noted.map(|()| ended))
 }
 
@@ -264,25 +271,40 @@ async fn beat(
     gauge: &Gauge,
     state: &dyn StateStore,
     holder: &str,
-    at_start: &Wishes,
-    asked: &mut Asked,
-    ask: &mpsc::UnboundedSender<Request>,
+    asking: &mut Asking,
 ) -> Result<std::convert::Infallible> {
-    let mut granted = Wishes { workers: at_start.workers, looks: at_start.looks, ..Wishes::default() };
-    let looked = at_start.recopies_open();
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
-        let restarts: Vec<u64> = gauge.read(flow.clock.as_ref()).tables.iter().map(|t| t.restarts).collect();
-        for request in differences(flow, &granted, &wishes, &looked, &restarts, asked) {
-            let _ = ask.send(request);
-        }
-        granted = wishes;
+        asking.grant(flow, gauge, wishes);
         let mut status = gauge.read(flow.clock.as_ref());
         status.running = true;
         change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
-        note_done(flow, state, &status, asked).await?;
+        note_done(flow, state, &status, &mut asking.asked).await?;
         flow.clock.sleep(BEAT).await;
+    }
+}
+
+/// What a run was asked for.
+struct Asking {
+    /// What was wanted when it was asked last.
+    granted: Wishes,
+    /// Tables to be crawled anew that were described anew before the run began.
+    looked: BTreeMap<String, u64>,
+    asked: Asked,
+    ask: mpsc::UnboundedSender<Request>,
+}
+
+impl Asking {
+    /// Asks the run for what is wanted and was not asked for yet.
+    fn grant(&mut self, flow: &Flow, gauge: &Gauge, wishes: Wishes) {
+        let status = gauge.read(flow.clock.as_ref());
+        let restarts: Vec<u64> = status.tables.iter().map(|table| table.restarts).collect();
+        for request in differences(flow, &self.granted, &wishes, &self.looked, &restarts, &mut self.asked) {
+            // Nobody listens any more only when the run is ending.
+            let _ = self.ask.send(request);
+        }
+        self.granted = wishes;
     }
 }
 
