@@ -1,9 +1,10 @@
 //! Takes rows and changes, and the checkpoint with them, in one transaction.
 //!
-//! A chunk that is expected to meet no row is copied into its table. Everything else is copied into a temporary
-//! table first and merged from there by one statement a kind of work.
+//! A chunk that is expected to meet no row is copied into its table, by two sessions if it is large. Everything else is
+//! copied into a temporary table first and merged from there by one statement a kind of work.
 
 mod checkpoint;
+mod helper;
 mod place;
 
 use std::collections::{HashMap, HashSet};
@@ -12,22 +13,28 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt as _;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
-use tidegate_core::{Error, FlowName, Result};
+use tidegate_core::{Error, FlowName, Result, Rows};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use crate::connect::Session;
 use crate::error::from_driver;
 use crate::schema;
+use crate::sink::helper::{Helper, LOCK_TIMEOUT};
 use crate::sink::place::Place;
 use crate::store::PostgresStore;
 
 /// How much of a copy goes to the driver at a time.
 const PIECE_BYTES: usize = 1 << 18;
 
+/// A chunk of fewer rows is not worth a second session.
+const SHARED_ROWS_MIN: usize = 5_000;
+
 #[derive(Debug)]
 pub(crate) struct PostgresSink {
+    store: PostgresStore,
     session: Session,
+    helper: Option<Helper>,
     flow: FlowName,
     places: Vec<Place>,
     fence: i64,
@@ -52,6 +59,8 @@ struct Part<'a> {
     batch: &'a TableBatch,
     deletes: Option<Bytes>,
     upserts: Option<Bytes>,
+    /// The second half of a chunk that two sessions share; the first half is in `upserts`.
+    shared: Option<Bytes>,
     updates: Vec<(Vec<usize>, Bytes)>,
 }
 
@@ -59,22 +68,20 @@ impl PostgresSink {
     pub(crate) async fn open(store: &PostgresStore, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         let session = store.session().await?;
         schema::ensure(&session).await?;
-        // Foreign keys and triggers have done their work at the source.
-        if let Err(error) = session.batch_execute("SET session_replication_role = replica").await {
+        if !set_up(&session).await? {
             tracing::warn!(
-                error = %error,
                 "the role may not set session_replication_role: triggers and foreign keys of the target stay on"
             );
         }
-        let setup = "SET synchronous_commit = on; SET client_min_messages = warning; SET jit = off";
-        session.batch_execute(setup).await.map_err(|e| from_driver(e, "connect"))?;
         let mut places = Vec::with_capacity(routes.len());
         for (number, route) in routes.iter().enumerate() {
             places.push(Place::new(&session, number, route).await?);
         }
         let ledger = checkpoint::Statements::prepare(&session).await?;
         Ok(Self {
+            store: store.clone(),
             session,
+            helper: None,
             ledger,
             flow: flow.clone(),
             places,
@@ -91,36 +98,26 @@ impl PostgresSink {
     }
 
     /// Copies into a table. The driver's error comes as it is, for whoever has another way.
-    async fn copy(&mut self, sql: String, mut data: Bytes) -> Result<(), tokio_postgres::Error> {
-        let statement = match self.statements.get(&sql) {
-            Some(statement) => statement.clone(),
-            None => {
-                let statement = self.session.prepare(&sql).await?;
-                self.statements.insert(sql, statement.clone());
-                statement
-            }
-        };
-        let sink = self.session.copy_in::<_, Bytes>(&statement).await?;
-        let mut sink = std::pin::pin!(sink);
-        while !data.is_empty() {
-            sink.feed(data.split_to(PIECE_BYTES.min(data.len()))).await?;
-        }
-        sink.finish().await?;
-        Ok(())
+    async fn copy(&mut self, sql: String, data: Bytes) -> Result<(), tokio_postgres::Error> {
+        copy_into(&self.session, &mut self.statements, sql, data).await
     }
 
     /// Encodes everything first, so that what does not fit is found before anything is done.
     fn parts<'a>(&self, batch: &'a Batch) -> Result<Vec<Part<'a>>> {
         let part = |batch: &'a TableBatch| {
             let place = &self.places[batch.table];
-            let encode = |rows: &tidegate_core::Rows, keys: bool| {
-                let encoded = if keys { place.encode_keys(rows) } else { place.encode_rows(rows) };
-                (!rows.is_empty()).then_some(encoded).transpose()
-            };
+            let some =
+                |rows: &Rows, encoded: Result<Bytes>| (!rows.is_empty()).then_some(encoded).transpose();
+            let rows = &batch.upserts;
+            // What is there already has to go first, in the same transaction.
+            let is_shared =
+                batch.fresh && rows.len() >= SHARED_ROWS_MIN && batch.len() == rows.len() && !batch.truncate;
+            let first = if is_shared { rows.len() / 2 } else { rows.len() };
             Ok(Part {
                 batch,
-                deletes: encode(&batch.deletes, true)?,
-                upserts: encode(&batch.upserts, false)?,
+                deletes: some(&batch.deletes, place.encode_keys(&batch.deletes))?,
+                upserts: some(rows, place.encode_rows(rows, 0..first))?,
+                shared: is_shared.then(|| place.encode_rows(rows, first..rows.len())).transpose()?,
                 updates: place.encode_updates(&batch.updates)?,
             })
         };
@@ -168,8 +165,14 @@ impl PostgresSink {
     async fn put(&mut self, part: &mut Part<'_>, applied: &mut Applied) -> Result<()> {
         let table = part.batch.table;
         if let Some(upserts) = part.upserts.take()
-            && !(part.batch.fresh && self.copy_direct(table, upserts.clone()).await?)
+            && !(part.batch.fresh && self.copy_direct(table, &upserts, part.shared.as_ref()).await?)
         {
+            let upserts = match part.shared.take() {
+                Some(_) => {
+                    self.places[table].encode_rows(&part.batch.upserts, 0..part.batch.upserts.len())?
+                }
+                None => upserts,
+            };
             self.stage(table, Stage::Rows).await?;
             let place = &self.places[table];
             let (copy, upsert) = (place.copy_rows(), place.upsert());
@@ -204,11 +207,72 @@ impl PostgresSink {
     }
 
     /// Copies into the table itself; false, with nothing done, if a row was there.
-    async fn copy_direct(&mut self, table: usize, rows: Bytes) -> Result<bool> {
+    async fn copy_direct(&mut self, table: usize, rows: &Bytes, shared: Option<&Bytes>) -> Result<bool> {
+        let sql = self.places[table].copy_direct();
+        if let Some(second) = shared
+            && let Some(mut helper) = self.helper().await
+        {
+            let done = self.copy_shared(&mut helper, &sql, rows, second).await;
+            // After an error nobody knows what its session holds.
+            self.helper = done.is_ok().then_some(helper);
+            return done;
+        }
         self.run("SAVEPOINT copying").await?;
-        match self.copy(self.places[table].copy_direct(), rows).await {
+        let copied = self.copy(sql.clone(), rows.clone()).await;
+        let copied = match (copied, shared) {
+            (Ok(()), Some(second)) => self.copy(sql, second.clone()).await,
+            (copied, _) => copied,
+        };
+        match copied {
             Ok(()) => Ok(true),
             Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                self.run("ROLLBACK TO copying").await?;
+                Ok(false)
+            }
+            Err(error) => Err(from_driver(error, "copy")),
+        }
+    }
+
+    /// The second session; none if the server has none for us.
+    async fn helper(&mut self) -> Option<Helper> {
+        if let Some(helper) = self.helper.take() {
+            return Some(helper);
+        }
+        match Helper::open(&self.store).await {
+            Ok(helper) => Some(helper),
+            Err(error) => {
+                tracing::debug!(%error, "no second session to the target; one does all");
+                None
+            }
+        }
+    }
+
+    /// Copies two halves at once. The second is committed when both are there, and this session's transaction follows.
+    async fn copy_shared(
+        &mut self,
+        helper: &mut Helper,
+        sql: &str,
+        first: &Bytes,
+        second: &Bytes,
+    ) -> Result<bool> {
+        self.run(&format!("SAVEPOINT copying; {LOCK_TIMEOUT}")).await?;
+        helper.begin(&self.flow, self.fence).await?;
+        let (first, second) = futures::join!(
+            copy_into(&self.session, &mut self.statements, sql.to_owned(), first.clone()),
+            helper.copy(sql.to_owned(), second.clone()),
+        );
+        // A row was there; or the halves wait for each other, which unique keys of the target alone can bring about.
+        let is_met = |error: &tokio_postgres::Error| {
+            [&SqlState::UNIQUE_VIOLATION, &SqlState::LOCK_NOT_AVAILABLE].map(Some).contains(&error.code())
+        };
+        match first.and(second) {
+            Ok(()) => {
+                self.run("SET LOCAL lock_timeout TO DEFAULT").await?;
+                helper.run("COMMIT").await.map_err(unsure)?;
+                Ok(true)
+            }
+            Err(error) if is_met(&error) => {
+                helper.run("ROLLBACK").await?;
                 self.run("ROLLBACK TO copying").await?;
                 Ok(false)
             }
@@ -303,9 +367,43 @@ impl Sink for PostgresSink {
 
     async fn close(self: Box<Self>) -> Result<()> {
         // What was applied without a commit comes again.
+        if let Some(helper) = self.helper {
+            helper.close().await;
+        }
         self.session.close().await;
         Ok(())
     }
+}
+
+/// Prepares a session for writing; says whether foreign keys and triggers, which have done their work at the source,
+/// are off.
+async fn set_up(session: &Session) -> Result<bool> {
+    let setup = "SET synchronous_commit = on; SET client_min_messages = warning; SET jit = off";
+    session.batch_execute(setup).await.map_err(|e| from_driver(e, "connect"))?;
+    Ok(session.batch_execute("SET session_replication_role = replica").await.is_ok())
+}
+
+async fn copy_into(
+    session: &Session,
+    statements: &mut HashMap<String, Statement>,
+    sql: String,
+    mut data: Bytes,
+) -> Result<(), tokio_postgres::Error> {
+    let statement = match statements.get(&sql) {
+        Some(statement) => statement.clone(),
+        None => {
+            let statement = session.prepare(&sql).await?;
+            statements.insert(sql, statement.clone());
+            statement
+        }
+    };
+    let sink = session.copy_in::<_, Bytes>(&statement).await?;
+    let mut sink = std::pin::pin!(sink);
+    while !data.is_empty() {
+        sink.feed(data.split_to(PIECE_BYTES.min(data.len()))).await?;
+    }
+    sink.finish().await?;
+    Ok(())
 }
 
 /// Nobody knows whether a commit that was not answered was done.

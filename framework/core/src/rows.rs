@@ -242,6 +242,12 @@ impl Rows {
         &self.bytes
     }
 
+    /// The frames of some rows, one behind the other.
+    pub fn frames(&self, which: std::ops::Range<usize>) -> &[u8] {
+        let end = |rows: usize| if rows == 0 { 0 } else { self.ends[rows - 1] as usize };
+        &self.bytes[end(which.start)..end(which.end)]
+    }
+
     /// Forgets the rows and keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();

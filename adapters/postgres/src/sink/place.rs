@@ -1,5 +1,6 @@
 //! Where the rows of one route go, and how they are written there.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -189,13 +190,13 @@ impl Place {
         )
     }
 
-    /// Full rows as a copy.
-    pub(crate) fn encode_rows(&self, rows: &Rows) -> Result<Bytes> {
-        let mut out = begin(rows.bytes().len());
+    /// Some of the full rows as a copy.
+    pub(crate) fn encode_rows(&self, rows: &Rows, which: Range<usize>) -> Result<Bytes> {
+        let mut out = begin(rows.bytes().len() * which.len() / rows.len().max(1));
         if self.passes.iter().all(|passes| *passes) {
-            out.extend_from_slice(rows.bytes());
+            out.extend_from_slice(rows.frames(which));
         } else {
-            for row in rows.iter() {
+            for row in which.map(|at| rows.row(at)) {
                 out.put_u16(u16::try_from(row.len()).unwrap_or(u16::MAX));
                 for (at, cell) in row.cells().enumerate() {
                     self.put(&mut out, at, cell, row)?;

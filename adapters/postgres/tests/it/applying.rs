@@ -210,3 +210,49 @@ async fn records_are_compared_and_leases_end() {
     assert!(state.flows().await.unwrap().is_empty());
     drop_database(session).await;
 }
+
+/// A chunk that is large enough for two sessions; its last row has this name.
+fn large(last: &'static str) -> TableBatch {
+    let mut upserts = Rows::new();
+    for id in 1..6_000 {
+        upserts.push_values([Value::Int(id), Value::Text(format!("n{id}").into()), Value::Text("v".into())]);
+    }
+    upserts.push_values(row(6_000, last, "v"));
+    TableBatch { upserts, fresh: true, ..TableBatch::default() }
+}
+
+#[tokio::test]
+async fn a_large_chunk_is_written_by_two_sessions_whole_or_not_at_all() {
+    let (store, session) = database("it_shared").await;
+    session.batch_execute(TABLE).await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink_a, _) = sink(&store, &routes).await;
+    let count = async || {
+        let row = session.query_one("SELECT count(*), count(DISTINCT xmin::text) FROM t", &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    sink_a.apply(&batch(large("last")), Some(&at(2))).await.unwrap();
+    assert_eq!(count().await, (6_000, 2), "each session has its own transaction");
+
+    // Rows of the second half are there already: the whole chunk is merged.
+    session.batch_execute("DELETE FROM t WHERE id <= 3000").await.unwrap();
+    sink_a.apply(&batch(large("other")), Some(&at(3))).await.unwrap();
+    assert_eq!(count().await.0, 6_000);
+    assert_eq!(there(&session).await[5_999], "(6000,other,v)");
+
+    // A unique key of the target that the rows break across the halves: an error, and no waiting for each other.
+    session.batch_execute("TRUNCATE t").await.unwrap();
+    let (twice, commit) = (batch(large("n1")), at(4));
+    let error = tokio::time::timeout(Duration::from_secs(60), sink_a.apply(&twice, Some(&commit)));
+    assert_eq!(error.await.unwrap().unwrap_err().code(), code::CONSTRAINT_VIOLATED);
+    assert_eq!(count().await.0, 0);
+
+    // Whoever lost the flow writes neither half.
+    let (mut sink_b, _) = sink(&store, &routes).await;
+    let error = sink_a.apply(&batch(large("last")), Some(&at(5))).await.unwrap_err();
+    assert_eq!((error.code(), count().await.0), (code::LEASE_LOST, 0));
+    sink_b.apply(&batch(large("last")), Some(&at(5))).await.unwrap();
+    assert_eq!(count().await.0, 6_000);
+    drop((sink_a, sink_b));
+    drop_database(session).await;
+}

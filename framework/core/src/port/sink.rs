@@ -122,8 +122,8 @@ pub struct Applied {
 /// Applies batches.
 ///
 /// # Contract
-/// 1. Batch and commit become durable together where the target has transactions; elsewhere the batch first. After a
-///    crash the checkpoint is never ahead of the effect.
+/// 1. Batch and commit become durable together where the target has transactions; elsewhere, and for a part of a fresh
+///    batch that a second session writes, the batch first. After a crash the checkpoint is never ahead of the effect.
 /// 2. Applying a batch again, with later batches following again, ends in the same state.
 /// 3. `Unchanged` cells are never written; an update without a row is a hole and never an insert.
 /// 4. Deletes come before writes; a rival for another unique key is gone when its new holder is written.
