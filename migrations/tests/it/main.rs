@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod columns;
+mod elections;
 mod lifecycle;
 mod mapping;
 mod operating;
