@@ -9,6 +9,7 @@ mod lifecycle;
 mod mapping;
 mod operating;
 mod pairs;
+mod replaced;
 mod runner;
 mod values;
 mod via;
