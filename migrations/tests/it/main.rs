@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod columns;
+mod danger;
 mod elections;
 mod lifecycle;
 mod mapping;
