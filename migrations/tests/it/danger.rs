@@ -6,7 +6,7 @@ use tidegate_services::postgres::Options;
 
 use crate::columns::{verb, wait};
 use crate::runner::Runner;
-use crate::{Outcome, shop, sqlite, sqlite_rows};
+use crate::{Outcome, shop, sqlite, sqlite_rows, tidegate};
 
 const T: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES (1, 'a')";
 const NAME: &str = "danger";
@@ -83,4 +83,28 @@ fn a_reading_half_that_nobody_answers_stops_before_its_source_is_in_danger() {
     wait(NAME, &from, &to, |status| status["state"] == "live");
     drop(target);
     stopped(write_until_ended(&file, source), &file);
+}
+
+#[test]
+fn a_journal_that_grows_while_nobody_runs_is_told_of() {
+    let (folder, from, to) = shop(T);
+    let file = folder.path().join("shop.db");
+    let config = bounded(&folder);
+    verb(NAME, &from, &to, &["run", "--until", "caught-up"]).ended(0);
+    for _ in 0..60 {
+        write(&file);
+    }
+    let words = ["-c", &config, "doctor", "--from", &from, "--to", &to, "--name", NAME];
+    let doctor = tidegate(&words).ended(0);
+    for word in ["kept for danger", "% of what it may", "tidegate migrate abort"] {
+        assert!(doctor.out.contains(word), "{word:?} is not in: {}", doctor.out);
+    }
+    let status = verb(NAME, &from, &to, &["status"]).ended(0);
+    assert!(status.out.contains("the source keeps"), "{}", status.out);
+    // Where the bound is far away it is told of, and nothing is to be mended.
+    let words = ["--json", "doctor", "--from", &from, "--to", &to, "--name", NAME];
+    let findings = tidegate(&words).ended(0).json();
+    let kept = |of: &serde_json::Value| of["what"] == "kept for danger" && of["weight"] == "good";
+    assert!(findings[0]["findings"].as_array().unwrap().iter().any(kept), "{findings}");
+    verb(NAME, &from, &to, &["run", "--until", "verified"]).ended(0);
 }
