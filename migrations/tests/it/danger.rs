@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use ::mongodb::bson::{Document, doc};
 use tidegate_services::postgres::Options;
+use tidegate_services::{Service, mongodb, skipped};
 
 use crate::columns::{verb, wait};
 use crate::runner::Runner;
@@ -107,4 +109,39 @@ fn a_journal_that_grows_while_nobody_runs_is_told_of() {
     let kept = |of: &serde_json::Value| of["what"] == "kept for danger" && of["weight"] == "good";
     assert!(findings[0]["findings"].as_array().unwrap().iter().any(kept), "{findings}");
     verb(NAME, &from, &to, &["run", "--until", "verified"]).ended(0);
+}
+
+/// MongoDB forgets by the size of its log: who does not keep up would lose the place, and is stopped before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_nearly_used_up_stops_the_run() {
+    if skipped(Service::Mongodb) {
+        return;
+    }
+    let server = mongodb::Server::start(mongodb::Options::default().with_oplog_size_mb(5)).await.unwrap();
+    let from = server.database_url("danger");
+    let client = ::mongodb::Client::with_uri_str(&from).await.unwrap();
+    let items = client.default_database().unwrap().collection::<Document>("t");
+    items.insert_one(doc! { "_id": 1, "v": "a" }).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    let via = format!("sqlite:{}?lease_ms=1000&grace_ms=200", folder.path().join("broker.db").display());
+    let half = |role| {
+        Runner::start(&from, &to, &["--name", NAME, "--via", &via, "--role", role, "--timeout", "10m"])
+    };
+    let (mut source, target) = (half("source"), half("target"));
+    tokio::task::block_in_place(|| wait(NAME, &from, &to, |status| status["state"] == "live"));
+    drop(target);
+    let filler = "x".repeat(200_000);
+    let deadline = Instant::now() + Duration::from_secs(90);
+    let mut n = 0;
+    while source.is_running() {
+        assert!(Instant::now() < deadline, "nothing stops it");
+        n += 1;
+        let larger = doc! { "_id": 1, "v": format!("{n}{filler}") };
+        items.replace_one(doc! { "_id": 1 }, larger).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    tokio::task::block_in_place(|| source.end().failed(3, "TG0072 source-in-danger", &["used_percent"]));
+    // In time: nothing that the flow needs is gone, and it goes on.
+    tokio::task::block_in_place(|| verb(NAME, &from, &to, &["run", "--until", "verified"]).ended(0));
 }
