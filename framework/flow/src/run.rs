@@ -237,6 +237,12 @@ async fn attempt(
     flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
     let mut asked = Asked::new();
+    // What is wanted already waits for the run: one that could end at once would not wait for the first beat.
+    let looked = wishes.recopies_open();
+    let granted = Wishes { workers: wishes.workers, looks: wishes.looks, ..Wishes::default() };
+    for request in differences(&flow, &granted, &wishes, &looked, &restarts(&flow, gauge), &mut asked) {
+        let _ = ask.send(request);
+    }
     let outcome = tokio::select! {
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
@@ -277,13 +283,12 @@ async fn beat(
     asked: &mut Asked,
     ask: &mpsc::UnboundedSender<Request>,
 ) -> Result<Infallible> {
-    let mut granted = Wishes { workers: at_start.workers, looks: at_start.looks, ..Wishes::default() };
+    let mut granted = at_start.clone();
     let looked = at_start.recopies_open();
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
-        let restarts: Vec<u64> = gauge.read(flow.clock.as_ref()).tables.iter().map(|t| t.restarts).collect();
-        for request in differences(flow, &granted, &wishes, &looked, &restarts, asked) {
+        for request in differences(flow, &granted, &wishes, &looked, &restarts(flow, gauge), asked) {
             let _ = ask.send(request);
         }
         granted = wishes;
@@ -293,6 +298,11 @@ async fn beat(
         note_done(flow, state, &status, asked).await?;
         flow.clock.sleep(BEAT).await;
     }
+}
+
+/// How often each table was emptied to be crawled anew.
+fn restarts(flow: &Flow, gauge: &Gauge) -> Vec<u64> {
+    gauge.read(flow.clock.as_ref()).tables.iter().map(|table| table.restarts).collect()
 }
 
 /// Notes what was done of what was asked for.
