@@ -135,6 +135,10 @@ fn meaning(number: i32, text: &str) -> (Code, &'static str) {
             (code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set")
         }
         40573 | 123 | 76 | 263 => (code::REPLICA_SET_REQUIRED, "the server is not a member of a replica set"),
+        // Where the log does not go back that far the server says so by another number.
+        280 if text.contains("resume token was not found") => {
+            (code::SOURCE_REPLACED, "the source has no change where the flow stands: it was restored")
+        }
         136 | 260 | 280 | 286 => {
             (code::RESUME_TOKEN_EXPIRED, "the server's log does not go back to that place")
         }
@@ -199,6 +203,7 @@ mod tests {
             (40573, "", code::REPLICA_SET_REQUIRED, None),
             (136, "", code::RESUME_TOKEN_EXPIRED, None),
             (280, "", code::RESUME_TOKEN_EXPIRED, None),
+            (280, "cannot resume stream; the resume token was not found. {}", code::SOURCE_REPLACED, None),
             (286, "", code::RESUME_TOKEN_EXPIRED, None),
             (11000, "", code::CONSTRAINT_VIOLATED, None),
             (121, "", code::CONSTRAINT_VIOLATED, None),

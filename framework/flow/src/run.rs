@@ -1,6 +1,8 @@
 //! Keeps a flow running: one runner at a time, run after run with back-off, its state on record.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,9 +125,11 @@ pub async fn run(
     gauge.restore(&earlier);
     let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
     let record = write_status(flow, gauge, state.as_ref(), &ended).await;
-    state.release(&flow.name, holder).await?;
+    let released = state.release(&flow.name, holder).await;
+    // What ended it comes first: the store may be out of reach for the same reason.
     let ended = ended?;
     record?;
+    released?;
     Ok(ended)
 }
 
@@ -166,13 +170,17 @@ async fn runs(
     patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Ended> {
+    // One for all attempts: a source is in danger above all while none of them gets anywhere.
+    let danger = watch(flow, gauge);
+    tokio::pin!(danger);
     let mut flow = flow.clone();
     let mut pause = PAUSES.0;
     let mut broken_since = None;
     let (mut doubt, mut unexplained) = (Doubt::default(), None);
     loop {
         let began = flow.clock.elapsed();
-        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, unexplained.take(), stop);
+        let (cause, ends) = (unexplained.take(), (danger.as_mut(), stop));
+        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, cause, ends);
         let outcome = attempt.await;
         gauge.broke();
         let error = match outcome {
@@ -204,6 +212,7 @@ async fn runs(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Ended::Stopped),
+            danger = &mut danger => return danger.map(|never| match never {}),
             () = flow.clock.sleep(pause) => {}
         }
         pause = (pause * 2).min(PAUSES.1);
@@ -218,7 +227,7 @@ async fn attempt(
     state: &dyn StateStore,
     holder: &str,
     unexplained: Option<Error>,
-    stop: &CancellationToken,
+    (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
     let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
     let recopied = wishes.recopies_open().into_keys().collect();
@@ -239,7 +248,7 @@ async fn attempt(
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
         broken = beat(&flow, gauge, state, holder, &mut asking) => broken.map(|never| match never {}),
-        danger = watch(&flow, gauge) => danger.map(|never| match never {}),
+        danger = danger => danger.map(|never| match never {}),
     };
     // What was done since the last beat is not to be done again by the next run.
     let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asking.asked).await;
@@ -272,7 +281,7 @@ async fn beat(
     state: &dyn StateStore,
     holder: &str,
     asking: &mut Asking,
-) -> Result<std::convert::Infallible> {
+) -> Result<Infallible> {
     loop {
         state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;

@@ -108,6 +108,15 @@ impl Status {
         self.tables.iter().all(|table| !matches!(table.state, TableState::NotStarted | TableState::Crawling))
     }
 
+    /// The position up to which the target has all changes; the first one if none is known.
+    pub fn place(&self) -> Position {
+        let digits = self.position.as_bytes().chunks(2);
+        let bytes: Option<Vec<u8>> = digits
+            .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+            .collect();
+        Position::new(bytes.unwrap_or_default())
+    }
+
     /// Seconds between the newest change in the source and the newest in the target.
     pub fn lag_seconds(&self) -> f64 {
         if self.drained && self.behind == 0 || self.applied_until == 0 {

@@ -4,11 +4,17 @@ use std::process::ExitCode;
 
 use tidegate_core::port::{Broker, Finding, Side, Store, Weight};
 use tidegate_core::{Endpoint, Result};
+use tidegate_flow::Status;
+use tidegate_flow::run::{STATUS, read};
 
+use super::status::{Kept, kept};
 use crate::arguments::SideWord;
 use crate::registry::Registry;
-use crate::render::table;
+use crate::render::{count, table};
 use crate::settings::Settings;
+
+/// From this share of its bound on a run warns of what the source keeps.
+const MUCH: f64 = 0.5;
 
 #[allow(clippy::print_stdout, reason = "the findings are the answer")]
 pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> {
@@ -17,7 +23,10 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
     for (side, word, store) in
         [(Side::Source, "source", &settings.source), (Side::Target, "target", &settings.target)]
     {
-        let findings = examine(store.as_ref(), side).await?;
+        let mut findings = examine(store.as_ref(), side).await?;
+        if side == Side::Source {
+            findings.extend(examine_kept(settings).await);
+        }
         worst = findings.iter().map(|finding| finding.weight).fold(worst, Weight::max);
         show(word, &store.location(), &findings, json, &mut documents);
     }
@@ -74,6 +83,22 @@ async fn examine_broker(broker: &dyn Broker) -> Result<Vec<Finding>> {
     let advice = "--role source and target need a broker that several processes reach";
     findings.push(Finding::new("two processes", processes, processes.is_there(), Weight::Notice, advice));
     Ok(findings)
+}
+
+/// What the source keeps for a migration that has begun, also while nobody runs it.
+async fn examine_kept(settings: &Settings) -> Option<Finding> {
+    let status = match settings.state().await {
+        Ok(state) => read::<Status>(state.as_ref(), &settings.name, STATUS).await.unwrap_or_default().0,
+        Err(_) => Status::default(),
+    };
+    let Kept { held_bytes, used } = kept(settings, &status).await.ok()?;
+    if held_bytes == 0 && used == 0.0 {
+        return None;
+    }
+    let what = format!("kept for {}", settings.name);
+    let found = format!("{} bytes, {:.0} % of what it may", count(held_bytes), used * 100.0);
+    let advice = "if nobody runs it: `tidegate migrate run` catches up, `tidegate migrate abort` gives it up";
+    Some(Finding::new(what, found, used < MUCH, Weight::Notice, advice))
 }
 
 async fn examine(store: &dyn Store, side: Side) -> Result<Vec<Finding>> {

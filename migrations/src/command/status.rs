@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::{Error, Result};
+use tidegate_core::{Error, Result, SystemClock};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Status, TableState, verify};
 
@@ -16,16 +16,24 @@ use crate::settings::Settings;
 pub(super) const VERIFIED: &str = "verified";
 /// A verification older than this is called stale.
 const STALE: i64 = 24 * 3600 * 1_000_000;
+/// A runner that has not written its record for so long is not there any more.
+const QUIET: i64 = 10 * 1_000_000;
 
 #[allow(clippy::print_stdout, reason = "the status is the answer")]
 pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Result<ExitCode> {
     let state = settings.state().await?;
     let mut rates = Rates::default();
     loop {
-        let (status, version) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
+        let (mut status, version) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
         if version == 0 {
             return Err(Error::new(code::STATE_MISSING, format!("there is no migration {}", settings.name))
                 .hint("check --name, --to and --state; `tidegate migrate run` starts one"));
+        }
+        if is_forgotten(&status) {
+            // What nobody looks at grows; a source that cannot be asked leaves what the last run saw.
+            if let Ok(Kept { held_bytes, used }) = kept(settings, &status).await {
+                (status.held_bytes, status.held_used) = (held_bytes, used);
+            }
         }
         let (wishes, _) = read::<Wishes>(state.as_ref(), &settings.name, WISHES).await?;
         let (verified, _) = read::<Option<verify::Report>>(state.as_ref(), &settings.name, VERIFIED).await?;
@@ -40,6 +48,28 @@ pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Resu
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// What a source keeps for a migration, and how much of what it may that is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) held_bytes: u64,
+    pub(super) used: f64,
+}
+
+/// Asks the source what it keeps.
+pub(super) async fn kept(settings: &Settings, status: &Status) -> Result<Kept> {
+    let strain = settings.source.examiner().await?.strain(&settings.name, &status.place()).await?;
+    let most = settings.options.held_bytes_max.max(1);
+    Ok(Kept {
+        held_bytes: strain.held_bytes,
+        used: strain.used.unwrap_or(0.0).max(strain.held_bytes as f64 / most as f64),
+    })
+}
+
+/// Whether no runner keeps the record up to date; one that was killed has not said so.
+fn is_forgotten(status: &Status) -> bool {
+    !status.running || SystemClock::shared().now() - status.at > QUIET
 }
 
 fn word(status: &Status, wishes: &Wishes) -> &'static str {
@@ -129,6 +159,13 @@ fn print(
         count(status.changes_applied),
         throttle(status, wishes).unwrap_or_else(|| "none".to_owned())
     );
+    if is_forgotten(status) && status.held_bytes > 0 {
+        println!(
+            "the source keeps {} bytes for it, {:.0} % of what it may, while nobody runs it",
+            count(status.held_bytes),
+            status.held_used * 100.0
+        );
+    }
     if let Some((low, high)) = eta(status, rate).filter(|eta| *eta != (0, 0)) {
         println!("eta {low}-{high} s (est.)");
     }

@@ -32,12 +32,13 @@ impl Drop for Runner {
     }
 }
 
-fn verb(name: &str, from: &str, to: &str, words: &[&str]) -> crate::Outcome {
+pub(crate) fn verb(name: &str, from: &str, to: &str, words: &[&str]) -> crate::Outcome {
     tidegate(&[&["migrate"], words, &["--from", from, "--to", to, "--name", name]].concat())
 }
 
+/// Waits until the status is so.
 #[track_caller]
-fn wait(name: &str, from: &str, to: &str, enough: impl Fn(&serde_json::Value) -> bool) {
+pub(crate) fn wait(name: &str, from: &str, to: &str, enough: impl Fn(&serde_json::Value) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let answer = tidegate(&["--json", "migrate", "status", "--from", from, "--to", to, "--name", name]);

@@ -4,10 +4,13 @@
 
 mod bad_input;
 mod columns;
+mod danger;
+mod elections;
 mod lifecycle;
 mod mapping;
 mod operating;
 mod pairs;
+mod replaced;
 mod runner;
 mod values;
 mod via;

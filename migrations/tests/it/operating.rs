@@ -18,8 +18,9 @@ pub(crate) async fn server(options: Options) -> Option<Server> {
 
 #[test]
 fn doctor_finds_nothing_on_a_sound_file_and_says_so() {
-    let (_folder, from, to) = shop(SHOP);
+    let (folder, from, to) = shop(SHOP);
     let answer = tidegate(&["doctor", "--from", &from, "--to", &to]).ended(0);
+    assert!(!folder.path().join("new.db").exists(), "looking makes nothing");
     assert!(answer.out.contains("journal_mode") && answer.out.contains("nothing to mend"), "{}", answer.out);
     let json = tidegate(&["--json", "doctor", "--from", &from, "--to", &to]).ended(0).json();
     assert_eq!(json[0]["findings"][0]["weight"], "good");

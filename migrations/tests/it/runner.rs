@@ -20,6 +20,10 @@ impl Runner {
         assert!(told.success());
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
     pub(crate) fn end(mut self) -> Outcome {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.0.try_wait().unwrap().is_none() {

@@ -288,3 +288,49 @@ async fn a_place_that_the_log_does_not_have_any_more_is_an_error() {
     let error = place.store.change_feed(&flow(), &tables, &other, &start).await.err().unwrap();
     assert_eq!(error.code(), code::SOURCE_REPLACED);
 }
+
+#[tokio::test]
+async fn a_set_that_was_set_back_does_not_have_the_change_where_the_flow_stands() {
+    if tidegate_services::mongodb::shared().await.is_none() {
+        return;
+    }
+    let options = tidegate_services::mongodb::Options::default();
+    let server = tidegate_services::mongodb::Server::start(options).await.unwrap();
+    let (data, old) = (server.data_folder(), server.data_folder().with_file_name("old"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    let place = Place::at(&server.database_url("set_back")).await;
+    let items = place.database.collection::<Document>("items");
+    items.insert_one(doc! { "_id": 1 }).await.unwrap();
+    server.stop().await;
+    copy(&data, &old);
+    server.restart().await.unwrap();
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let start = catalog.capture(&flow(), &tables).await.unwrap();
+    items.insert_one(doc! { "_id": 2 }).await.unwrap();
+    let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+    let mut changes = Changes::new();
+    while changes.is_empty() {
+        feed.next(None, &mut changes).await.unwrap();
+    }
+    let at = changes.transactions().last().unwrap().position.clone();
+    drop(feed);
+    server.stop().await;
+    copy(&old, &data);
+    server.restart().await.unwrap();
+    items.insert_one(doc! { "_id": 3 }).await.unwrap();
+    let opened = place.store.change_feed(&flow(), &tables, &source, &at).await;
+    let error = match opened {
+        Ok(mut feed) => loop {
+            if let Err(error) = feed.next(None, &mut Changes::new()).await {
+                break error;
+            }
+        },
+        Err(error) => error,
+    };
+    assert_eq!(error.code(), code::SOURCE_REPLACED, "{error:?}");
+}

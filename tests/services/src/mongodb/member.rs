@@ -60,6 +60,12 @@ impl Member {
         }
     }
 
+    /// Removes everything that a stopped server had.
+    pub(super) fn empty(&self) -> Result<()> {
+        let data = self.folder().join("data");
+        fs::remove_dir_all(&data).and_then(|()| fs::create_dir(&data)).map_err(Error::io(data.display()))
+    }
+
     pub(super) fn leave(mut self, url: String) -> Result<Background> {
         let process = self.process().take().ok_or_else(|| Error::failed("the server is not running"))?;
         self.folder.keep();

@@ -114,4 +114,19 @@ impl Server {
         })
         .await
     }
+
+    /// Puts another replica set at this address: the same port and name, nothing in it; returns when it is the primary.
+    ///
+    /// # Errors
+    /// The server did not start (with the end of its log).
+    pub async fn replace(&self) -> Result<()> {
+        let member = Arc::clone(&self.0);
+        offload(move || {
+            member.stop();
+            member.empty()?;
+            member.run_process()?;
+            admin::initiate(&[member.port()])
+        })
+        .await
+    }
 }
