@@ -51,7 +51,20 @@ impl Catalog for MemoryStore {
         Ok(self.lock().seen_frontier())
     }
 
-    async fn clean(&self, _: &FlowName) -> Result<()> {
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        Ok(self.lock().seals.get(flow).cloned())
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.seals.get(flow).map(String::as_str) == was {
+            inner.seals.insert(flow.clone(), seal.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn clean(&self, flow: &FlowName) -> Result<()> {
+        self.lock().seals.remove(flow);
         Ok(())
     }
 

@@ -39,7 +39,7 @@ use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result};
 
 pub use broker::MemoryBroker;
-pub use store::{MemoryStore, Write};
+pub use store::{Backup, MemoryStore, Write};
 
 /// The URL schemes of the broker.
 pub const BROKER_SCHEMES: &[&str] = &["memory"];

@@ -66,7 +66,7 @@ pub struct MemoryStore {
     pub(crate) started: tokio::time::Instant,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Inner {
     pub(crate) identity: Identity,
     pub(crate) tables: BTreeMap<TableName, Held>,
@@ -77,10 +77,11 @@ pub(crate) struct Inner {
     /// Logged transactions that readers do not see yet.
     pub(crate) hidden: BTreeMap<Mark, Vec<Effect>>,
     pub(crate) flows: BTreeMap<FlowName, FlowState>,
+    pub(crate) seals: BTreeMap<FlowName, String>,
 }
 
 /// A table with its rows by the identity of their key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) shape: Shape,
     pub(crate) rows: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -112,13 +113,17 @@ pub(crate) struct LoggedChange {
 }
 
 /// What the store remembers of a flow, as target or as keeper of its state.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FlowState {
     pub(crate) records: BTreeMap<String, Stored>,
     pub(crate) lease: Option<(String, Duration)>,
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) fence: u64,
 }
+
+/// A store as it was at a moment.
+#[derive(Clone, Debug)]
+pub struct Backup(Inner);
 
 impl MemoryStore {
     /// An empty store. The name is its identity.
@@ -131,6 +136,7 @@ impl MemoryStore {
             next_mark: 1,
             hidden: BTreeMap::new(),
             flows: BTreeMap::new(),
+            seals: BTreeMap::new(),
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
@@ -229,6 +235,17 @@ impl MemoryStore {
     pub fn cut_log(&self) {
         let mut inner = self.lock();
         inner.log_start = inner.log.len();
+    }
+
+    /// A copy of everything that is here, for [`MemoryStore::restore`].
+    pub fn backup(&self) -> Backup {
+        Backup(self.lock().clone())
+    }
+
+    /// Becomes what it was when the copy was made, its identity too.
+    pub fn restore(&self, backup: &Backup) {
+        *self.lock() = backup.0.clone();
+        self.changed.notify_waiters();
     }
 
     /// Becomes another store with the same rows, as a restored backup is.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
-use mongodb::Database;
 use mongodb::bson::{Document, doc};
+use mongodb::options::ReadConcern;
+use mongodb::{Collection, Database};
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 use tidegate_core::{
@@ -19,6 +21,16 @@ use crate::{codec, documents, fit, stream};
 
 /// What collections were created for, by their names.
 const TABLES: &str = "tidegate.tables";
+
+/// The document that is a flow's seal, and its field.
+const SEAL: &str = "seal";
+/// How long the members may take to agree that the primary is one.
+const SEAL_WAIT: Duration = Duration::from_secs(10);
+
+/// A collection a flow, so that it goes with the flow.
+fn seals(database: &Database, flow: &FlowName) -> Collection<Document> {
+    database.collection(&format!("{OURS}seal.{flow}"))
+}
 
 /// A collection as the server lists it.
 struct Listed {
@@ -141,8 +153,33 @@ impl Catalog for MongoStore {
         stream::now(self.database().await?).await
     }
 
-    async fn clean(&self, _flow: &FlowName) -> Result<()> {
-        stream::forget_marker(self.database().await?).await
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        // Linearizable: a primary that was deposed and does not know it would show an older one.
+        let found = seals(self.database().await?, flow)
+            .find_one(doc! { "_id": SEAL })
+            .read_concern(ReadConcern::linearizable())
+            .max_time(SEAL_WAIT)
+            .await
+            .during("read the seal")?;
+        Ok(found.and_then(|found| found.get_str(SEAL).ok().map(str::to_owned)))
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        let seals = seals(self.database().await?, flow);
+        let Some(was) = was else {
+            return match seals.insert_one(doc! { "_id": SEAL, SEAL: seal }).await.during("seal") {
+                Err(error) if error.code() == code::CONSTRAINT_VIOLATED => Ok(()),
+                written => written.map(drop),
+            };
+        };
+        let filter = doc! { "_id": SEAL, SEAL: was };
+        seals.update_one(filter, doc! { "$set": { SEAL: seal } }).await.during("seal").map(drop)
+    }
+
+    async fn clean(&self, flow: &FlowName) -> Result<()> {
+        let database = self.database().await?;
+        stream::forget_marker(database).await?;
+        seals(database, flow).drop().await.during("remove the seal")
     }
 
     fn accepts(&self, encoding: Encoding) -> bool {

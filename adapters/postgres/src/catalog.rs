@@ -2,6 +2,7 @@
 
 pub(crate) mod capture;
 pub(crate) mod describe;
+mod seal;
 pub(crate) mod target;
 
 use std::sync::Arc;
@@ -44,6 +45,14 @@ impl Catalog for PostgresCatalog {
 
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
         capture::capture(&self.0.session().await?, flow, tables).await
+    }
+
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        seal::sealed(&self.0.session().await?, flow).await
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        seal::seal(&self.0.session().await?, flow, was, seal).await
     }
 
     async fn clean(&self, flow: &FlowName) -> Result<()> {

@@ -50,6 +50,14 @@ impl Catalog for SqliteStore {
         journal::capture(self, flow, tables).await
     }
 
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        journal::sealed(self, flow).await
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        journal::seal(self, flow, was, seal).await
+    }
+
     async fn clean(&self, flow: &FlowName) -> Result<()> {
         journal::clean(self, flow).await
     }

@@ -13,7 +13,7 @@
 //! ```text
 //! tidegate_identity   who this file is, and up to where the journal was trimmed
 //! tidegate_journal    seq, tbl, at (µs), k1, k2, …
-//! tidegate_capture    a row a flow: up to where it needs the journal no more
+//! tidegate_capture    a row a flow: up to where it needs the journal no more, and its seal
 //! tidegate_captured   a row a flow and table
 //! ```
 
@@ -90,7 +90,8 @@ pub(crate) async fn capture(store: &SqliteStore, flow: &FlowName, tables: &[Arc<
              one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL, trimmed INTEGER NOT NULL DEFAULT 0);
          CREATE TABLE IF NOT EXISTS tidegate_journal(
              seq INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, at INTEGER NOT NULL, k1);
-         CREATE TABLE IF NOT EXISTS tidegate_capture(flow TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL);
+         CREATE TABLE IF NOT EXISTS tidegate_capture(
+             flow TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, seal TEXT);
          CREATE TABLE IF NOT EXISTS tidegate_captured(flow TEXT, tbl TEXT, PRIMARY KEY (flow, tbl));",
     )
     .execute(&mut *tx)
@@ -242,6 +243,38 @@ pub(crate) async fn clean(store: &SqliteStore, flow: &FlowName) -> Result<()> {
         }
     }
     tx.commit().await.during("commit the clean-up")?;
+    connection.close().await.during("close")
+}
+
+/// A flow's seal.
+pub(crate) async fn sealed(store: &SqliteStore, flow: &FlowName) -> Result<Option<String>> {
+    let mut connection = connect::reader(store.path()).await?;
+    let mut seal = None;
+    if exists(&mut connection, "tidegate_capture").await? {
+        let found: Option<Option<String>> =
+            sqlx::query_scalar("SELECT seal FROM tidegate_capture WHERE flow = ?")
+                .bind(flow.as_str())
+                .fetch_optional(&mut connection)
+                .await
+                .during("read the seal")?;
+        seal = found.flatten();
+    }
+    connection.close().await.during("close")?;
+    Ok(seal)
+}
+
+/// Seals a flow that is captured, if its seal is still this one.
+pub(crate) async fn seal(store: &SqliteStore, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    let mut connection = connect::writer(store.path()).await?;
+    if exists(&mut connection, "tidegate_capture").await? {
+        sqlx::query("UPDATE tidegate_capture SET seal = ? WHERE flow = ? AND seal IS ?")
+            .bind(seal)
+            .bind(flow.as_str())
+            .bind(was)
+            .execute(&mut connection)
+            .await
+            .during("seal")?;
+    }
     connection.close().await.during("close")
 }
 

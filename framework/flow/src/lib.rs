@@ -13,6 +13,7 @@ pub mod options;
 pub mod plan;
 pub mod plant;
 pub mod run;
+pub mod seal;
 mod sequencer;
 pub mod status;
 pub mod transform;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Ended, Flow, MaxRate, Request, Until, run_once};
 use crate::follow::{Cause, Doubt, renew};
+use crate::seal;
 use crate::status::{Gauge, Status};
 use crate::watch::watch;
 
@@ -229,6 +230,7 @@ async fn attempt(
     unexplained: Option<Error>,
     (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
+    seal::renew(flow, state).await?;
     let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
     let recopied = wishes.recopies_open().into_keys().collect();
     renew(flow, state, Cause { recopied, unexplained }).await?;
@@ -249,10 +251,14 @@ async fn attempt(
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
         broken = beat(&flow, gauge, state, holder, &mut asking) => broken.map(|never| match never {}),
         danger = danger => danger.map(|never| match never {}),
+        replaced = seal::keep(&flow, state) => replaced.map(|never| match never {}),
     };
     // What was done since the last beat is not to be done again by the next run.
     let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asking.asked).await;
-    outcome.and_then(|ended| noted.map(|()| ended))
+    let ended = outcome.and_then(|ended| noted.map(|()| ended))?;
+    // A copy of the source that is made from now on has what this run has read; an earlier one may not.
+    seal::renew(&flow, state).await?;
+    Ok(ended)
 }
 
 /// A table that was to be crawled anew and is refused nevertheless is not asked for again and again.

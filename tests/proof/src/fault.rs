@@ -146,6 +146,21 @@ impl Catalog for FaultyCatalog {
         self.inner.capture(flow, tables).await
     }
 
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        let fault = self.store.call().await?;
+        let answer = self.inner.sealed(flow).await?;
+        self.store.answer(fault, answer)
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        let fault = self.store.call().await?;
+        self.inner.seal(flow, was, seal).await?;
+        if fault == Fault::Twice {
+            self.inner.seal(flow, was, seal).await?;
+        }
+        self.store.answer(fault, ())
+    }
+
     async fn clean(&self, flow: &FlowName) -> Result<()> {
         self.inner.clean(flow).await
     }

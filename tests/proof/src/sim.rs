@@ -11,6 +11,7 @@ use tidegate_flow::follow::Doubt;
 use tidegate_flow::plant::plant;
 use tidegate_flow::{
     Cause, Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, Wanted, renew, run_once,
+    seal,
 };
 use tidegate_memory::MemoryStore;
 use tokio::sync::mpsc;
@@ -346,7 +347,11 @@ async fn drive(flow: &mut Flow, gauge: &Gauge, target: &MemoryStore, world: &Sha
         let recopied =
             recopying.iter().map(|table| flow.routes[*table].shape.table.name.to_string()).collect();
         let cause = Cause { recopied, unexplained: unexplained.take() };
-        match renew(flow, target, cause).await {
+        let renewed = async {
+            seal::renew(flow, target).await?;
+            renew(flow, target, cause).await
+        };
+        match renewed.await {
             Ok(changed) => {
                 if changed && flow.refused.is_empty() {
                     world.lock().count("column followed");

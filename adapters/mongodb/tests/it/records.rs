@@ -58,3 +58,27 @@ async fn nobody_there_is_unreachable() {
     let store = tidegate_mongodb::open(&Endpoint::parse(url).unwrap()).unwrap();
     assert_eq!(store.catalog().await.err().map(|e| e.code()), Some(code::UNREACHABLE));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
+    let Some(place) = Place::new("seal").await else { return };
+    let (catalog, flow) = (place.store.catalog().await.unwrap(), flow());
+    assert_eq!(catalog.sealed(&flow).await.unwrap(), None);
+    for (was, seal, then) in
+        [(None, "a", "a"), (None, "b", "a"), (Some("b"), "c", "a"), (Some("a"), "d", "d")]
+    {
+        catalog.seal(&flow, was, seal).await.unwrap();
+        assert_eq!(catalog.sealed(&flow).await.unwrap().as_deref(), Some(then));
+    }
+    let (one, two) = tokio::join!(catalog.seal(&flow, Some("d"), "e"), catalog.seal(&flow, Some("d"), "f"));
+    one.and(two).unwrap();
+    let one = catalog.sealed(&flow).await.unwrap();
+    catalog.seal(&flow, Some("d"), "g").await.unwrap();
+    assert_eq!(catalog.sealed(&flow).await.unwrap(), one);
+    catalog.clean(&flow).await.unwrap();
+    catalog.clean(&flow).await.unwrap();
+    assert_eq!(catalog.sealed(&flow).await.unwrap(), None);
+    let left = place.database.list_collection_names().await.unwrap();
+    assert_eq!(left, Vec::<String>::new());
+    place.end().await;
+}

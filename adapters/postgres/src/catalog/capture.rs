@@ -12,6 +12,8 @@ use crate::error::from_driver;
 use crate::lsn::Lsn;
 use crate::sql;
 
+use super::seal;
+
 /// The name of a flow's slot, and of its publication.
 pub(crate) fn name(flow: &FlowName) -> String {
     format!("tidegate_{flow}")
@@ -130,5 +132,9 @@ pub(crate) async fn clean(session: &Session, flow: &FlowName) -> Result<()> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
         WHERE slot_name = $1 AND database = current_database()";
     session.query(sql, &[&name]).await.map_err(failed)?;
-    session.batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", sql::ident(&name))).await.map_err(failed)
+    session
+        .batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", sql::ident(&name)))
+        .await
+        .map_err(failed)?;
+    seal::remove(session, flow).await
 }

@@ -366,3 +366,32 @@ async fn a_large_transaction_comes_in_pieces_without_what_it_took_back() {
     assert_eq!(ids.iter().filter(|(op, _)| *op == Op::Delete).count(), 10);
     bench.end(feed).await;
 }
+
+#[tokio::test]
+async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
+    let bench = bench("it_feed_seal", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let (catalog, other) = (bench.catalog.as_ref(), FlowName::new("it_feed_seal_other").unwrap());
+    assert_eq!(catalog.sealed(&bench.flow).await.unwrap(), None);
+    for (was, seal, then) in [
+        (None, "a", "a"),
+        (None, "b", "a"),
+        (Some("b"), "c", "a"),
+        (Some("a"), "it's", "it's"),
+        (Some("it's"), "d", "d"),
+    ] {
+        catalog.seal(&bench.flow, was, seal).await.unwrap();
+        assert_eq!(catalog.sealed(&bench.flow).await.unwrap().as_deref(), Some(then));
+    }
+    catalog.seal(&other, None, "z").await.unwrap();
+    assert_eq!(catalog.sealed(&other).await.unwrap(), None, "it is not captured");
+    // Two at once: one of them.
+    let both =
+        tokio::join!(catalog.seal(&bench.flow, Some("d"), "e"), catalog.seal(&bench.flow, Some("d"), "f"));
+    both.0.and(both.1).unwrap();
+    let one = catalog.sealed(&bench.flow).await.unwrap().unwrap();
+    catalog.seal(&bench.flow, Some("d"), "g").await.unwrap();
+    assert_eq!(catalog.sealed(&bench.flow).await.unwrap(), Some(one));
+    catalog.clean(&bench.flow).await.unwrap();
+    assert_eq!(bench.session.query("SELECT FROM pg_publication", &[]).await.unwrap().len(), 0);
+    drop_database(bench.session).await;
+}

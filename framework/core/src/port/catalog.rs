@@ -72,6 +72,9 @@ pub struct Fit {
 /// 6. Every name from a user reaches the store quoted; every value bound.
 /// 7. `extend` adds to a table that is there the columns that it lacks: each nullable and without a default,
 ///    whatever the wanted table says. It is repeatable, and refuses a table that is missing or then still differs.
+/// 8. `seal` is compare-and-set: it writes a flow's seal only if the one there is still `was`. A seal is durable when
+///    `seal` returns, and an older one is never read after that. It is part of the database: a backup has it, and
+///    `clean` removes it. Where a capture leaves something in the database, a flow without one is not sealed.
 ///
 /// # Concurrency
 /// May be used from several tasks at once.
@@ -101,6 +104,12 @@ pub struct Fit {
 /// target.create(&tables).await?;
 /// assert!(target.inspect(&tables, false).await?.is_empty());
 ///
+/// // What source and target agree on, one word after the other.
+/// let flow = tidegate_core::FlowName::new("shop")?;
+/// catalog.seal(&flow, None, "first").await?;
+/// catalog.seal(&flow, None, "too late").await?;
+/// assert_eq!(catalog.sealed(&flow).await?.as_deref(), Some("first"));
+///
 /// // The source's table gets a column: so does the target's, once or twice.
 /// store.add_column(&orders, Column::new("paid", Type::Bool), None)?;
 /// let (tables, _) = catalog.describe(&Selection::All).await?;
@@ -126,7 +135,14 @@ pub trait Catalog: Send + Sync {
     /// Starts to keep changes of these tables for a flow, and says from where on they are kept.
     async fn capture(&self, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position>;
 
-    /// Removes what [`Catalog::capture`] made.
+    /// The seal that this flow's source has, if it has one.
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>>;
+
+    /// Replaces a flow's seal at its source: a word that the target knows too, so that an older copy of the source, with
+    /// an older seal, is not taken for it. If the seal there is not `was`, nothing is written, and that is no error.
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()>;
+
+    /// Removes what [`Catalog::capture`] and [`Catalog::seal`] made.
     async fn clean(&self, flow: &FlowName) -> Result<()>;
 
     /// Whether this store, as a target, takes rows of that encoding as they are.

@@ -48,6 +48,14 @@ impl Catalog for MadeCatalog {
         self.inner.capture(flow, &making::sources(&makings)).await
     }
 
+    async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {
+        self.inner.sealed(flow).await
+    }
+
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+        self.inner.seal(flow, was, seal).await
+    }
+
     async fn clean(&self, flow: &FlowName) -> Result<()> {
         self.inner.clean(flow).await
     }

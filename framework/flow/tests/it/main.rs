@@ -3,6 +3,7 @@
 
 mod following;
 mod running;
+mod sealing;
 mod transforming;
 
 use std::sync::Arc;
