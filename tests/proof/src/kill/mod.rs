@@ -1,7 +1,8 @@
 //! Real servers and the real program, killed at random moments while an application writes.
 //!
-//! At the end both databases are compared row by row with what their own clients read: nothing here shares code with
-//! the program's own verification.
+//! After some kills, and at the end, the writers rest, the program catches up, and both databases are compared row by
+//! row with what their own clients read: nothing here shares code with the program's own verification. Then a table is
+//! crawled anew, so that the next kills meet a crawl too.
 
 mod target;
 
@@ -27,8 +28,10 @@ const KEYS: i64 = 20_000;
 const ROWS: i64 = 200_000;
 /// Connections that write.
 const WRITERS: u64 = 4;
-/// How long the program may take to catch up after the last kill.
-const CATCH_UP: Duration = Duration::from_secs(180);
+/// Kills between two comparisons.
+const ROUND: u64 = 10;
+/// How long the program may take to catch up after the last kill of a round.
+const CATCH_UP: Duration = Duration::from_secs(300);
 
 /// What came out.
 #[derive(Debug, Default, serde::Serialize)]
@@ -65,50 +68,80 @@ pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result
     let (from, to) = (source.create_database("shop").await?, target.url());
     prepare(&from).await?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let transactions = Arc::new(AtomicU64::new(0));
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..WRITERS {
-        let (from, stop, transactions) = (from.clone(), Arc::clone(&stop), Arc::clone(&transactions));
-        writers.spawn(async move { write(&from, seed * 100 + writer, &stop, &transactions).await });
-    }
-
     let mut report = Report { pair: pair.name().to_owned(), seed, n, ..Report::default() };
-    let mut runner = Runner::start(program, &from, &to)?;
-    for _ in 0..n {
-        runner.live(Duration::from_millis(rng.u64(300..3_000)), program, &from, &to).await?;
-        let victim = ["program", "source", "target"][rng.usize(0..3)];
-        *report.killed.entry(victim).or_default() += 1;
-        match victim {
-            "program" => runner.kill().await?,
-            victim => {
-                let pause = Duration::from_millis(rng.u64(0..500));
-                if victim == "source" {
+    let mut left = n;
+    for round in 0_u64.. {
+        let kills = left.min(ROUND);
+        left -= kills;
+        let writers = Writers::start(&from, seed * 1_000 + round);
+        let mut runner = Runner::start(program, &from, &to)?;
+        for _ in 0..kills {
+            runner.live(Duration::from_millis(rng.u64(300..3_000)), program, &from, &to).await?;
+            let victim = ["program", "source", "target"][rng.usize(0..3)];
+            *report.killed.entry(victim).or_default() += 1;
+            let pause = Duration::from_millis(rng.u64(0..500));
+            match victim {
+                "program" => runner.kill().await?,
+                "source" => {
                     source.kill().await;
                     tokio::time::sleep(pause).await;
                     source.restart().await?;
-                } else {
+                }
+                _ => {
                     target.kill().await;
                     tokio::time::sleep(pause).await;
                     target.restart().await?;
                 }
             }
         }
+        report.transactions += writers.stop().await;
+        runner.kill().await?;
+        done(command(program, "run", &from, &to).args(["--until", "caught-up"])).await?;
+        compare(pair, &from, &target, &mut report).await?;
+        if left == 0 {
+            return Ok(report);
+        }
+        let table = ["public.account", "public.history"][usize::from(round % 2 == 0)];
+        done(command(program, "recopy", &from, &to).args(["--table", table])).await?;
     }
-    stop.store(true, Ordering::Relaxed);
-    while writers.join_next().await.is_some() {}
-    report.transactions = transactions.load(Ordering::Relaxed);
-    runner.kill().await?;
+    Ok(report)
+}
 
-    let ended =
-        tokio::time::timeout(CATCH_UP, command(program, &from, &to).args(["--until", "caught-up"]).output())
-            .await??;
+/// Runs a command of the program to its good end.
+async fn done(command: &mut Command) -> Result<()> {
+    let ended = tokio::time::timeout(CATCH_UP, command.output()).await;
+    let ended = ended.map_err(|_| format!("not done within {} s: {command:?}", CATCH_UP.as_secs()))??;
     if !ended.status.success() {
         let log = String::from_utf8_lossy(&ended.stderr).into_owned();
-        return Err(format!("the last run ended with {}: {log}", ended.status).into());
+        return Err(format!("{command:?} ended with {}: {log}", ended.status).into());
     }
-    compare(pair, &from, &target, &mut report).await?;
-    Ok(report)
+    Ok(())
+}
+
+/// The application.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    transactions: Arc<AtomicU64>,
+    tasks: tokio::task::JoinSet<Result<()>>,
+}
+
+impl Writers {
+    fn start(from: &str, seed: u64) -> Self {
+        let (stop, transactions) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = tokio::task::JoinSet::new();
+        for writer in 0..WRITERS {
+            let (from, stop, transactions) = (from.to_owned(), Arc::clone(&stop), Arc::clone(&transactions));
+            tasks.spawn(async move { write(&from, seed * 100 + writer, &stop, &transactions).await });
+        }
+        Self { stop, transactions, tasks }
+    }
+
+    /// How many transactions there were.
+    async fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        self.transactions.load(Ordering::Relaxed)
+    }
 }
 
 async fn server() -> Result<Server> {
@@ -116,9 +149,9 @@ async fn server() -> Result<Server> {
     Ok(Server::start(Options::default().with_fresh_identity()).await?)
 }
 
-fn command(program: &Path, from: &str, to: &str) -> Command {
+fn command(program: &Path, verb: &str, from: &str, to: &str) -> Command {
     let mut command = Command::new(program);
-    command.args(["--timeout", "60s", "migrate", "run", "--from", from, "--to", to, "--name", "kill"]);
+    command.args(["--timeout", "60s", "migrate", verb, "--from", from, "--to", to, "--name", "kill"]);
     // Documents have no date with microseconds; to a server of the same kind it says nothing.
     if to.starts_with("mongodb") {
         command.args(["--convert", "timestamptz=string"]);
@@ -137,7 +170,7 @@ impl Runner {
     fn start(program: &Path, from: &str, to: &str) -> Result<Self> {
         let log = std::env::temp_dir().join(format!("tidegate-kill-{}.log", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = command(program, from, to).stderr(file).spawn()?;
+        let child = command(program, "run", from, to).stderr(file).spawn()?;
         Ok(Self { child, log })
     }
 
