@@ -4,6 +4,7 @@
 mod applying;
 #[cfg(test)]
 mod engine;
+mod failing;
 #[cfg(test)]
 mod place;
 #[cfg(test)]
