@@ -256,13 +256,8 @@ impl Link {
 
 impl SqliteBroker {
     pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
-        let path = endpoint.path();
-        let path = path.strip_prefix("//").unwrap_or(path);
-        if path.is_empty() || path == ":memory:" {
-            return Err(Error::new(code::URL_INVALID, "a sqlite URL names a file, as in sqlite:shop.db"));
-        }
         Ok(Self {
-            path: path.into(),
+            path: connect::path(endpoint)?,
             location: endpoint.to_string(),
             settings: Settings::of(endpoint)?,
             clock: SystemClock::shared(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 use tidegate_core::error::code;
-use tidegate_core::{Error, Result};
+use tidegate_core::{Endpoint, Error, Result};
 
 use crate::error::During;
 
@@ -18,6 +18,16 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rows that the driver reads ahead.
 const ROWS_AHEAD: usize = 1_000;
+
+/// The file that a URL names.
+pub(crate) fn path(endpoint: &Endpoint) -> Result<PathBuf> {
+    let path = endpoint.path();
+    let path = path.strip_prefix("//").unwrap_or(path);
+    if path.is_empty() || path == ":memory:" {
+        return Err(Error::new(code::URL_INVALID, "a sqlite URL names a file, as in sqlite:shop.db"));
+    }
+    Ok(path.into())
+}
 
 /// A connection that writes nothing, to a file that is there.
 pub(crate) async fn reader(path: &Path) -> Result<SqliteConnection> {

@@ -1,13 +1,12 @@
 //! One file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
-use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Route, Sink, StateStore, Store};
-use tidegate_core::{Endpoint, Error, FlowName, Ids, Position, Result, SystemIds, Table};
+use tidegate_core::{Endpoint, FlowName, Ids, Position, Result, SystemIds, Table};
 
 use crate::change_feed::SqliteFeed;
 use crate::connect;
@@ -26,13 +25,8 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
-        let path = endpoint.path();
-        let path = path.strip_prefix("//").unwrap_or(path);
-        if path.is_empty() || path == ":memory:" {
-            return Err(Error::new(code::URL_INVALID, "a sqlite URL names a file, as in sqlite:shop.db"));
-        }
         Ok(Self {
-            path: PathBuf::from(path).into(),
+            path: connect::path(endpoint)?.into(),
             location: endpoint.to_string().into(),
             id: Arc::default(),
         })

@@ -153,6 +153,8 @@ async fn a_target_of_another_shape_is_refused() {
     session
         .batch_execute(
             "CREATE TABLE other (id int8 PRIMARY KEY, v text, needed int NOT NULL);
+             CREATE TABLE fixed (id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text,
+                 e int8 GENERATED ALWAYS AS IDENTITY);
              CREATE TABLE narrow (id int4, v text); CREATE TABLE full_one (id int8 PRIMARY KEY, v text);
              INSERT INTO full_one VALUES (1)",
         )
@@ -180,7 +182,11 @@ async fn a_target_of_another_shape_is_refused() {
         Arc::new(Table { name: TableName::new("public", name), ..table(name, None).as_ref().clone() })
     };
     let catalog = store.catalog().await.unwrap();
-    let plan = [named("other"), named("narrow"), named("full_one"), table("new", Some("no_such_type"))];
+    let mut fixed = named("fixed");
+    let e = Column { native: "bigint".to_owned(), ..Column::new("e", Type::Int { bits: 64 }) };
+    Arc::make_mut(&mut fixed).columns.push(e);
+    let plan =
+        [named("other"), fixed, named("narrow"), named("full_one"), table("new", Some("no_such_type"))];
     let found: Vec<_> = catalog
         .inspect(&plan, false)
         .await
@@ -196,6 +202,7 @@ async fn a_target_of_another_shape_is_refused() {
         found,
         [
             ("other", "needed", code::TARGET_DIFFERS),
+            ("fixed", "e", code::TARGET_DIFFERS),
             ("narrow", "id", code::TARGET_DIFFERS),
             ("narrow", "", code::TARGET_DIFFERS),
             ("full_one", "", code::TARGET_NOT_EMPTY),

@@ -247,7 +247,7 @@ async fn write(from: &str, seed: u64, stop: &AtomicBool, transactions: &AtomicU6
                 break;
             }
             transactions.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..20))).await;
         }
     }
     Ok(())
@@ -284,7 +284,17 @@ async fn transaction(client: &mut Client, rng: &mut Rng, version: i64) -> Result
                 transaction.batch_execute("SAVEPOINT s; DELETE FROM account WHERE id % 1000 = 7; ROLLBACK TO s").await?;
                 0
             }
-            10 => transaction.execute("UPDATE history SET amount = amount + 1 WHERE a = $1", &[&i32::try_from(id % 100)?]).await?,
+            10 => {
+                // Now and then thousands of rows; never so many a second that the target could not keep up, for then the
+                // kills would meet nothing but the backlog.
+                let many = if rng.u8(0..100) == 0 { 10_000 } else { 20_i64 };
+                transaction
+                    .execute(
+                        "UPDATE history SET amount = amount + 1 WHERE ctid IN (SELECT ctid FROM history WHERE a = $1 LIMIT $2)",
+                        &[&i32::try_from(id % 100)?, &many],
+                    )
+                    .await?
+            }
             11 => transaction.execute("DELETE FROM history WHERE ctid IN (SELECT ctid FROM history WHERE a = $1 LIMIT 3)", &[&i32::try_from(id % 100)?]).await?,
             _ => transaction.execute("UPDATE account SET version = $2 WHERE id = $1", &[&id, &version]).await?,
         };
