@@ -87,6 +87,10 @@ pub(crate) enum Verb {
     Plan {
         #[command(flatten)]
         ends: Ends,
+        /// Read N documents of each collection, and print [[map]] tables that make columns of their
+        /// fields instead: for the configuration, or for a file of --transform
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+        infer: Option<u64>,
     },
     /// Move tables to another database while their application goes on writing
     #[command(subcommand)]

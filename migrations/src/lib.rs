@@ -17,6 +17,7 @@ mod mapping;
 mod progress;
 mod registry;
 mod render;
+mod sample;
 mod settings;
 
 pub use registry::Registry;

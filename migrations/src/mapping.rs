@@ -1,18 +1,31 @@
 //! Rows turned by the configuration: columns renamed, dropped and computed, rows filtered.
 //!
 //! Expressions are CEL, the Common Expression Language: they always end, and have no effect. They see the source's
-//! row as `row`, whose fields are its columns.
+//! row as `row`, whose fields are its columns, and where the source holds documents, the document as `document`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod document;
+mod kind;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, ExecutionError, Program};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tidegate_core::error::code;
 use tidegate_core::port::{Made, MadeColumn, Recipe, Record, Transform};
 use tidegate_core::{Column, Error, Result, Table, TableName, Type, Value};
+
+use names::Names;
+
+pub(crate) use document::{Field, fields};
+pub(crate) use kind::{FLOAT_INTEGERS_MAX, Kind};
+
+/// The row, as expressions call it.
+const ROW: &str = "row";
+/// The document, as expressions call it.
+const DOCUMENT: &str = "document";
 
 /// What is done to the rows of one table.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -23,7 +36,7 @@ pub(crate) struct Map {
     /// Its name in the target.
     #[serde(default)]
     pub(crate) to: Option<String>,
-    /// Only rows for which this is true are moved: a CEL expression over `row`.
+    /// Only rows for which this is true are moved: a CEL expression over `row`, or `document`.
     #[serde(default)]
     pub(crate) filter: Option<String>,
     /// Columns that are not moved.
@@ -38,77 +51,14 @@ pub(crate) struct Map {
 }
 
 /// A computed column.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compute {
     /// The type of its values.
     #[serde(rename = "type")]
-    kind: Kind,
-    /// A CEL expression over `row`.
-    value: String,
-}
-
-/// The types that a computed column can have.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    Bool,
-    Int16,
-    Int32,
-    Int64,
-    Float64,
-    Decimal,
-    Text,
-    Bytes,
-    Uuid,
-    Json,
-}
-
-impl Kind {
-    fn of_column(self) -> Type {
-        match self {
-            Kind::Bool => Type::Bool,
-            Kind::Int16 => Type::Int { bits: 16 },
-            Kind::Int32 => Type::Int { bits: 32 },
-            Kind::Int64 => Type::Int { bits: 64 },
-            Kind::Float64 => Type::Float { bits: 64 },
-            Kind::Decimal => Type::Decimal { precision: None, scale: None },
-            Kind::Text => Type::Text,
-            Kind::Bytes => Type::Bytes,
-            Kind::Uuid => Type::Uuid,
-            Kind::Json => Type::Json,
-        }
-    }
-
-    /// The answer of an expression as a value of this type; the word for what it is instead, if it is not of it.
-    fn take(self, answer: cel::Value) -> std::result::Result<Value<'static>, String> {
-        let found = answer.type_of().to_string();
-        Ok(match (self, answer) {
-            (_, cel::Value::Null) => Value::Null,
-            (Kind::Bool, cel::Value::Bool(v)) => Value::Bool(v),
-            (Kind::Int16 | Kind::Int32 | Kind::Int64, cel::Value::Int(v)) => Value::Int(v),
-            (Kind::Float64, cel::Value::Float(v)) => Value::Float(v),
-            (Kind::Decimal, cel::Value::Int(v)) => Value::Decimal(v.to_string().into()),
-            (Kind::Decimal, cel::Value::String(v)) if is_decimal(&v) => Value::Decimal(v.to_string().into()),
-            (Kind::Text, cel::Value::String(v)) => Value::Text(v.to_string().into()),
-            (Kind::Bytes, cel::Value::Bytes(v)) => Value::Bytes(v.as_ref().clone().into()),
-            (Kind::Uuid, cel::Value::String(v)) => {
-                Value::Uuid(*uuid::Uuid::parse_str(&v).map_err(|_| "text that is no UUID")?.as_bytes())
-            }
-            (Kind::Json, answer) => {
-                let json = answer.json().map_err(|_| format!("{found}, which JSON does not have"))?;
-                Value::Json(json.to_string().into())
-            }
-            _ => return Err(found),
-        })
-    }
-}
-
-/// An optional sign, digits, and optionally a point and digits.
-fn is_decimal(text: &str) -> bool {
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
-    [whole, part].iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    pub(crate) kind: Kind,
+    /// A CEL expression over `row`, or `document`.
+    pub(crate) value: String,
 }
 
 /// The mapping of a migration, its expressions compiled.
@@ -127,6 +77,8 @@ struct TableMap {
     map: Map,
     filter: Option<Program>,
     compute: BTreeMap<String, (Kind, Program)>,
+    /// What all of them together look at.
+    names: Names,
 }
 
 impl Mapping {
@@ -137,14 +89,20 @@ impl Mapping {
             if tables.iter().any(|known| known.map.table == map.table) {
                 return Err(invalid(&map.table, "it stands twice in the mapping"));
             }
-            let compile = |place: &str, text: &str| {
+            let mut names = Names::default();
+            let mut compile = |place: &str, text: &str| {
                 let program = Program::compile(text).map_err(|e| {
                     invalid(&map.table, format!("{place} = {text:?} is no expression")).because(e)
                 })?;
-                if let Some(other) = program.references().variables().iter().find(|name| **name != "row") {
+                let used = Names::of(program.expression());
+                if let Some(other) =
+                    used.variables.iter().find(|name| ![ROW, DOCUMENT].contains(&name.as_str()))
+                {
                     let why = format!("{place} = {text:?} uses {other}, which is not there");
                     return Err(invalid(&map.table, why).hint("columns are written row.NAME"));
                 }
+                names.variables.extend(used.variables);
+                names.columns.extend(used.columns);
                 Ok(program)
             };
             let filter = map.filter.as_deref().map(|text| compile("filter", text)).transpose()?;
@@ -152,7 +110,7 @@ impl Mapping {
             for (name, column) in &map.compute {
                 compute.insert(name.clone(), (column.kind, compile(name, &column.value)?));
             }
-            tables.push(TableMap { map: map.clone(), filter, compute });
+            tables.push(TableMap { map: map.clone(), filter, compute, names });
         }
         Ok((!tables.is_empty()).then(|| Self { environment: Arc::new(Env::stdlib()), tables }))
     }
@@ -168,11 +126,33 @@ impl Mapping {
         self.tables.iter().find(|map| map.is_of(table))
     }
 
-    fn evaluate(&self, program: &Program, row: &cel::Value) -> Result<cel::Value> {
+    /// What the expressions of a table see of a row.
+    fn context(&self, map: &TableMap, row: &Record<'_>) -> Result<Context<'static, 'static>> {
         let mut context = Context::with_env(Arc::clone(&self.environment));
-        context.add_variable_from_value("row", row.clone());
-        program.execute(&context).map_err(|e| Error::new(code::TRANSFORM_FAILED, failure(&e)))
+        let uses = |name| map.names.variables.contains(name);
+        if uses(ROW) {
+            let mut fields = HashMap::with_capacity(row.columns().len());
+            for (at, column) in row.columns().iter().enumerate() {
+                fields.insert(column.name.clone(), field(column, row.value_at(at)?)?);
+            }
+            context.add_variable_from_value(ROW, fields);
+        }
+        if uses(DOCUMENT)
+            && let Some(at) = row.columns().iter().position(is_document)
+        {
+            context.add_variable_from_value(DOCUMENT, field(&row.columns()[at], row.value_at(at)?)?);
+        }
+        Ok(context)
     }
+}
+
+fn evaluate(program: &Program, context: &Context<'_, '_>) -> Result<cel::Value> {
+    program.execute(context).map_err(|e| Error::new(code::TRANSFORM_FAILED, failure(&e)))
+}
+
+/// Whether a column holds whole documents.
+pub(crate) fn is_document(column: &Column) -> bool {
+    column.kind == Type::Document
 }
 
 /// What went wrong, without the values it went wrong with.
@@ -208,11 +188,12 @@ impl TableMap {
         for name in self.map.rename.keys() {
             known(name, "rename")?;
         }
-        let mut used = BTreeSet::new();
-        self.filter.iter().for_each(|program| fields(program.expression(), &mut used));
-        self.compute.values().for_each(|(_, program)| fields(program.expression(), &mut used));
-        for name in &used {
+        for name in &self.names.columns {
             known(name, "an expression")?;
+        }
+        if self.names.variables.contains(DOCUMENT) && !table.columns.iter().any(is_document) {
+            let why = "an expression uses document, which a table with columns does not have";
+            return Err(invalid(&self.map.table, why).hint("columns are written row.NAME"));
         }
         if let Some(key) = table.key.iter().find(|at| gone.contains(at)) {
             let why = format!("column {} is part of the key and cannot be dropped", table.columns[*key].name);
@@ -250,13 +231,9 @@ impl Transform for Mapping {
 
     fn row(&self, row: &Record<'_>, _: &[Vec<Record<'_>>], out: &mut Vec<Value<'static>>) -> Result<bool> {
         let Some(map) = self.of(row.table()) else { return Ok(true) };
-        let mut fields = std::collections::HashMap::with_capacity(row.columns().len());
-        for (at, column) in row.columns().iter().enumerate() {
-            fields.insert(column.name.clone(), field(row.value_at(at)?)?);
-        }
-        let seen: cel::Value = fields.into();
+        let context = self.context(map, row)?;
         if let Some(filter) = &map.filter {
-            match self.evaluate(filter, &seen).map_err(|e| e.with("expression", "filter"))? {
+            match evaluate(filter, &context).map_err(|e| e.with("expression", "filter"))? {
                 cel::Value::Bool(true) => {}
                 cel::Value::Bool(false) => return Ok(false),
                 other => {
@@ -272,7 +249,7 @@ impl Transform for Mapping {
         let new = map.compute.keys().filter(|name| !replaced.contains(name));
         for name in replaced.iter().copied().chain(new) {
             let (kind, program) = &map.compute[name];
-            let answer = self.evaluate(program, &seen).map_err(|e| e.with("column", name))?;
+            let answer = evaluate(program, &context).map_err(|e| e.with("column", name))?;
             out.push(kind.take(answer).map_err(|found| {
                 Error::new(code::TRANSFORM_FAILED, format!("the expression of {name} answers {found}"))
                     .with("column", name)
@@ -283,7 +260,7 @@ impl Transform for Mapping {
 }
 
 /// A value as expressions see it. What CEL has no type for is text.
-fn field(value: Value<'_>) -> Result<cel::Value> {
+fn field(column: &Column, value: Value<'_>) -> Result<cel::Value> {
     Ok(match value {
         Value::Null => cel::Value::Null,
         Value::Bool(v) => v.into(),
@@ -291,6 +268,10 @@ fn field(value: Value<'_>) -> Result<cel::Value> {
         Value::Float32(v) => f64::from(v).into(),
         Value::Float(v) => v.into(),
         Value::Bytes(v) => cel::Value::Bytes(Arc::new(v.into_owned())),
+        // Where each value has a type of its own, JSON is what is left of a document's.
+        Value::Json(v) if is_document(column) || column.kind == Type::Any => {
+            document::seen(&v, is_document(column))?
+        }
         Value::Json(v) => {
             let json: serde_json::Value = serde_json::from_str(&v)
                 .map_err(|e| Error::new(code::TRANSFORM_FAILED, "a JSON value cannot be read").because(e))?;
@@ -298,46 +279,12 @@ fn field(value: Value<'_>) -> Result<cel::Value> {
                 .map_err(|e| Error::new(code::TRANSFORM_FAILED, "a JSON value cannot be read").because(e))?
         }
         Value::Array(list) => {
-            cel::Value::List(Arc::new(list.into_iter().map(field).collect::<Result<Vec<_>>>()?))
+            let items = list.into_iter().map(|item| field(column, item));
+            cel::Value::List(Arc::new(items.collect::<Result<Vec<_>>>()?))
         }
         Value::Text(v) | Value::Decimal(v) => v.into_owned().into(),
         other => other.to_string().into(),
     })
-}
-
-/// The fields of `row` that an expression names.
-fn fields(expression: &IdedExpr, out: &mut BTreeSet<String>) {
-    match &expression.expr {
-        Expr::Select(select) => {
-            if matches!(&select.operand.expr, Expr::Ident(name) if name == "row") && !select.test {
-                out.insert(select.field.clone());
-            }
-            fields(&select.operand, out);
-        }
-        Expr::Call(call) => {
-            call.target.iter().for_each(|target| fields(target, out));
-            call.args.iter().for_each(|argument| fields(argument, out));
-        }
-        Expr::List(list) => list.elements.iter().for_each(|element| fields(element, out)),
-        Expr::Comprehension(each) => {
-            for part in [&each.iter_range, &each.accu_init, &each.loop_cond, &each.loop_step, &each.result] {
-                fields(part, out);
-            }
-        }
-        Expr::Map(map) => map.entries.iter().for_each(|entry| entry_fields(&entry.expr, out)),
-        Expr::Struct(made) => made.entries.iter().for_each(|entry| entry_fields(&entry.expr, out)),
-        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
-    }
-}
-
-fn entry_fields(entry: &EntryExpr, out: &mut BTreeSet<String>) {
-    match entry {
-        EntryExpr::MapEntry(entry) => {
-            fields(&entry.key, out);
-            fields(&entry.value, out);
-        }
-        EntryExpr::StructField(field) => fields(&field.value, out),
-    }
 }
 
 /// `public.orders` or `orders`.

@@ -121,7 +121,7 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn new(common: &Common, ends: &Ends, registry: &Registry) -> Result<Self> {
         let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-        let from = end(ends.from.as_deref().or(file.source.url.as_deref()), "--from", "[source] url")?;
+        let from = from(ends, &file)?;
         let to = end(ends.to.as_deref().or(file.target.url.as_deref()), "--to", "[target] url")?;
         let name = match common.name.as_deref().or(file.run.name.as_deref()) {
             Some(name) => FlowName::new(name)?,
@@ -131,7 +131,6 @@ impl Settings {
         let state = state.map(|url| registry.open(&Endpoint::parse(url)?)).transpose()?;
         let via = ends.via.as_deref().or(file.run.via.as_deref());
         let via = via.map(|url| open_via(&Endpoint::parse(url)?, registry)).transpose()?;
-        let tables = if ends.tables.is_empty() { &file.source.tables } else { &ends.tables };
         let mut conversions: Conversions = file.convert;
         for word in &ends.conversions {
             let (kind, form) = word.split_once('=').ok_or_else(|| {
@@ -145,10 +144,7 @@ impl Settings {
             maps.extend(read_toml::<Maps>(path)?.map);
         }
         let mapping = Mapping::compile(&maps)?.map(Arc::new);
-        let mut source = registry.open(&from)?;
-        if let Some(transform) = registry.turns_with() {
-            source = Arc::new(Transformed::new(source, transform, SystemClock::shared()));
-        }
+        let mut source = open_source(&from, registry)?;
         if let Some(mapping) = &mapping {
             let transform: Arc<dyn Transform> = Arc::<Mapping>::clone(mapping);
             source = Arc::new(Transformed::new(source, transform, SystemClock::shared()));
@@ -165,7 +161,7 @@ impl Settings {
             via,
             state,
             wanted: Wanted {
-                tables: selection(tables),
+                tables: selection(tables(ends, &file.source)),
                 names: names(&maps, &ends.maps)?,
                 conversions,
                 allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
@@ -196,6 +192,33 @@ impl Settings {
             clock: SystemClock::shared(),
         }
     }
+}
+
+/// The source and its tables alone, as they are before the mapping.
+pub(crate) fn unmapped(
+    common: &Common,
+    ends: &Ends,
+    registry: &Registry,
+) -> Result<(Arc<dyn Store>, Selection)> {
+    let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    Ok((open_source(&from(ends, &file)?, registry)?, selection(tables(ends, &file.source))))
+}
+
+fn open_source(from: &Endpoint, registry: &Registry) -> Result<Arc<dyn Store>> {
+    let source = registry.open(from)?;
+    Ok(match registry.turns_with() {
+        Some(transform) => Arc::new(Transformed::new(source, transform, SystemClock::shared())),
+        None => source,
+    })
+}
+
+fn from(ends: &Ends, file: &File) -> Result<Endpoint> {
+    end(ends.from.as_deref().or(file.source.url.as_deref()), "--from", "[source] url")
+}
+
+/// The tables that the flags name, or else the file.
+fn tables<'a>(ends: &'a Ends, source: &'a End) -> &'a [String] {
+    if ends.tables.is_empty() { &source.tables } else { &ends.tables }
 }
 
 fn open_via(url: &Endpoint, registry: &Registry) -> Result<Via> {

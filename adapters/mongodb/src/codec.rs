@@ -10,9 +10,9 @@
 use mongodb::bson::raw::{CString, cstr};
 use mongodb::bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
-use tidegate_core::{Cell, Codec, Column, Encoding, Error, Result, Row, RowWriter, Table, Type, Value};
+use tidegate_core::{Cell, Codec, Column, Encoding, Error, Result, Row, RowWriter, Table, Type, Value, text};
 
-use crate::{decimal, documents, extended};
+use crate::{documents, extended};
 
 /// The encoding of this adapter's rows.
 pub(crate) const BSON: Encoding = Encoding("bson");
@@ -185,7 +185,7 @@ pub(crate) fn with_element<T>(cell: &[u8], take: impl FnOnce(RawBsonRef<'_>) -> 
 /// are.
 fn identity(value: RawBsonRef<'_>, out: &mut Vec<u8>) -> Result<()> {
     let number = |text: &str, out: &mut Vec<u8>| {
-        let text = decimal::plain(text);
+        let text = text::decimal(text);
         let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
         out.push(1);
         out.extend_from_slice(if text == "-0" { "0" } else { text }.as_bytes());

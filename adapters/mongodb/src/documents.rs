@@ -150,7 +150,7 @@ pub(crate) fn scalar(held: RawBsonRef<'_>) -> Option<Value<'static>> {
         },
         RawBsonRef::Binary(v) if v.subtype == BinarySubtype::Generic => Value::Bytes(v.bytes.to_vec().into()),
         RawBsonRef::DateTime(v) => Value::TimestampTz(v.timestamp_millis().checked_mul(1_000)?),
-        RawBsonRef::Decimal128(v) => Value::Decimal(decimal::plain(&v.to_string()).into()),
+        RawBsonRef::Decimal128(v) => Value::Decimal(text::decimal(&v.to_string()).into()),
         RawBsonRef::ObjectId(v) => Value::Text(hex(v).into()),
         _ => return None,
     })

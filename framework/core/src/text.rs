@@ -45,6 +45,40 @@ pub fn timestamp_tz(micros: i64) -> String {
     text
 }
 
+/// The text of a number without an exponent: `1.05E+3` is `1050`.
+pub fn decimal(text: &str) -> String {
+    let Some((mantissa, exponent)) = text.split_once(['e', 'E']) else {
+        return text.strip_prefix('+').unwrap_or(text).to_owned();
+    };
+    let Ok(exponent) = exponent.parse::<i64>() else { return text.to_owned() };
+    let (sign, mantissa) = match mantissa.strip_prefix('-') {
+        Some(rest) => ("-", rest),
+        None => ("", mantissa.strip_prefix('+').unwrap_or(mantissa)),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let point = i64::try_from(whole.len()).unwrap_or(i64::MAX).saturating_add(exponent);
+    let length = i64::try_from(digits.len()).unwrap_or(i64::MAX);
+    if !(-7_000..=7_000).contains(&point) {
+        return text.to_owned();
+    }
+    let zeros = |count: i64| "0".repeat(usize::try_from(count).unwrap_or(0));
+    let unsigned = if point <= 0 {
+        format!("0.{}{digits}", zeros(-point))
+    } else if point >= length {
+        format!("{digits}{}", zeros(point - length))
+    } else {
+        let (whole, fraction) = digits.split_at(usize::try_from(point).unwrap_or(0));
+        format!("{whole}.{fraction}")
+    };
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((&unsigned, ""));
+    let whole = match whole.trim_start_matches('0') {
+        "" => "0",
+        digits => digits,
+    };
+    if fraction.is_empty() { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+}
+
 /// A list as JSON; `None` if it holds a number that JSON does not have.
 pub fn list(values: &[Value<'_>]) -> Option<String> {
     let mut out = String::from("[");
@@ -188,5 +222,18 @@ mod tests {
         ];
         assert_eq!(list(&values).unwrap(), r#"[null,-1,0.1,"a\"b","1.00","00ff",[true]]"#);
         assert_eq!(list(&[Value::Float(f64::NAN)]), None);
+    }
+
+    #[test]
+    fn exponents_are_written_out() {
+        for (text, expected) in [
+            ("1.05E+3", "1050"),
+            ("1E-8", "0.00000001"),
+            ("-12.5e1", "-125"),
+            ("0E+3", "0"),
+            ("1.25E1", "12.5"),
+        ] {
+            assert_eq!(decimal(text), expected);
+        }
     }
 }

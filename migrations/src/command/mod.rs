@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod doctor;
 mod explain;
+mod infer;
 mod knobs;
 mod plan;
 mod run;
@@ -27,7 +28,10 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
     let settings = |ends| Settings::new(&common, ends, registry);
     match &verb {
         Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref()).await,
-        Verb::Plan { ends } => plan::show(&settings(ends)?, common.json).await,
+        Verb::Plan { ends, infer: Some(documents) } => {
+            infer::infer(&common, ends, registry, *documents).await
+        }
+        Verb::Plan { ends, infer: None } => plan::show(&settings(ends)?, common.json).await,
         Verb::Migrate(verb) => match verb {
             Migrate::Run { ends, listen, until, role } => {
                 let settings = settings(ends)?;

@@ -96,7 +96,8 @@ fn table(kind: &str) -> String {
     format!("v_{kind}")
 }
 
-fn query(url: &str, sql: &str) -> Vec<String> {
+/// The rows of a query of a PostgreSQL database, as text.
+pub(crate) fn query(url: &str, sql: &str) -> Vec<String> {
     let output = std::process::Command::new("psql")
         .args([
             "--no-psqlrc",
