@@ -87,7 +87,7 @@ impl Sample {
             if missing > 0 {
                 found.insert(MISSING, missing);
             }
-            let compute = Compute { kind: seen.kind(), value: expression(field, missing > 0) };
+            let compute = Compute { kind: seen.kind(), value: expression(field) };
             Found { name: column_name(field, &mut taken), compute, seen: found }
         });
         (columns.collect(), left)
@@ -122,15 +122,13 @@ impl Seen {
     }
 }
 
-/// The expression for a field of a document.
-fn expression(field: &str, is_missing: bool) -> String {
-    let (there, value) = if is_selector(field) {
-        (format!("has(document.{field})"), format!("document.{field}"))
-    } else {
-        let name = quoted(field);
-        (format!("{name} in document"), format!("document[{name}]"))
-    };
-    if is_missing { format!("{there} ? {value} : null") } else { value }
+/// The expression for a field of a document. Whether the sample has it everywhere says nothing of the others.
+fn expression(field: &str) -> String {
+    if is_selector(field) {
+        return format!("has(document.{field}) ? document.{field} : null");
+    }
+    let name = quoted(field);
+    format!("{name} in document ? document[{name}] : null")
 }
 
 /// Whether a name can stand behind a point.
@@ -204,16 +202,20 @@ mod tests {
     #[test]
     fn names_are_reached_and_differ() {
         let mut taken = BTreeSet::from(["document".to_owned()]);
-        for (field, missing, name, value) in [
-            ("total", false, "total", "document.total"),
-            ("Total", true, "Total_2", "has(document.Total) ? document.Total : null"),
-            ("document", false, "document_2", "document.document"),
-            ("in", true, "in", r#""in" in document ? document["in"] : null"#),
-            ("", false, "field", r#"document[""]"#),
-            ("a\"b\\c\n\u{7f}", false, "a\"b\\c\n\u{7f}", r#"document["a\"b\\c\n\u007f"]"#),
-            ("$é.x", false, "$é.x", r#"document["$é.x"]"#),
+        for (field, name, value) in [
+            ("total", "total", "has(document.total) ? document.total : null"),
+            ("Total", "Total_2", "has(document.Total) ? document.Total : null"),
+            ("document", "document_2", "has(document.document) ? document.document : null"),
+            ("in", "in", r#""in" in document ? document["in"] : null"#),
+            ("", "field", r#""" in document ? document[""] : null"#),
+            (
+                "a\"b\\c\n\u{7f}",
+                "a\"b\\c\n\u{7f}",
+                r#""a\"b\\c\n\u007f" in document ? document["a\"b\\c\n\u007f"] : null"#,
+            ),
+            ("$é.x", "$é.x", r#""$é.x" in document ? document["$é.x"] : null"#),
         ] {
-            assert_eq!(expression(field, missing), value);
+            assert_eq!(expression(field), value);
             assert_eq!(column_name(field, &mut taken), name);
         }
         let long = "é".repeat(40);
