@@ -1,9 +1,11 @@
 //! Many changes become one row or deletion a key, so that a sink works on sets.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
+use hashbrown::HashTable;
 use tidegate_core::port::{Batch, TableBatch};
 use tidegate_core::{Cell, Change, Op, Result, Row, RowWriter, Shape};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What is to become of a key, as ranges of the arena.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +16,8 @@ enum Fate {
     Full(Span),
     /// Only the columns that were sent.
     Partial(Span),
+    /// Not said yet.
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -22,12 +26,27 @@ struct Span {
     end: usize,
 }
 
+impl Span {
+    fn of(self, arena: &[u8]) -> &[u8] {
+        &arena[self.start..self.end]
+    }
+}
+
+/// A key and what is to become of it.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    hash: u64,
+    identity: Span,
+    fate: Fate,
+}
+
 #[derive(Debug, Default)]
 struct Part {
     truncate: bool,
-    places: HashMap<Vec<u8>, usize>,
+    /// Places in `kept`, by the identity of the key.
+    places: HashTable<usize>,
     /// In the order in which keys were met first: the order of the source, which is kind to indexes.
-    fates: Vec<Fate>,
+    kept: Vec<Kept>,
 }
 
 /// Collects changes into a batch.
@@ -37,13 +56,15 @@ pub struct Coalescer {
     parts: Vec<Part>,
     arena: Vec<u8>,
     changes: usize,
+    /// Nobody outside knows it, so that no choice of keys makes the tables slow.
+    seed: u64,
 }
 
 impl Coalescer {
     /// An empty collector for these tables.
     pub fn new(shapes: Vec<Shape>) -> Self {
         let parts = shapes.iter().map(|_| Part::default()).collect();
-        Self { shapes, parts, arena: Vec::new(), changes: 0 }
+        Self { shapes, parts, arena: Vec::new(), changes: 0, seed: RandomState::new().hash_one(0) }
     }
 
     /// How many changes it took since it was empty.
@@ -62,35 +83,50 @@ impl Coalescer {
     /// As the codec's.
     pub fn take(&mut self, change: Change<'_>) -> Result<()> {
         self.changes += 1;
-        let shape = &self.shapes[change.table];
         let part = &mut self.parts[change.table];
         if change.op == Op::Truncate {
+            part.clear();
             part.truncate = true;
-            part.places.clear();
-            part.fates.clear();
             return Ok(());
         }
         if let Some(key) = change.old_key {
-            let mut identity = Vec::new();
-            shape.key_of(key, &mut identity)?;
-            let span = copy(&mut self.arena, key);
-            part.set(identity, Fate::Gone(span));
+            let start = self.arena.len();
+            self.shapes[change.table].key_of(key, &mut self.arena)?;
+            let place = self.place(change.table, start);
+            self.parts[change.table].kept[place].fate = Fate::Gone(copy(&mut self.arena, key));
         }
         if let Some(row) = change.row {
-            let mut identity = Vec::new();
-            shape.identity_of_row(row, &mut identity)?;
-            let fate = if !row.is_partial() {
-                Fate::Full(copy(&mut self.arena, row))
-            } else {
-                match part.places.get(&identity).map(|at| part.fates[*at]) {
-                    Some(Fate::Full(base)) => Fate::Full(overlay(&mut self.arena, base, row)),
-                    Some(Fate::Partial(base)) => Fate::Partial(overlay(&mut self.arena, base, row)),
-                    Some(Fate::Gone(_)) | None => Fate::Partial(copy(&mut self.arena, row)),
-                }
+            let start = self.arena.len();
+            self.shapes[change.table].identity_of_row(row, &mut self.arena)?;
+            let place = self.place(change.table, start);
+            let fate = &mut self.parts[change.table].kept[place].fate;
+            *fate = match *fate {
+                _ if !row.is_partial() => Fate::Full(copy(&mut self.arena, row)),
+                Fate::Full(base) => Fate::Full(overlay(&mut self.arena, base, row)),
+                Fate::Partial(base) => Fate::Partial(overlay(&mut self.arena, base, row)),
+                Fate::Gone(_) | Fate::Unknown => Fate::Partial(copy(&mut self.arena, row)),
             };
-            part.set(identity, fate);
         }
         Ok(())
+    }
+
+    /// The place of the key whose identity was just written to the arena from `start` on.
+    fn place(&mut self, table: usize, start: usize) -> usize {
+        let Part { places, kept, .. } = &mut self.parts[table];
+        let arena = &self.arena;
+        let identity = Span { start, end: arena.len() };
+        let hash = xxh3_64_with_seed(identity.of(arena), self.seed);
+        let is_same =
+            |at: &usize| kept[*at].hash == hash && kept[*at].identity.of(arena) == identity.of(arena);
+        if let Some(at) = places.find(hash, is_same) {
+            // It is there already; the arena need not have it twice.
+            self.arena.truncate(start);
+            return *at;
+        }
+        let at = kept.len();
+        kept.push(Kept { hash, identity, fate: Fate::Unknown });
+        places.insert_unique(hash, at, |at| kept[*at].hash);
+        at
     }
 
     /// Gives what was collected and is empty again.
@@ -98,22 +134,21 @@ impl Coalescer {
         let mut batch = Batch::default();
         for (table, part) in self.parts.iter_mut().enumerate() {
             let mut out = TableBatch { table, truncate: part.truncate, ..TableBatch::default() };
-            for fate in &part.fates {
+            for Kept { fate, .. } in &part.kept {
                 let (rows, span) = match fate {
                     Fate::Gone(span) => (&mut out.deletes, span),
                     Fate::Full(span) => (&mut out.upserts, span),
                     Fate::Partial(span) => (&mut out.updates, span),
+                    Fate::Unknown => continue,
                 };
-                if let Ok(row) = Row::parse(&self.arena[span.start..span.end]) {
+                if let Ok(row) = Row::parse(span.of(&self.arena)) {
                     rows.push(row);
                 }
             }
             if !out.is_empty() {
                 batch.tables.push(out);
             }
-            part.truncate = false;
-            part.places.clear();
-            part.fates.clear();
+            part.clear();
         }
         self.arena.clear();
         self.changes = 0;
@@ -122,14 +157,10 @@ impl Coalescer {
 }
 
 impl Part {
-    fn set(&mut self, identity: Vec<u8>, fate: Fate) {
-        match self.places.get(&identity) {
-            Some(at) => self.fates[*at] = fate,
-            None => {
-                self.places.insert(identity, self.fates.len());
-                self.fates.push(fate);
-            }
-        }
+    fn clear(&mut self) {
+        self.truncate = false;
+        self.places.clear();
+        self.kept.clear();
     }
 }
 
@@ -141,7 +172,7 @@ fn copy(arena: &mut Vec<u8>, row: Row<'_>) -> Span {
 
 /// Writes the base with the cells that the patch sent.
 fn overlay(arena: &mut Vec<u8>, base: Span, patch: Row<'_>) -> Span {
-    let base = arena[base.start..base.end].to_vec();
+    let base = base.of(arena).to_vec();
     let start = arena.len();
     let mut out = RowWriter::new(arena);
     for (old, new) in Row::parse(&base).into_iter().flat_map(Row::cells).zip(patch.cells()) {
