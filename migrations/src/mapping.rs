@@ -117,7 +117,9 @@ impl Mapping {
 
     /// Tables that the mapping names and that are not among these.
     pub(crate) fn unknown(&self, tables: &[&TableName]) -> Vec<Error> {
-        let is_unknown = |map: &&TableMap| !tables.iter().any(|table| map.is_of(table));
+        // One with a name for the target is found with the other names.
+        let is_unknown =
+            |map: &&TableMap| map.map.to.is_none() && !tables.iter().any(|table| map.is_of(table));
         let unknown = self.tables.iter().filter(is_unknown);
         unknown.map(|map| invalid(&map.map.table, "it is not among the tables that are moved")).collect()
     }

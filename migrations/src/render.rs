@@ -1,9 +1,26 @@
 //! What people read: errors, tables, numbers.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use tidegate_core::Error;
 use tidegate_core::error::Kind;
+
+/// Prints a line of the answer.
+macro_rules! say {
+    () => { $crate::render::answer(format_args!("")) };
+    ($($text:tt)*) => { $crate::render::answer(format_args!($($text)*)) };
+}
+pub(crate) use say;
+
+/// Whoever does not read the answer to its end (`| head`) has had enough. Anything else is said.
+pub(crate) fn answer(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("the answer cannot be written: {error}");
+    }
+}
 
 /// The exit status of a kind of error, as the book's table of exit statuses has it.
 pub(crate) fn exit_status(kind: Kind) -> u8 {
@@ -19,9 +36,12 @@ pub(crate) fn exit_status(kind: Kind) -> u8 {
 }
 
 /// Prints an error: what happened, its facts and causes, what to do.
-#[allow(clippy::print_stdout, reason = "a JSON document on stdout is the answer that was asked for")]
 pub(crate) fn failure(error: &Error, json: bool) -> ExitCode {
-    let status = exit_status(error.kind());
+    failure_with(error, json, exit_status(error.kind()))
+}
+
+/// The same, with an exit status of the caller's choice.
+pub(crate) fn failure_with(error: &Error, json: bool, status: u8) -> ExitCode {
     if json {
         let facts: serde_json::Map<_, _> = error
             .context()
@@ -32,7 +52,7 @@ pub(crate) fn failure(error: &Error, json: bool) -> ExitCode {
             "code": format!("TG{:04}", error.code().number()), "name": error.code().name(),
             "message": error.message(), "facts": facts, "hint": error.hint_text(), "exit": status,
         }});
-        println!("{document}");
+        say!("{document}");
     }
     eprintln!("error: {error}");
     for (name, value) in error.context() {

@@ -180,8 +180,11 @@ impl MongoFeed {
         let name = event.get_document("ns").and_then(|ns| ns.get_str("coll")).unwrap_or_default();
         let table = self.names.iter().position(|known| known == name);
         let (Some(table), "insert" | "update" | "replace" | "delete") = (table, kind) else {
+            // Another collection may have been put in the place of ours, as an aggregation with $out does.
+            let to = event.get_document("to").and_then(|to| to.get_str("coll")).ok();
+            let ours = to.filter(|to| table.is_none() && self.names.iter().any(|known| known == to));
             return Err(Error::new(code::SCHEMA_CHANGED, format!("{kind} of collection {name:?}"))
-                .with("table", name)
+                .with("table", ours.unwrap_or(name))
                 .hint("start the migration of this table over"));
         };
         let change = self.change(table, kind, event)?;

@@ -16,6 +16,9 @@ use crate::connect::Session;
 use crate::error::from_driver;
 use crate::store::PostgresStore;
 
+/// The server cuts what is longer.
+const NAME_BYTES_MAX: usize = 63;
+
 /// The catalog of one database. Each call has a session of its own: they are rare, and none is in another's way.
 #[derive(Debug)]
 pub(crate) struct PostgresCatalog(pub(crate) PostgresStore);
@@ -69,6 +72,10 @@ impl Catalog for PostgresCatalog {
 
     fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
         Ok(target::stored(column, value))
+    }
+
+    fn fold(&self, name: &str) -> String {
+        name[..name.floor_char_boundary(NAME_BYTES_MAX)].to_owned()
     }
 
     fn name_for(&self, source: &TableName) -> TableName {

@@ -63,7 +63,9 @@ pub(crate) struct PostgresFeed {
 const SLOT: &str = "
     SELECT s.confirmed_flush_lsn::text, coalesce(s.wal_status, ''), pg_current_wal_insert_lsn()::text,
         pg_snapshot_xmax(pg_current_snapshot())::text,
-        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name)
+        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name),
+        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name
+            AND p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot)
     FROM pg_replication_slots s WHERE s.slot_name = $1 AND s.database = current_database()";
 
 impl PostgresFeed {
@@ -93,6 +95,10 @@ impl PostgresFeed {
         }
         if !row.get::<_, bool>(4) {
             return Err(named(Error::new(code::SLOT_LOST, "the publication of the slot is gone")));
+        }
+        if !row.get::<_, bool>(5) {
+            let what = "the publication of the slot was changed: it does not publish everything, and nobody knows since when";
+            return Err(named(Error::new(code::SLOT_LOST, what)));
         }
         if confirmed > from {
             return Err(named(
@@ -167,8 +173,27 @@ impl PostgresFeed {
         let sql = "SELECT pg_current_wal_flush_lsn()::text";
         let row = self.side().await?.query_one(sql, &[]).await.map_err(|e| from_driver(e, "look"))?;
         self.log_end = row.get::<_, &str>(0).parse()?;
+        self.check_names().await?;
         self.looked = Some(Instant::now());
         Ok(())
+    }
+
+    /// A table that was renamed, moved or dropped, and perhaps has a successor of its name, sends changes under another
+    /// name or none at all: the stream alone does not tell.
+    async fn check_names(&mut self) -> Result<()> {
+        let names: Vec<String> = self.tables.iter().map(|table| sql::table(&table.name)).collect();
+        let numbers: Vec<u32> = self.tables.iter().map(|table| table.native_id).collect();
+        let sql = "SELECT t.at, to_regclass(t.name) IS NULL FROM unnest($1::text[], $2::oid[]) WITH ORDINALITY t (name, id, at)
+            WHERE to_regclass(t.name) IS DISTINCT FROM t.id::regclass LIMIT 1";
+        let found = self.side().await?.query_opt(sql, &[&names, &numbers]).await;
+        let Some(row) = found.map_err(|e| from_driver(e, "look"))? else { return Ok(()) };
+        let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
+        let what = if row.get(1) {
+            "the table is gone, renamed or moved"
+        } else {
+            "another table has taken the name"
+        };
+        Err(Error::new(code::SCHEMA_CHANGED, what).with("table", &self.tables[at].name))
     }
 
     /// Rows that lack a column are from before it was added, if it is there now; else it was dropped.

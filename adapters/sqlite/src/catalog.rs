@@ -74,6 +74,10 @@ impl Catalog for SqliteStore {
         fit::fit(column, encoding, conversions)
     }
 
+    fn fold(&self, name: &str) -> String {
+        name.to_ascii_lowercase()
+    }
+
     fn name_for(&self, source: &TableName) -> TableName {
         TableName::new("", source.name.clone())
     }

@@ -73,7 +73,8 @@ impl Examiner for SqliteStore {
 
     fn grants(&self, side: Side, user: &str) -> String {
         let file = self.path().display();
-        let folder = self.path().parent().unwrap_or_else(|| std::path::Path::new(".")).display().to_string();
+        let folder = self.path().parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| std::path::Path::new(".")).display();
         let why = match side {
             Side::Source => "Triggers and a journal are made in the file",
             Side::Target => "The file and its tables are made",

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection, Row as _, SqliteConnection};
 use tidegate_core::error::code;
-use tidegate_core::{Error, FlowName, Position, Result, Table, TableName};
+use tidegate_core::{Error, FlowName, Ids as _, Position, Result, SystemIds, Table, TableName};
 
 use crate::connect;
 use crate::describe::{self, Described, Index};
@@ -98,7 +98,7 @@ pub(crate) async fn capture(store: &SqliteStore, flow: &FlowName, tables: &[Arc<
     .await
     .during("create the journal")?;
     sqlx::query("INSERT OR IGNORE INTO tidegate_identity(one, id) VALUES (1, ?)")
-        .bind(store.new_id().to_owned())
+        .bind(SystemIds.next().to_string())
         .execute(&mut *tx)
         .await
         .during("store the identity")?;

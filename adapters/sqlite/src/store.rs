@@ -1,12 +1,12 @@
 //! One file.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 use tidegate_core::port::{Catalog, ChangeFeed, Crawler, Examiner, Identity, Route, Sink, StateStore, Store};
-use tidegate_core::{Endpoint, FlowName, Ids, Position, Result, SystemIds, Table};
+use tidegate_core::{Endpoint, FlowName, Position, Result, Table};
 
 use crate::change_feed::SqliteFeed;
 use crate::connect;
@@ -19,32 +19,20 @@ use crate::sink::SqliteSink;
 pub struct SqliteStore {
     path: Arc<Path>,
     location: Arc<str>,
-    /// The id that the file gets if it is captured by this store.
-    id: Arc<OnceLock<String>>,
 }
 
 impl SqliteStore {
     pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
-        Ok(Self {
-            path: connect::path(endpoint)?.into(),
-            location: endpoint.to_string().into(),
-            id: Arc::default(),
-        })
+        Ok(Self { path: connect::path(endpoint)?.into(), location: endpoint.to_string().into() })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The id for a file that has none. The same until the store is dropped, so that what was said of the file
-    /// before it was captured is true afterwards.
-    pub(crate) fn new_id(&self) -> &str {
-        self.id.get_or_init(|| SystemIds.next().to_string())
-    }
-
     pub(crate) async fn identity_by(&self, connection: &mut SqliteConnection) -> Result<Identity> {
-        let id = journal::id(connection).await?;
-        let id = id.as_deref().unwrap_or_else(|| self.new_id());
+        // A file that was never captured is known by its number alone.
+        let id = journal::id(connection).await?.unwrap_or_default();
         Ok(Identity(format!("sqlite:{id}@{}", connect::file_number(&self.path)?)))
     }
 }

@@ -96,8 +96,10 @@ impl fmt::Display for Endpoint {
         let Some((scheme, rest)) = self.full.split_once("://") else {
             return f.write_str(self.full.split_once('?').map_or(&self.full, |(path, _)| path));
         };
-        let (authority, tail) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
-        let tail = tail.split_once('?').map_or(tail, |(path, _)| path);
+        let rest = rest.split_once('?').map_or(rest, |(path, _)| path);
+        // A password that should have been encoded may have any of these in it: all before the last @ is secret.
+        let host = rest.rfind('@').map_or(0, |at| at + 1);
+        let (authority, tail) = rest[host..].find('/').map_or((rest, ""), |at| rest.split_at(host + at));
         match authority.rsplit_once('@') {
             Some((user, host)) => {
                 let user = user.split_once(':').map_or(user, |(user, _)| user);
@@ -122,6 +124,8 @@ mod tests {
     fn passwords_and_parameters_are_not_shown() {
         for (url, shown) in [
             ("postgres://app:s3cret@db:5432/shop?sslmode=disable&password=x", "postgres://app@db:5432/shop"),
+            ("postgres://u:s3cr@t/pw@db:5432/shop", "postgres://u@db:5432/shop"),
+            ("postgres://db/shop", "postgres://db/shop"),
             ("mongodb://a:p@h1,h2/?replicaSet=rs0", "mongodb://a@h1,h2/"),
             ("sqlite:shop.db?key=s3cret", "sqlite:shop.db"),
             ("memory:", "memory:"),

@@ -141,12 +141,11 @@ impl Error {
     /// The error in one line with its facts, for records that keep only text:
     /// `TG0050 value-unfit: … (key: id=3, column: total)`.
     pub fn line(&self) -> String {
-        if self.0.context.is_empty() {
-            return self.to_string();
-        }
         let facts: Vec<String> =
             self.0.context.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-        format!("{self} ({})", facts.join(", "))
+        let line = if facts.is_empty() { self.to_string() } else { format!("{self} ({})", facts.join(", ")) };
+        // A fact may be a value of somebody's data, and not every store keeps this one in a text.
+        line.replace('\0', "\u{fffd}")
     }
 
     /// What to do, if more can be said than the code's page says.

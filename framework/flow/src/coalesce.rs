@@ -47,6 +47,8 @@ struct Part {
     places: HashTable<usize>,
     /// In the order in which keys were met first: the order of the source, which is kind to indexes.
     kept: Vec<Kept>,
+    /// Keys that were written anew as equal ones (1.0 as 1.00): not every target takes them for one.
+    rewritten: Vec<Span>,
 }
 
 /// Collects changes into a batch.
@@ -89,16 +91,22 @@ impl Coalescer {
             part.truncate = true;
             return Ok(());
         }
+        let mut gone = None;
         if let Some(key) = change.old_key {
             let start = self.arena.len();
             self.shapes[change.table].key_of(key, &mut self.arena)?;
             let place = self.place(change.table, start);
-            self.parts[change.table].kept[place].fate = Fate::Gone(copy(&mut self.arena, key));
+            let span = copy(&mut self.arena, key);
+            self.parts[change.table].kept[place].fate = Fate::Gone(span);
+            gone = Some((place, span));
         }
         if let Some(row) = change.row {
             let start = self.arena.len();
             self.shapes[change.table].identity_of_row(row, &mut self.arena)?;
             let place = self.place(change.table, start);
+            if let Some((_, span)) = gone.filter(|(gone, _)| *gone == place) {
+                self.parts[change.table].rewritten.push(span);
+            }
             let fate = &mut self.parts[change.table].kept[place].fate;
             *fate = match *fate {
                 _ if !row.is_partial() => Fate::Full(copy(&mut self.arena, row)),
@@ -134,6 +142,11 @@ impl Coalescer {
         let mut batch = Batch::default();
         for (table, part) in self.parts.iter_mut().enumerate() {
             let mut out = TableBatch { table, truncate: part.truncate, ..TableBatch::default() };
+            for span in &part.rewritten {
+                if let Ok(key) = Row::parse(span.of(&self.arena)) {
+                    out.deletes.push(key);
+                }
+            }
             for Kept { fate, .. } in &part.kept {
                 let (rows, span) = match fate {
                     Fate::Gone(span) => (&mut out.deletes, span),
@@ -161,6 +174,7 @@ impl Part {
         self.truncate = false;
         self.places.clear();
         self.kept.clear();
+        self.rewritten.clear();
     }
 }
 
@@ -257,6 +271,10 @@ mod tests {
             ("-1 +1b", 0, 1, 0, false),
             ("12a", 1, 1, 0, false),
             ("12a -2", 2, 0, 0, false),
+            // The key as an equal one: what it was goes, whatever it is to the target.
+            ("11a", 1, 1, 0, false),
+            ("+1a 11b 11c", 2, 1, 0, false),
+            ("11a -1", 2, 0, 0, false),
             ("+1a ! +2b", 0, 1, 0, true),
         ] {
             let batch = take(changes);

@@ -267,11 +267,12 @@ async fn check_source_reaches(asker: &mut dyn Crawler, checkpoint: &Checkpoint) 
 /// Opens the target. A flow that is new there starts to be captured first, so that nothing is missed between.
 async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>, Checkpoint)> {
     let source = flow.source.catalog().await?;
-    let identity = source.identity().await?;
     // What is wrong with a table that takes no part is nobody's trouble.
     let takes_part = |at: &usize| !flow.refused.contains_key(at);
     let captured: Vec<_> = (0..tables.len()).filter(takes_part).map(|at| Arc::clone(&tables[at])).collect();
     let start = source.capture(&flow.name, &captured).await?;
+    // A capture may be what gives a source its identity.
+    let identity = source.identity().await?;
     let first = Checkpoint {
         source: identity.clone(),
         position: start.clone(),

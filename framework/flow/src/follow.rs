@@ -82,8 +82,11 @@ pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Res
             source: route.shape.table.as_ref().clone(),
             target: route.target.as_ref().clone(),
         });
-        // A table that is gone: the run finds that out by itself.
-        let Some(now) = found.iter().find(|table| table.name == known.source.name) else { continue };
+        let Some(now) = found.iter().find(|table| table.name == known.source.name) else {
+            refused.insert(at, refusal(&known.source, "", "the table is gone, renamed or moved").line());
+            renewed.insert(name, known);
+            continue;
+        };
         match follower.follow(&known, now).await {
             Ok(next) => {
                 changed |= next.shape.table.columns != known.source.columns;
@@ -163,9 +166,9 @@ impl Plan {
         self.obstacles.retain(|obstacle| {
             let Some(name) = &obstacle.table else { return true };
             let differs = obstacle.error.code() == code::TARGET_DIFFERS;
-            let Some(known) =
-                key(name, differs).filter(|known| (differs || obstacle.column.is_some()) && changed(known))
-            else {
+            let gone = obstacle.error.code() == code::TABLE_MISSING;
+            let is_about = |known: &&Known| gone || (differs || obstacle.column.is_some()) && changed(known);
+            let Some(known) = key(name, differs).filter(is_about) else {
                 return true;
             };
             others.insert(known.source.name.to_string(), known);
@@ -276,6 +279,9 @@ fn is_same(before: &Table, now: &Table) -> bool {
 
 /// What is another in a table beside columns that are new: the column, and what is with it.
 fn difference<'t>(before: &'t Table, now: &Table) -> Option<(&'t str, &'static str)> {
+    if before.native_id != now.native_id {
+        return Some(("", "another table has taken the name"));
+    }
     for column in &before.columns {
         let Some(at) = now.position(&column.name) else { return Some((&column.name, "is gone, or renamed")) };
         let other = &now.columns[at];
@@ -343,6 +349,10 @@ mod tests {
             (table(&["id int", "remark"]), Some(("note", "is gone, or renamed"))),
             (table(&["id int", "note int"]), Some(("note", "has another type"))),
             (Table { key: vec![1], ..table(&["id int", "note"]) }, Some(("", "the table has another key"))),
+            (
+                Table { native_id: 7, ..table(&["id int", "note"]) },
+                Some(("", "another table has taken the name")),
+            ),
         ] {
             assert_eq!(difference(&before, &now), found, "{now:?}");
         }

@@ -1,6 +1,6 @@
 //! The plan of a flow: which table goes where, as what, and what stands in the way. It changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
@@ -24,6 +24,20 @@ pub struct Wanted {
 impl Wanted {
     fn name_of<'a>(&'a self, table: &'a TableName) -> &'a TableName {
         self.names.get(&table.to_string()).or_else(|| self.names.get(&table.name)).unwrap_or(table)
+    }
+
+    /// Names that the user chose for tables that are not moved.
+    fn unknown(&self, planned: &[PlannedTable], obstacles: &[Obstacle]) -> Vec<Obstacle> {
+        let moved = planned.iter().map(|planned| &planned.route.shape.table.name);
+        let tables: Vec<_> = moved.chain(obstacles.iter().filter_map(|found| found.table.as_ref())).collect();
+        let is_unknown = |name: &&String| !tables.iter().any(|t| t.to_string() == **name || t.name == **name);
+        let error = |name: &String| {
+            let text = format!(
+                "the mapping of {name} cannot be followed: it is not among the tables that are moved"
+            );
+            Obstacle { table: None, column: None, error: Error::new(code::MAPPING_INVALID, text) }
+        };
+        self.names.keys().filter(is_unknown).map(error).collect()
     }
 }
 
@@ -73,9 +87,68 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
             .hint("the source has no tables that this user can see; check the database's name");
         obstacles.push(Obstacle { table: None, column: None, error });
     }
+    obstacles.extend(wanted.unknown(&planned, &obstacles));
+    obstacles.extend(collisions(target, &planned));
+    obstacles.extend(loops(source, target, &planned).await);
     let targets: Vec<Arc<Table>> = planned.iter().map(|table| Arc::clone(&table.route.target)).collect();
     obstacles.extend(target.inspect(&targets, wanted.allow_non_empty).await?);
     Ok(Plan { tables: planned, obstacles })
+}
+
+fn obstacle(table: &TableName, column: Option<&str>, error: Error) -> Obstacle {
+    Obstacle { table: Some(table.clone()), column: column.map(str::to_owned), error }
+}
+
+/// Tables, and columns of one table, that the target takes for one.
+fn collisions(target: &dyn Catalog, planned: &[PlannedTable]) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    let mut tables = BTreeMap::new();
+    for PlannedTable { route: Route { shape, target: held }, .. } in planned {
+        let own = &shape.table.name;
+        if let Some(other) = tables.insert(folded(target, &held.name), own) {
+            let text = format!("{other} and {own} would both be written to {} of the target", held.name);
+            let error = Error::new(code::MAPPING_INVALID, text)
+                .hint("give one of them another name there (--map TABLE=NAME), or leave one out");
+            found.push(obstacle(own, None, error));
+        }
+        let mut columns = BTreeMap::new();
+        for column in &held.columns {
+            if let Some(other) = columns.insert(target.fold(&column.name), &column.name) {
+                let text = format!("columns {other} and {} are one to the target", column.name);
+                let error = Error::new(code::MAPPING_INVALID, text).hint("rename one of them in the mapping");
+                found.push(obstacle(own, Some(&column.name), error));
+            }
+        }
+    }
+    found
+}
+
+fn folded(catalog: &dyn Catalog, name: &TableName) -> (String, String) {
+    (catalog.fold(&name.schema), catalog.fold(&name.name))
+}
+
+/// Tables that would be written into a table that is captured: what is written would be captured again, without end.
+async fn loops(source: &dyn Catalog, target: &dyn Catalog, planned: &[PlannedTable]) -> Vec<Obstacle> {
+    // A target that does not exist yet, or does not say who it is, is found to be another one by its tables.
+    let (Ok(from), Ok(to)) = (source.identity().await, target.identity().await) else { return Vec::new() };
+    if from != to {
+        return Vec::new();
+    }
+    let sources: BTreeSet<_> =
+        planned.iter().map(|planned| folded(target, &planned.route.shape.table.name)).collect();
+    let is_loop = |planned: &&PlannedTable| sources.contains(&folded(target, &planned.route.target.name));
+    let error = || {
+        Error::new(
+            code::CONFIG_INVALID,
+            "source and target are one database, and the table would be written to itself",
+        )
+        .hint("check --from and --to; within one database give the tables other names (--table, --map)")
+    };
+    planned
+        .iter()
+        .filter(is_loop)
+        .map(|planned| obstacle(&planned.route.shape.table.name, None, error()))
+        .collect()
 }
 
 /// The way of one table's rows, or the columns that the target cannot hold.

@@ -121,9 +121,10 @@ pub async fn run(
     patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Ended> {
-    take_lease(flow, state.as_ref(), holder).await?;
+    // Before anything is waited for: until then it is what there is to show.
     let (earlier, _) = read::<Status>(state.as_ref(), &flow.name, STATUS).await?;
     gauge.restore(&earlier);
+    take_lease(flow, state.as_ref(), holder).await?;
     let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
     let record = write_status(flow, gauge, state.as_ref(), &ended).await;
     let released = state.release(&flow.name, holder).await;
@@ -137,11 +138,15 @@ pub async fn run(
 /// Takes the lease. A runner that was killed leaves one behind, which ends by itself; one that is alive renews it.
 async fn take_lease(flow: &Flow, state: &dyn StateStore, holder: &str) -> Result<()> {
     let until = flow.clock.elapsed() + LEASE + 2 * BEAT;
+    let mut said = false;
     loop {
         match state.hold(&flow.name, holder, LEASE).await {
             Ok(_) => return Ok(()),
             Err(error) if error.code() == code::LEASE_HELD && flow.clock.elapsed() < until => {
-                tracing::info!(%error, "waiting for the lease, which ends by itself if its holder was killed");
+                if !said {
+                    tracing::warn!(%error, seconds = LEASE.as_secs(), "waiting for the lease, which ends by itself if its holder was killed");
+                    said = true;
+                }
                 flow.clock.sleep(BEAT).await;
             }
             Err(error) => return Err(error),

@@ -81,6 +81,9 @@ pub struct Report {
     pub unsettled: u64,
     /// The rows, as far as they are named.
     pub rows: Vec<RowDifference>,
+    /// Tables that stopped and were not compared, by their names in the source. With any, the report is not equal.
+    #[serde(default)]
+    pub stopped: Vec<String>,
     /// When it ended, in microseconds since 1970.
     pub at: i64,
 }

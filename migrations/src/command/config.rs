@@ -7,16 +7,16 @@ use tidegate_core::{Endpoint, Error, Result};
 
 use crate::arguments::{Common, ConfigVerb};
 use crate::mapping::Mapping;
+use crate::render::say;
 use crate::settings::File;
 
-#[allow(clippy::print_stdout, reason = "the answer goes to stdout")]
 pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
     match verb {
         ConfigVerb::Schema => {
             let schema = schemars::schema_for!(File);
             let text = serde_json::to_string_pretty(&schema)
                 .map_err(|e| Error::new(code::INTERNAL, "the schema cannot be written").because(e))?;
-            println!("{text}");
+            say!("{text}");
         }
         ConfigVerb::Check => {
             let path = common.config.as_deref().ok_or_else(|| {
@@ -31,7 +31,7 @@ pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
                 Endpoint::parse(url)?;
             }
             Mapping::compile(&file.map)?;
-            println!("{} is valid", path.display());
+            say!("{} is valid", path.display());
         }
     }
     Ok(ExitCode::SUCCESS)

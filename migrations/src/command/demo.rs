@@ -199,9 +199,8 @@ fn outcome_of(report: &tidegate_flow::verify::Report) -> String {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "the demo tells its story on stdout")]
 fn say(clock: &dyn Clock, what: &str) {
-    println!("{:5.1} s  {what}", clock.elapsed().as_secs_f64());
+    crate::render::say!("{:5.1} s  {what}", clock.elapsed().as_secs_f64());
 }
 
 /// Starts this program again as the migration.

@@ -10,13 +10,12 @@ use tidegate_flow::run::{STATUS, read};
 use super::status::{Kept, kept};
 use crate::arguments::SideWord;
 use crate::registry::Registry;
-use crate::render::{count, table};
+use crate::render::{count, say, table};
 use crate::settings::Settings;
 
 /// From this share of its bound on a run warns of what the source keeps.
 const MUCH: f64 = 0.5;
 
-#[allow(clippy::print_stdout, reason = "the findings are the answer")]
 pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> {
     let mut worst = Weight::Good;
     let mut documents = Vec::new();
@@ -36,9 +35,9 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
         show("via", &via.broker.location(), &findings, json, &mut documents);
     }
     if json {
-        println!("{}", serde_json::Value::from(documents));
+        say!("{}", serde_json::Value::from(documents));
     } else {
-        println!(
+        say!(
             "{}",
             match worst {
                 Weight::Good => "nothing to mend",
@@ -51,14 +50,13 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
     Ok(ExitCode::from(if worst == Weight::Loss { 3 } else { 0 }))
 }
 
-#[allow(clippy::print_stdout, reason = "the findings are the answer")]
 fn show(side: &str, what: &str, findings: &[Finding], json: bool, documents: &mut Vec<serde_json::Value>) {
     if json {
         let findings: Vec<_> = findings.iter().map(document).collect();
         documents.push(serde_json::json!({"side": side, "store": what, "findings": findings}));
         return;
     }
-    println!("{side} {what}");
+    say!("{side} {what}");
     let rows = findings.iter().map(|finding| {
         vec![
             format!("  {}", mark(finding.weight)),
@@ -67,7 +65,7 @@ fn show(side: &str, what: &str, findings: &[Finding], json: bool, documents: &mu
             finding.advice.clone(),
         ]
     });
-    println!("{}", table(&["  ", "", "", ""], rows.collect()));
+    say!("{}", table(&["  ", "", "", ""], rows.collect()));
 }
 
 /// What a broker loses costs a migration time and no row: its calls return when their effect is in the target.
@@ -122,13 +120,12 @@ fn document(finding: &Finding) -> serde_json::Value {
     serde_json::json!({"what": finding.what, "found": finding.found, "weight": weight, "advice": finding.advice})
 }
 
-#[allow(clippy::print_stdout, reason = "the script is the answer")]
 pub(super) async fn grants(registry: &Registry, url: &str, side: SideWord, user: &str) -> Result<ExitCode> {
     let side = match side {
         SideWord::Source => Side::Source,
         SideWord::Target => Side::Target,
     };
     let store = registry.open(&Endpoint::parse(url)?)?;
-    print!("{}", store.examiner().await?.grants(side, user));
+    say!("{}", store.examiner().await?.grants(side, user).trim_end());
     Ok(ExitCode::SUCCESS)
 }

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
+use crate::render::say;
 use tidegate_core::error::{Code, code};
 use tidegate_core::{Error, Result};
 
-#[allow(clippy::print_stdout, reason = "the page is the answer")]
 pub(super) fn explain(text: &str) -> Result<ExitCode> {
     match Code::find(text) {
         Some(code) => {
-            print!("{}", code.page());
+            say!("{}", code.page().trim_end());
             Ok(ExitCode::SUCCESS)
         }
         None => {

@@ -10,7 +10,7 @@ use tidegate_core::{Error, Result, Rows, Shape, TableName, Value};
 use crate::arguments::{Common, Ends};
 use crate::mapping::is_document;
 use crate::registry::Registry;
-use crate::render::count;
+use crate::render::{count, say};
 use crate::sample::{Found, Sample, quoted};
 use crate::settings;
 
@@ -28,7 +28,6 @@ struct Collection {
     left: usize,
 }
 
-#[allow(clippy::print_stdout, reason = "the mapping is the answer")]
 pub(super) async fn infer(
     common: &Common,
     ends: &Ends,
@@ -69,9 +68,9 @@ pub(super) async fn infer(
         });
     }
     if common.json {
-        println!("{}", json(&collections));
+        say!("{}", json(&collections));
     } else {
-        print!("{}", toml(&collections));
+        say!("{}", toml(&collections).trim_end());
     }
     Ok(ExitCode::SUCCESS)
 }

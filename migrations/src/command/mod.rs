@@ -47,7 +47,9 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             Migrate::Recopy { ends } => knobs::recopy(&settings(ends)?, &ends.tables).await,
             Migrate::Set { ends, knob } => knobs::set(&settings(ends)?, knob).await,
             Migrate::Verify { ends, limit } => {
-                verify::show(verify::compare(&settings(ends)?, None).await?, *limit, common.json)
+                let settings = settings(ends)?;
+                let report = verify::compare(&settings, None).await?;
+                verify::show(report, status::is_run(&settings).await?, *limit, common.json)
             }
             Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
         },

@@ -1,22 +1,25 @@
 //! `tidegate plan`, and the guard before a run.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
-use tidegate_core::port::Obstacle;
-use tidegate_core::{Error, Result};
+use tidegate_core::port::{Obstacle, Selection};
+use tidegate_core::{Error, Result, TableName};
 use tidegate_flow::follow::Record;
 use tidegate_flow::{Plan, Wanted, plan};
 
-use crate::render::{count, table};
+use crate::render::{count, say, table};
 use crate::settings::Settings;
 
-async fn make(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
+/// Works the plan out. Tables that are left out are none that the mapping may not name.
+async fn make(settings: &Settings, wanted: &Wanted, left_out: &BTreeSet<TableName>) -> Result<Plan> {
     let source = settings.source.catalog().await?;
     let target = settings.target.catalog().await?;
     let mut plan = plan(source.as_ref(), target.as_ref(), wanted).await?;
     if let Some(mapping) = &settings.mapping {
         let planned = plan.tables.iter().map(|planned| &planned.route.shape.table.name);
+        let planned = planned.chain(left_out);
         let names: Vec<_> = planned.chain(plan.obstacles.iter().filter_map(|o| o.table.as_ref())).collect();
         let unknown = mapping.unknown(&names).into_iter();
         plan.obstacles.extend(unknown.map(|error| Obstacle { table: None, column: None, error }));
@@ -24,9 +27,24 @@ async fn make(settings: &Settings, wanted: &Wanted) -> Result<Plan> {
     Ok(plan)
 }
 
+/// The tables of a flow that ran before, where none are named: what its source got since is no part of it.
+pub(super) fn of_flow(record: &Record, named: Selection) -> Selection {
+    match named {
+        Selection::All if !record.is_empty() => {
+            Selection::These(record.values().map(|known| known.source.name.clone()).collect())
+        }
+        named => named,
+    }
+}
+
 /// The plan, or the error of its first obstacle with all of them named.
-pub(super) async fn make_clear(settings: &Settings, wanted: &Wanted, record: &Record) -> Result<Plan> {
-    let plan = make(settings, wanted).await?;
+pub(super) async fn make_clear(
+    settings: &Settings,
+    wanted: &Wanted,
+    record: &Record,
+    left_out: &BTreeSet<TableName>,
+) -> Result<Plan> {
+    let plan = make(settings, wanted, left_out).await?;
     let mut plan = plan.resumed(record, settings.source.catalog().await?.as_ref());
     if plan.obstacles.is_empty() {
         return Ok(plan);
@@ -43,19 +61,18 @@ pub(super) async fn make_clear(settings: &Settings, wanted: &Wanted, record: &Re
     Err(if more == 0 { first } else { first.with("and", texts.join("\n       ")) })
 }
 
-#[allow(clippy::print_stdout, reason = "the plan is the answer")]
 pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
-    let plan = make(settings, &settings.wanted).await?;
+    let plan = make(settings, &settings.wanted, &BTreeSet::new()).await?;
     let refused = !plan.obstacles.is_empty();
     if json {
-        println!("{}", document(settings, &plan));
+        say!("{}", document(settings, &plan));
     } else {
-        println!("{} -> {}", settings.source.location(), settings.target.location());
+        say!("{} -> {}", settings.source.location(), settings.target.location());
         for planned in &plan.tables {
             let (from, to) = (&planned.route.shape.table, &planned.route.target);
             let key: Vec<_> = from.key_columns().map(|column| column.name.as_str()).collect();
-            println!();
-            println!(
+            say!();
+            say!(
                 "{} -> {}   ~{} rows (est.), ~{} MB, key {}",
                 from.name,
                 to.name,
@@ -76,20 +93,20 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
                     fit.note.clone().unwrap_or_default(),
                 ]
             });
-            println!("{}", table(&["  column", "source", "target", ""], rows.collect()));
+            say!("{}", table(&["  column", "source", "target", ""], rows.collect()));
         }
-        println!();
+        say!();
         if refused {
             for obstacle in &plan.obstacles {
-                println!("refused: {obstacle}");
+                say!("refused: {obstacle}");
                 if let Some(hint) = obstacle.error.hint_text() {
-                    println!("         {hint}");
+                    say!("         {hint}");
                 }
             }
-            println!("{} refused; nothing was changed", plan.obstacles.len());
+            say!("{} refused; nothing was changed", plan.obstacles.len());
         } else {
-            println!("nothing stands in the way; nothing was changed");
-            println!("next: tidegate migrate run");
+            say!("nothing stands in the way; nothing was changed");
+            say!("next: tidegate migrate run");
         }
     }
     Ok(ExitCode::from(if refused { 3 } else { 0 }))

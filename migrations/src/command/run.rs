@@ -1,11 +1,12 @@
 //! `tidegate migrate run`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::{Verdict, code};
+use tidegate_core::error::{Code, Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::follow::known;
 use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
@@ -17,6 +18,7 @@ use super::{plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
+use crate::render::failure_with;
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
@@ -109,11 +111,19 @@ pub(super) async fn run(
     }
     if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
         let why = table.error.clone().unwrap_or_default();
-        return Err(Error::new(code::STORE_FAILED, format!("table {} stopped: {why}", table.source))
-            .hint(format!("tidegate migrate recopy --table {}", table.source)));
+        // The reason begins with its code, which has the page that helps.
+        let (own, what) = why.split_once(": ").unwrap_or(("", &why));
+        let (own, what) = match own.split_once(' ').and_then(|(number, _)| Code::find(number)) {
+            Some(own) => (own, what),
+            None => (code::STORE_FAILED, why.as_str()),
+        };
+        let error = Error::new(own, format!("table {} stopped: {what}", table.source))
+            .hint(format!("tidegate migrate recopy --table {}", table.source));
+        // It failed while it ran, whatever the reason is where nothing runs yet.
+        return Ok(failure_with(&error, common.json, 1));
     }
     if let Some(compared) = compared.and_then(Result::transpose) {
-        return verify::show(compared?, ROWS_LISTED, common.json);
+        return verify::show(compared?, true, ROWS_LISTED, common.json);
     }
     eprintln!("caught up; next: tidegate migrate verify");
     Ok(ExitCode::SUCCESS)
@@ -158,7 +168,9 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty |= is_known;
-    let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record)).await?;
+    wanted.tables = plan::of_flow(&record, wanted.tables);
+    let none = BTreeSet::new();
+    let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &none)).await?;
     let is_new = |table: &&PlannedTable| !record.contains_key(&table.route.shape.table.name.to_string());
     let targets: Vec<_> =
         plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();

@@ -9,7 +9,7 @@ use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Status, TableState, verify};
 
 use crate::progress::{Rates, eta, state_word};
-use crate::render::{count, table};
+use crate::render::{count, say, table};
 use crate::settings::Settings;
 
 /// The record of the last verification.
@@ -19,7 +19,6 @@ const STALE: i64 = 24 * 3600 * 1_000_000;
 /// A runner that has not written its record for so long is not there any more.
 const QUIET: i64 = 10 * 1_000_000;
 
-#[allow(clippy::print_stdout, reason = "the status is the answer")]
 pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Result<ExitCode> {
     let state = settings.state().await?;
     let mut rates = Rates::default();
@@ -39,7 +38,7 @@ pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Resu
         let (verified, _) = read::<Option<verify::Report>>(state.as_ref(), &settings.name, VERIFIED).await?;
         let (rate, _) = rates.take(&status);
         if json {
-            println!("{}", document(settings, &status, &wishes, verified.as_ref(), rate));
+            say!("{}", document(settings, &status, &wishes, verified.as_ref(), rate));
         } else {
             print(settings, &status, &wishes, verified.as_ref(), rate);
         }
@@ -72,8 +71,16 @@ fn is_forgotten(status: &Status) -> bool {
     !status.running || SystemClock::shared().now() - status.at > QUIET
 }
 
+/// Whether somebody runs a migration now.
+pub(super) async fn is_run(settings: &Settings) -> Result<bool> {
+    let state = settings.state().await?;
+    let (status, version) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
+    Ok(version > 0 && !is_forgotten(&status))
+}
+
 fn word(status: &Status, wishes: &Wishes) -> &'static str {
     match state_word(status) {
+        "live" | "catching-up" if is_forgotten(status) => "stopped",
         "crawling" if wishes.paused => "paused",
         word => word,
     }
@@ -95,7 +102,7 @@ fn next(status: &Status, verified: Option<&verify::Report>) -> Vec<String> {
 
 fn throttle(status: &Status, wishes: &Wishes) -> Option<String> {
     if !status.running {
-        return Some("no runner has it".to_owned());
+        return Some("nobody runs it".to_owned());
     }
     if wishes.paused {
         return Some("paused on request".to_owned());
@@ -135,12 +142,12 @@ fn document(
         "error": status.error, "throttle": throttle(status, wishes),
         "workers": status.workers,
         "held": {"bytes": status.held_bytes, "used": status.held_used},
-        "lag": {"bytes": status.behind, "seconds": status.lag_seconds()},
+        "lag": (!is_forgotten(status))
+            .then(|| serde_json::json!({"bytes": status.behind, "seconds": status.lag_seconds()})),
         "eta_seconds": eta, "tables": tables, "verify": verify, "next": next(status, verified),
     })
 }
 
-#[allow(clippy::print_stdout, reason = "the status is the answer")]
 fn print(
     settings: &Settings,
     status: &Status,
@@ -148,26 +155,29 @@ fn print(
     verified: Option<&verify::Report>,
     rate: f64,
 ) {
-    println!("{}: {}", settings.name, word(status, wishes));
+    say!("{}: {}", settings.name, word(status, wishes));
     if let Some(error) = &status.error {
-        println!("ended by: {error}");
+        say!("ended by: {error}");
     }
-    println!(
-        "lag {:.1} s, {} bytes; {} changes applied; throttle: {}",
-        status.lag_seconds(),
-        count(status.behind),
+    let lag = if is_forgotten(status) {
+        "lag unknown, since nobody runs it".to_owned()
+    } else {
+        format!("lag {:.1} s, {} bytes", status.lag_seconds(), count(status.behind))
+    };
+    say!(
+        "{lag}; {} changes applied; throttle: {}",
         count(status.changes_applied),
         throttle(status, wishes).unwrap_or_else(|| "none".to_owned())
     );
     if is_forgotten(status) && status.held_bytes > 0 {
-        println!(
+        say!(
             "the source keeps {} bytes for it, {:.0} % of what it may, while nobody runs it",
             count(status.held_bytes),
             status.held_used * 100.0
         );
     }
     if let Some((low, high)) = eta(status, rate).filter(|eta| *eta != (0, 0)) {
-        println!("eta {low}-{high} s (est.)");
+        say!("eta {low}-{high} s (est.)");
     }
     let rows = status.tables.iter().map(|t| {
         vec![
@@ -182,18 +192,18 @@ fn print(
             t.error.clone().unwrap_or_default(),
         ]
     });
-    println!("{}", table(&["table", "target", "state", "rows", "changes", ""], rows.collect()));
+    say!("{}", table(&["table", "target", "state", "rows", "changes", ""], rows.collect()));
     match verified {
-        Some(report) if report.equal => println!("verified: {} rows equal", count(report.compared)),
-        Some(report) => println!(
+        Some(report) if report.equal => say!("verified: {} rows equal", count(report.compared)),
+        Some(report) => say!(
             "verified: {} missing, {} extra, {} different",
             count(report.missing),
             count(report.extra),
             count(report.different)
         ),
-        None => println!("verified: not yet"),
+        None => say!("verified: not yet"),
     }
     for next in next(status, verified) {
-        println!("next: {next}");
+        say!("next: {next}");
     }
 }

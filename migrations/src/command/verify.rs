@@ -1,25 +1,46 @@
 //! `tidegate migrate verify`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
-use tidegate_core::{Error, Result, SystemClock};
-use tidegate_flow::Gauge;
-use tidegate_flow::follow::Record;
-use tidegate_flow::run::change;
+use tidegate_core::port::Selection;
+use tidegate_core::{Error, Result, SystemClock, TableName};
+use tidegate_flow::follow::{Record, known};
+use tidegate_flow::run::{STATUS, change, read};
 use tidegate_flow::verify::{Kind, Report, Verification, verify};
+use tidegate_flow::{Gauge, Status, TableState, TableStatus};
 
 use super::plan;
 use super::status::VERIFIED;
-use crate::render::count;
+use crate::render::{count, say};
 use crate::settings::Settings;
 
 /// Compares both sides, while a run goes on in this process or none does, and keeps what was found on record.
 pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<Report> {
     let state = settings.state().await?;
+    let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
+    let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty = true;
-    let plan = plan::make_clear(settings, &wanted, &Record::new()).await?;
+    let takes_no_part =
+        |table: &&TableStatus| matches!(table.state, TableState::Failed | TableState::Skipped);
+    let left_out = status.tables.iter().filter(takes_no_part).filter_map(|table| record.get(&table.source));
+    let left_out: BTreeSet<TableName> = left_out.map(|known| known.source.name.clone()).collect();
+    wanted.tables = match plan::of_flow(&record, wanted.tables) {
+        Selection::These(names) => {
+            Selection::These(names.into_iter().filter(|name| !left_out.contains(name)).collect())
+        }
+        Selection::All => Selection::All,
+    };
+    // What the mapping says of tables that are left out is not for this plan.
+    wanted.names.retain(|name, _| !left_out.iter().any(|out| out.to_string() == *name || out.name == *name));
+    let failed = status.tables.iter().filter(|table| table.state == TableState::Failed);
+    let stopped: Vec<String> = failed.map(|table| table.source.clone()).collect();
+    if matches!(&wanted.tables, Selection::These(names) if names.is_empty()) {
+        return Ok(Report { stopped, ..Report::default() });
+    }
+    let plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
     let clock = SystemClock::shared();
     let verification = Verification {
         name: &settings.name,
@@ -30,7 +51,9 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
         patience: settings.timeout,
         clock: clock.as_ref(),
     };
-    let report = verify(&verification, &state).await?;
+    let mut report = verify(&verification, &state).await?;
+    report.equal &= stopped.is_empty();
+    report.stopped = stopped;
     let mut kept = report.clone();
     kept.rows.truncate(1_000);
     change(state.as_ref(), &settings.name, VERIFIED, |record: &mut Option<Report>| {
@@ -40,16 +63,16 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     Ok(report)
 }
 
-#[allow(clippy::print_stdout, reason = "the report is the answer")]
-pub(super) fn show(mut report: Report, limit: usize, json: bool) -> Result<ExitCode> {
+/// Shows what was found; `is_run` says whether somebody runs the migration.
+pub(super) fn show(mut report: Report, is_run: bool, limit: usize, json: bool) -> Result<ExitCode> {
     let is_cut = report.rows.len() > limit || !report.complete;
     report.rows.truncate(limit);
     if json {
         let text = serde_json::to_string(&report)
             .map_err(|e| Error::new(code::INTERNAL, "the report cannot be written").because(e))?;
-        println!("{text}");
+        say!("{text}");
     } else if report.equal {
-        println!("equal: {} rows compared, 0 missing, 0 extra, 0 different", count(report.compared));
+        say!("equal: {} rows compared, 0 missing, 0 extra, 0 different", count(report.compared));
     } else {
         for row in &report.rows {
             let key: Vec<_> = row.key.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -59,12 +82,15 @@ pub(super) fn show(mut report: Report, limit: usize, json: bool) -> Result<ExitC
                 Kind::Different => "different",
                 Kind::Unsettled => "unsettled",
             };
-            println!("{kind}: {} {} {}", row.table, key.join(", "), row.columns.join(", "));
+            say!("{kind}: {} {} {}", row.table, key.join(", "), row.columns.join(", "));
         }
         if is_cut {
-            println!("and more; --limit N lists N of them");
+            say!("and more; --limit N lists N of them");
         }
-        println!(
+        for table in &report.stopped {
+            say!("not compared: {table} stopped; next: tidegate migrate recopy --table {table}");
+        }
+        say!(
             "{} rows compared: {} missing, {} extra, {} different, {} unsettled",
             count(report.compared),
             count(report.missing),
@@ -72,7 +98,15 @@ pub(super) fn show(mut report: Report, limit: usize, json: bool) -> Result<ExitC
             count(report.different),
             count(report.unsettled)
         );
-        println!("next: tidegate migrate recopy --table TABLE");
+        if is_run {
+            let tables: BTreeSet<String> = report.rows.iter().map(|row| row.table.to_string()).collect();
+            tables.iter().for_each(|table| say!("next: tidegate migrate recopy --table {table}"));
+        } else {
+            say!(
+                "nobody runs this migration: what has changed at the source since it was stopped is not in the target"
+            );
+            say!("next: tidegate migrate run --until verified");
+        }
     }
     // A row that does not settle is no proof of a difference, and none of equality either.
     Ok(ExitCode::from(if report.equal { 0 } else { 4 }))

@@ -115,7 +115,9 @@ fn verbs_for_a_migration_that_does_not_exist_say_so() {
         answer.failed(3, "TG0031 state-missing: there is no migration shop_to_new", &["hint: "]);
     }
     let answer = tidegate(&["migrate", "abort", "--from", &from, "--to", &to]);
-    answer.failed(7, "TG0071 stopped: nothing was changed", &["--yes"]);
+    answer.failed(2, "TG0001 config-invalid: an abort has to be agreed to", &["hint: give --yes"]);
+    let answer = tidegate(&["migrate", "abort", "--yes", "--from", &from, "--to", &to]);
+    answer.failed(3, "TG0031 state-missing: there is no migration shop_to_new", &["check --name"]);
 }
 
 #[test]

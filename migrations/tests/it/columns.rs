@@ -247,7 +247,8 @@ fn stop_and_recopy(
     let table = if from.starts_with("postgres") { "public.t" } else { "t" };
     let recopy = format!("hint: tidegate migrate recopy --table {table}");
     let words = [
-        "TG0051 schema-changed: column late was added with a default",
+        "TG0051 schema-changed: ",
+        "stopped: column late was added with a default",
         "What was moved is safe",
         &format!("tidegate migrate recopy --table {table}"),
         recopy.as_str(),

@@ -11,6 +11,7 @@ mod lifecycle;
 mod mapping;
 mod operating;
 mod pairs;
+mod renamed;
 mod replaced;
 mod runner;
 mod values;

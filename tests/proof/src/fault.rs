@@ -173,6 +173,10 @@ impl Catalog for FaultyCatalog {
         self.inner.fit(column, encoding, conversions)
     }
 
+    fn fold(&self, name: &str) -> String {
+        self.inner.fold(name)
+    }
+
     fn name_for(&self, source: &TableName) -> TableName {
         self.inner.name_for(source)
     }

@@ -31,11 +31,13 @@ pub(crate) type Relations = HashMap<u32, Option<Arc<Mapped>>>;
 impl Mapped {
     /// Finds the columns of a table of the flow.
     pub(crate) fn new(tables: &[Arc<Table>], relation: &Relation<'_>) -> Result<Option<Self>> {
-        let named = |table: &Arc<Table>| {
+        // By its number: what a table is called may change in between, and it is the same one.
+        let is_it = |table: &Arc<Table>| {
             let schema = if table.name.schema.is_empty() { "public" } else { &table.name.schema };
-            schema == relation.schema && table.name.name == relation.name
+            let is_named = schema == relation.schema && table.name.name == relation.name;
+            if table.native_id == 0 { is_named } else { table.native_id == relation.oid }
         };
-        let Some(table) = tables.iter().position(named) else { return Ok(None) };
+        let Some(table) = tables.iter().position(is_it) else { return Ok(None) };
         let described = &tables[table];
         let columns: Vec<_> = relation.columns.iter().collect();
         let changed = |what: &'static str, column: &str| {

@@ -123,7 +123,7 @@ pub struct Fit {
 /// ```
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// Who this store is.
+    /// Who this store is. It is kept from the first capture on; before, it only tells one store from another.
     async fn identity(&self) -> Result<Identity>;
 
     /// The tables of a selection, and what stands in their way as a source.
@@ -166,6 +166,12 @@ pub trait Catalog: Send + Sync {
 
     /// The name that a source's table has here by default.
     fn name_for(&self, source: &TableName) -> TableName;
+
+    /// What a name is to this store as a target: names with one folding are one name there, where letter case does not
+    /// count or long names are cut.
+    fn fold(&self, name: &str) -> String {
+        name.to_owned()
+    }
 
     /// Looks at the tables of the plan as targets: which exist, and what stands in the way.
     async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>>;

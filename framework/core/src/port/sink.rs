@@ -21,7 +21,8 @@ pub struct Route {
     pub target: Arc<Table>,
 }
 
-/// What is to be done to one table: at most one row or deletion a key.
+/// What is to be done to one table: at most one row or deletion a key. Only a key that was written anew as an equal one
+/// (1.0 as 1.00) is in `deletes` as it was and in `upserts` as it is.
 #[derive(Clone, Debug, Default)]
 pub struct TableBatch {
     /// The table, by its place among the routes.

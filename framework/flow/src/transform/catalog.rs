@@ -72,6 +72,10 @@ impl Catalog for MadeCatalog {
         self.inner.stored(column, value)
     }
 
+    fn fold(&self, name: &str) -> String {
+        self.inner.fold(name)
+    }
+
     fn name_for(&self, source: &TableName) -> TableName {
         self.inner.name_for(source)
     }

