@@ -64,7 +64,7 @@ pub(crate) fn state_word(status: &Status) -> &'static str {
         "failed"
     } else if !status.is_crawled() {
         "crawling"
-    } else if status.drained && status.behind == 0 {
+    } else if status.is_level() {
         "live"
     } else {
         "catching-up"

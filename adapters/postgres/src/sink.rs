@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt as _;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Error, FlowName, Result, Rows};
 use tokio_postgres::error::SqlState;
@@ -351,7 +352,7 @@ impl Sink for PostgresSink {
             result = self.ledger.write(&self.session, &self.flow, self.fence, &self.names(), commit).await;
         }
         if let Err(error) = result {
-            let lost = error.code() == tidegate_core::error::code::LEASE_LOST;
+            let lost = error.code() == code::LEASE_LOST;
             self.take_back(!goes_on || lost).await;
             return Err(error);
         }
@@ -406,7 +407,10 @@ async fn copy_into(
     Ok(())
 }
 
-/// Nobody knows whether a commit that was not answered was done.
+/// Nobody knows whether a commit that was not answered was done. One that the server refused was not.
 fn unsure(error: Error) -> Error {
-    error.verdict_is(tidegate_core::error::Verdict::Unknown)
+    match error.code() {
+        code::CONNECTION_LOST | code::TIMED_OUT | code::UNREACHABLE => error.verdict_is(Verdict::Unknown),
+        _ => error,
+    }
 }

@@ -183,7 +183,18 @@ impl<'a> RowWriter<'a> {
 ///
 /// Compare keys with [`Shape::key_of`], not by these bytes: a store may have several encodings of equal values.
 #[derive(Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "Box<[u8]>")]
 pub struct Key(pub Box<[u8]>);
+
+impl TryFrom<Box<[u8]>> for Key {
+    type Error = Error;
+
+    /// Reads a key that was kept or carried.
+    fn try_from(frame: Box<[u8]>) -> Result<Self> {
+        Row::parse(&frame)?;
+        Ok(Self(frame))
+    }
+}
 
 impl Key {
     /// The key as a row of its cells.

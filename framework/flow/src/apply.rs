@@ -175,7 +175,7 @@ impl Applier {
         if self.open && !self.is_full() {
             return Ok(());
         }
-        let batch = self.coalescer.finish();
+        let batch = self.coalescer.finish()?;
         if self.open {
             return self.apply(batch, None).await;
         }

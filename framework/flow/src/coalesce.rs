@@ -138,14 +138,15 @@ impl Coalescer {
     }
 
     /// Gives what was collected and is empty again.
-    pub fn finish(&mut self) -> Batch {
+    ///
+    /// # Errors
+    /// `internal` if a row that was taken is none.
+    pub fn finish(&mut self) -> Result<Batch> {
         let mut batch = Batch::default();
         for (table, part) in self.parts.iter_mut().enumerate() {
             let mut out = TableBatch { table, truncate: part.truncate, ..TableBatch::default() };
             for span in &part.rewritten {
-                if let Ok(key) = Row::parse(span.of(&self.arena)) {
-                    out.deletes.push(key);
-                }
+                out.deletes.push(Row::parse(span.of(&self.arena))?);
             }
             for Kept { fate, .. } in &part.kept {
                 let (rows, span) = match fate {
@@ -154,9 +155,7 @@ impl Coalescer {
                     Fate::Partial(span) => (&mut out.updates, span),
                     Fate::Unknown => continue,
                 };
-                if let Ok(row) = Row::parse(span.of(&self.arena)) {
-                    rows.push(row);
-                }
+                rows.push(Row::parse(span.of(&self.arena))?);
             }
             if !out.is_empty() {
                 batch.tables.push(out);
@@ -165,7 +164,7 @@ impl Coalescer {
         }
         self.arena.clear();
         self.changes = 0;
-        batch
+        Ok(batch)
     }
 }
 
@@ -258,7 +257,7 @@ mod tests {
             changes.end(1, Position::default(), 0, true);
             out.take(changes.change(0)).unwrap();
         }
-        out.finish()
+        out.finish().unwrap()
     }
 
     #[test]

@@ -188,7 +188,9 @@ async fn runs(
         let (cause, ends) = (unexplained.take(), (danger.as_mut(), stop));
         let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, cause, ends);
         let outcome = attempt.await;
-        gauge.broke();
+        if outcome.is_err() {
+            gauge.broke();
+        }
         let error = match outcome {
             Ok(Ended::Again) => continue,
             Ok(ended) => return Ok(ended),

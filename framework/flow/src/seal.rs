@@ -59,14 +59,14 @@ pub(crate) async fn keep(flow: &Flow, state: &dyn StateStore) -> Result<Infallib
 /// `source-replaced`; as both stores', if it could not be found out.
 pub async fn renew(flow: &Flow, state: &dyn StateStore) -> Result<()> {
     let source = flow.source.catalog().await?;
+    let (agreed, version) = read::<Agreed>(state, &flow.name, SEAL).await?;
     let found = match source.sealed(&flow.name).await {
-        Err(error) if error.code() == code::ACCESS_DENIED => {
+        Err(error) if error.code() == code::ACCESS_DENIED && agreed.at.is_none() => {
             tracing::debug!(%error, "the seal cannot be read");
             return Ok(());
         }
         found => found?,
     };
-    let (agreed, version) = read::<Agreed>(state, &flow.name, SEAL).await?;
     let is_known = found == agreed.at || (found.is_some() && found == agreed.next);
     // Seals grow. A source that is ahead is one whose target is an older copy: it is told what it missed, if the source
     // still has it.
@@ -78,12 +78,12 @@ pub async fn renew(flow: &Flow, state: &dyn StateStore) -> Result<()> {
     }
     // The same one again while the source does not have it: a write that was given up may still arrive.
     let again = agreed.next.filter(|_| found == agreed.at);
-    let next = again.unwrap_or_else(|| SystemIds.next().simple().to_string());
+    let next = again.unwrap_or_else(|| after(found.as_deref()));
     let announced = Agreed { at: found.clone(), next: Some(next.clone()) };
     let Some(version) = write(flow, state, &announced, version).await? else { return Ok(()) };
     match source.seal(&flow.name, found.as_deref(), &next).await {
         Err(error) if error.verdict() == Verdict::Never => {
-            tracing::debug!(%error, "the source cannot be sealed");
+            tracing::warn!(%error, "the source cannot be sealed: an older copy of it would not be told from it");
             return Ok(());
         }
         sealed => sealed?,
@@ -94,9 +94,31 @@ pub async fn renew(flow: &Flow, state: &dyn StateStore) -> Result<()> {
     Ok(())
 }
 
+/// A seal that nobody can guess, and that comes after this one whatever the clocks of two runners are.
+fn after(seal: Option<&str>) -> String {
+    let number = seal.and_then(|seal| u64::from_str_radix(seal.split_once('-')?.0, 16).ok());
+    format!("{:016x}-{}", number.map_or(1, |number| number.saturating_add(1)), SystemIds.next().simple())
+}
+
 /// The new version of the record; `None` if another runner wrote it meanwhile.
 async fn write(flow: &Flow, state: &dyn StateStore, agreed: &Agreed, version: u64) -> Result<Option<u64>> {
     let text = serde_json::to_string(agreed)
         .map_err(|e| Error::new(code::INTERNAL, "a record cannot be written").because(e))?;
     state.put(&flow.name, SEAL, &text, version).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seals_grow_and_differ() {
+        let mut seal = after(None);
+        for _ in 0..20 {
+            let (one, two) = (after(Some(&seal)), after(Some(&seal)));
+            assert!(one > seal && two > seal && one != two);
+            seal = one;
+        }
+        assert!(after(Some("what another program wrote")).as_str() > "0");
+    }
 }

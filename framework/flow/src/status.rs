@@ -86,6 +86,9 @@ pub struct Status {
     pub held_used: f64,
     /// When the change was committed that the target has last, in microseconds since 1970; 0 if the source does not say.
     pub applied_until: i64,
+    /// When the target was last known to have all that the source had, in microseconds since 1970; 0 if it never was.
+    #[serde(default)]
+    pub level_at: i64,
     /// Whether everything delivered is in the target.
     pub drained: bool,
     /// Rows whose key moved and that were read again for the columns left out.
@@ -117,13 +120,16 @@ impl Status {
         Position::new(bytes.unwrap_or_default())
     }
 
-    /// Seconds between the newest change in the source and the newest in the target.
+    /// Seconds between the newest change in the source and the newest in the target. While a side is away nobody knows
+    /// what the source has got: then it is the time since both were level.
     pub fn lag_seconds(&self) -> f64 {
-        if self.drained && self.behind == 0 || self.applied_until == 0 {
-            0.0
-        } else {
-            (self.at - self.applied_until).max(0) as f64 / 1e6
-        }
+        let since = self.applied_until.max(self.level_at);
+        if self.is_level() || since == 0 { 0.0 } else { (self.at - since).max(0) as f64 / 1e6 }
+    }
+
+    /// Whether the target has all that the source has, as far as the last look says.
+    pub fn is_level(&self) -> bool {
+        self.connected && self.drained && self.behind == 0
     }
 }
 
@@ -171,9 +177,12 @@ impl Gauge {
 
     /// The status as of now.
     pub fn read(&self, clock: &dyn Clock) -> Status {
-        let mut status = self.lock().status.clone();
-        status.at = clock.now();
-        status
+        let mut inner = self.lock();
+        inner.status.at = clock.now();
+        if inner.status.is_level() {
+            inner.status.level_at = inner.status.at;
+        }
+        inner.status.clone()
     }
 
     /// Goes on from what an earlier process counted.

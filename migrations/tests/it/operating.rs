@@ -136,3 +136,37 @@ async fn a_run_stops_before_its_source_is_in_danger() {
         tidegate(&["migrate", "abort", "--yes", "--from", &from, "--to", &to, "--name", "danger"]).ended(0);
     });
 }
+
+/// The figure that an alert looks at.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_grows_while_the_target_is_away() {
+    let Some(server) = server(Options::default()).await else { return };
+    let to = server.create_database("lag").await.unwrap();
+    let (folder, from, _) = tokio::task::block_in_place(|| shop(SHOP));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let runner = crate::runner::Runner::start(&from, &to, &["--listen", &address]);
+    let lag = || {
+        let metrics = get(&address, "/metrics");
+        let line = metrics.lines().find(|line| line.starts_with("tidegate_lag_seconds "));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    let wait = |what: &str, enough: &dyn Fn() -> bool| {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !enough() {
+            assert!(Instant::now() < until, "{what}: {}", get(&address, "/metrics"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let is_level = || get(&address, "/ready").contains("200 OK") && lag() == Some(0.0);
+    tokio::task::block_in_place(|| wait("level", &is_level));
+    server.stop().await;
+    tokio::task::block_in_place(|| {
+        crate::sqlite(&folder.path().join("shop.db"), "INSERT INTO orders VALUES (2, 'b')");
+        wait("grows", &|| lag().is_some_and(|lag| lag > 2.0));
+    });
+    server.restart().await.unwrap();
+    tokio::task::block_in_place(|| wait("level again", &is_level));
+    runner.signal("-TERM");
+    runner.end().ended(7);
+}

@@ -23,9 +23,11 @@ pub(super) async fn seal(session: &Session, flow: &FlowName, was: Option<&str>, 
     let (named, quoted) = (literal(&publication), ident(&publication));
     let captured = literal(&super::capture::name(flow));
     let (was, seal) = (was.map_or_else(|| "NULL".to_owned(), literal), literal(seal));
-    // The lock makes a comparison and a write of the two statements: a comment has no condition.
+    // The lock makes a comparison and a write of the two statements: a comment has no condition. Whatever the role's
+    // commits are otherwise, this one is durable here when it is answered, and waits for no standby.
     let body = format!(
         "BEGIN
+             SET LOCAL synchronous_commit = local;
              PERFORM pg_advisory_xact_lock(hashtextextended({named}, 0));
              IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {captured}) THEN
                  RETURN;
