@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use crate::config::{Host, Settings};
 use crate::error;
 use crate::tls;
-use crate::wire::gulp::Gulp;
+use crate::wire::gulp::{Gulp, Park};
 
 /// A peer that vanished without a word is noticed after about a minute.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
@@ -37,8 +37,8 @@ pub(crate) struct Link {
 
 #[derive(Debug)]
 enum Io {
-    Plain(Gulp<Socket>),
-    Encrypted(Box<tokio_rustls::client::TlsStream<Gulp<Socket>>>),
+    Plain(Gulp<Parkable>),
+    Encrypted(Box<tokio_rustls::client::TlsStream<Gulp<Parkable>>>),
 }
 
 #[derive(Debug)]
@@ -51,7 +51,10 @@ impl Link {
     /// Opens a connection; a `pause` makes it read in gulps (see [`Gulp`]).
     pub(crate) async fn open(settings: &Settings, pause: Option<Duration>) -> Result<Self> {
         let tls = tls::config(settings)?;
-        let socket = Gulp::new(Socket::open(&settings.host).await.map_err(error::from_connect)?, pause);
+        let socket = Gulp::new(
+            Parkable::Open(Socket::open(&settings.host).await.map_err(error::from_connect)?),
+            pause,
+        );
         let local = settings.host.is_local();
         let Some((config, name)) = tls else {
             return Ok(Self { io: Io::Plain(socket), end_point: None, private: local });
@@ -83,7 +86,7 @@ impl Link {
 }
 
 /// Asks whether the server speaks TLS, and takes no for an error.
-async fn ask_for_tls(mut socket: Gulp<Socket>) -> Result<Gulp<Socket>> {
+async fn ask_for_tls(mut socket: Gulp<Parkable>) -> Result<Gulp<Parkable>> {
     let mut request = BytesMut::new();
     postgres_protocol::message::frontend::ssl_request(&mut request);
     socket.write_all(&request).await.map_err(error::from_connect)?;
@@ -114,6 +117,51 @@ impl Socket {
                 UnixStream::connect(Host::socket_file(folder, *port)).await.map(Self::Unix)
             }
         }
+    }
+}
+
+/// A socket that the runtime watches, or does not for a while.
+#[derive(Debug)]
+enum Parkable {
+    Open(Socket),
+    Parked(Parked),
+    /// It could not be taken from the runtime, or given back.
+    Lost,
+}
+
+#[derive(Debug)]
+enum Parked {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Parkable {
+    /// The socket, watched.
+    fn wake(&mut self) -> io::Result<&mut Socket> {
+        if let Parkable::Parked(_) = self
+            && let Parkable::Parked(parked) = std::mem::replace(self, Parkable::Lost)
+        {
+            *self = Parkable::Open(match parked {
+                Parked::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+                Parked::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+            });
+        }
+        match self {
+            Parkable::Open(socket) => Ok(socket),
+            Parkable::Parked(_) | Parkable::Lost => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Park for Parkable {
+    fn park(&mut self) -> io::Result<()> {
+        if let Parkable::Open(socket) = std::mem::replace(self, Parkable::Lost) {
+            *self = Parkable::Parked(match socket {
+                Socket::Tcp(stream) => Parked::Tcp(stream.into_std()?),
+                Socket::Unix(stream) => Parked::Unix(stream.into_std()?),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -151,6 +199,27 @@ macro_rules! forward {
 }
 
 forward!(Socket, this => this, Socket::Tcp, Socket::Unix);
+
+impl AsyncRead for Parkable {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().wake()?).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Parkable {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self.get_mut().wake()?).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().wake()?).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.get_mut().wake()?).poll_shutdown(cx)
+    }
+}
+
 forward!(Link, this => &mut this.io, Io::Plain, Io::Encrypted);
 
 /// For tokio-postgres a link is a finished "TLS stream": it then only asks for the binding.

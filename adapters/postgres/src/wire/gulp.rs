@@ -3,7 +3,8 @@
 //! A walsender sends one small piece per row as long as its socket has room, and batches only when it has none.
 //! A reader that answers each piece at once therefore makes both sides pay a system call (and with TLS a record)
 //! per row. Coming back a little later, by timer, lets the server fill the socket: half the time for both sides.
-//! This has to stand under TLS, where the pieces are; above it the records are made already.
+//! Meanwhile the socket is taken from the runtime: each piece that arrives would wake it, and the waking is done by
+//! the server's send. This has to stand under TLS, where the pieces are; above it the records are made already.
 
 use std::fmt;
 use std::future::Future as _;
@@ -21,6 +22,12 @@ const BUFFER_BYTES: usize = 512 * 1024;
 /// Only who received this much within one [`WINDOW`] pauses, so that a quiet stream is answered at once.
 const BUSY_BYTES: usize = 16 * 1024;
 const WINDOW: Duration = Duration::from_millis(20);
+
+/// A stream that can be left alone.
+pub(crate) trait Park {
+    /// Until somebody reads or writes nobody is woken by what arrives: each wake-up costs time, the sender's too.
+    fn park(&mut self) -> io::Result<()>;
+}
 
 /// A stream that, when busy, waits a little before it reads again.
 ///
@@ -84,7 +91,7 @@ impl Pausing {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gulp<S> {
+impl<S: AsyncRead + Park + Unpin> AsyncRead for Gulp<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let Some(pausing) = &mut this.pausing else { return Pin::new(&mut this.stream).poll_read(cx, buf) };
@@ -97,6 +104,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gulp<S> {
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut received))?;
             (pausing.start, pausing.end) = (0, received.filled().len());
             pausing.account(pausing.end);
+            if pausing.waiting {
+                this.stream.park()?;
+            }
         }
         let part = (pausing.end - pausing.start).min(buf.remaining());
         buf.put_slice(&pausing.received[pausing.start..pausing.start + part]);
@@ -135,6 +145,12 @@ mod tests {
     use super::*;
 
     const PAUSE: Duration = Duration::from_millis(15);
+
+    impl Park for tokio::io::DuplexStream {
+        fn park(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     /// Time stands still except where a timer is waited for, so elapsed time is the time paused.
     #[tokio::test(start_paused = true)]
