@@ -179,7 +179,8 @@ impl Gauge {
     pub fn read(&self, clock: &dyn Clock) -> Status {
         let mut inner = self.lock();
         inner.status.at = clock.now();
-        if inner.status.is_level() {
+        // One that was never level is behind since it was looked at first.
+        if inner.status.is_level() || inner.status.level_at == 0 {
             inner.status.level_at = inner.status.at;
         }
         inner.status.clone()
@@ -189,6 +190,7 @@ impl Gauge {
     pub fn restore(&self, earlier: &Status) {
         let mut inner = self.lock();
         inner.status.changes_applied = earlier.changes_applied;
+        inner.status.level_at = earlier.level_at;
         inner.status.rows_moved = earlier.rows_moved;
         for table in &mut inner.status.tables {
             if let Some(known) = earlier.tables.iter().find(|known| known.source == table.source) {
