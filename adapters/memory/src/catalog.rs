@@ -55,12 +55,13 @@ impl Catalog for MemoryStore {
         Ok(self.lock().seals.get(flow).cloned())
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         let mut inner = self.lock();
-        if inner.seals.get(flow).map(String::as_str) == was {
+        let is_written = inner.seals.get(flow).map(String::as_str) == was;
+        if is_written {
             inner.seals.insert(flow.clone(), seal.to_owned());
         }
-        Ok(())
+        Ok(is_written)
     }
 
     async fn clean(&self, flow: &FlowName) -> Result<()> {

@@ -164,16 +164,17 @@ impl Catalog for MongoStore {
         Ok(found.and_then(|found| found.get_str(SEAL).ok().map(str::to_owned)))
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         let seals = seals(self.database().await?, flow);
         let Some(was) = was else {
             return match seals.insert_one(doc! { "_id": SEAL, SEAL: seal }).await.during("seal") {
-                Err(error) if error.code() == code::CONSTRAINT_VIOLATED => Ok(()),
-                written => written.map(drop),
+                Err(error) if error.code() == code::CONSTRAINT_VIOLATED => Ok(false),
+                written => written.map(|_| true),
             };
         };
         let filter = doc! { "_id": SEAL, SEAL: was };
-        seals.update_one(filter, doc! { "$set": { SEAL: seal } }).await.during("seal").map(drop)
+        let written = seals.update_one(filter, doc! { "$set": { SEAL: seal } }).await.during("seal")?;
+        Ok(written.matched_count > 0)
     }
 
     async fn clean(&self, flow: &FlowName) -> Result<()> {

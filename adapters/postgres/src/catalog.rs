@@ -54,7 +54,7 @@ impl Catalog for PostgresCatalog {
         seal::sealed(&self.0.session().await?, flow).await
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         seal::seal(&self.0.session().await?, flow, was, seal).await
     }
 

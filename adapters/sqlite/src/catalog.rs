@@ -54,7 +54,7 @@ impl Catalog for SqliteStore {
         journal::sealed(self, flow).await
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         journal::seal(self, flow, was, seal).await
     }
 

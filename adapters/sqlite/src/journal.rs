@@ -264,18 +264,26 @@ pub(crate) async fn sealed(store: &SqliteStore, flow: &FlowName) -> Result<Optio
 }
 
 /// Seals a flow that is captured, if its seal is still this one.
-pub(crate) async fn seal(store: &SqliteStore, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+pub(crate) async fn seal(
+    store: &SqliteStore,
+    flow: &FlowName,
+    was: Option<&str>,
+    seal: &str,
+) -> Result<bool> {
     let mut connection = connect::writer(store.path()).await?;
+    let mut written = 0;
     if exists(&mut connection, "tidegate_capture").await? {
-        sqlx::query("UPDATE tidegate_capture SET seal = ? WHERE flow = ? AND seal IS ?")
+        let done = sqlx::query("UPDATE tidegate_capture SET seal = ? WHERE flow = ? AND seal IS ?")
             .bind(seal)
             .bind(flow.as_str())
             .bind(was)
             .execute(&mut connection)
             .await
             .during("seal")?;
+        written = done.rows_affected();
     }
-    connection.close().await.during("close")
+    connection.close().await.during("close")?;
+    Ok(written > 0)
 }
 
 /// Notes that a flow needs nothing up to here, and removes what no flow needs.

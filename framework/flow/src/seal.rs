@@ -78,17 +78,21 @@ pub async fn renew(flow: &Flow, state: &dyn StateStore) -> Result<()> {
     }
     // The same one again while the source does not have it: a write that was given up may still arrive.
     let again = agreed.next.filter(|_| found == agreed.at);
+    let is_new = again.is_none();
     let next = again.unwrap_or_else(|| after(found.as_deref()));
     let announced = Agreed { at: found.clone(), next: Some(next.clone()) };
     let Some(version) = write(flow, state, &announced, version).await? else { return Ok(()) };
-    match source.seal(&flow.name, found.as_deref(), &next).await {
+    let sealed = match source.seal(&flow.name, found.as_deref(), &next).await {
         Err(error) if error.verdict() == Verdict::Never => {
-            tracing::warn!(%error, "the source cannot be sealed: an older copy of it would not be told from it");
+            // Once: it is tried again all the time.
+            if is_new {
+                tracing::warn!(%error, "the source cannot be sealed: an older copy of it would not be told from it");
+            }
             return Ok(());
         }
         sealed => sealed?,
-    }
-    if source.sealed(&flow.name).await?.as_ref() == Some(&next) {
+    };
+    if sealed {
         write(flow, state, &Agreed { at: Some(next), next: None }, version).await?;
     }
     Ok(())

@@ -152,13 +152,13 @@ impl Catalog for FaultyCatalog {
         self.store.answer(fault, answer)
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         let fault = self.store.call().await?;
-        self.inner.seal(flow, was, seal).await?;
+        let mut answer = self.inner.seal(flow, was, seal).await?;
         if fault == Fault::Twice {
-            self.inner.seal(flow, was, seal).await?;
+            answer = self.inner.seal(flow, was, seal).await?;
         }
-        self.store.answer(fault, ())
+        self.store.answer(fault, answer)
     }
 
     async fn clean(&self, flow: &FlowName) -> Result<()> {

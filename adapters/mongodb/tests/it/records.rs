@@ -67,11 +67,11 @@ async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
     for (was, seal, then) in
         [(None, "a", "a"), (None, "b", "a"), (Some("b"), "c", "a"), (Some("a"), "d", "d")]
     {
-        catalog.seal(&flow, was, seal).await.unwrap();
+        assert_eq!(catalog.seal(&flow, was, seal).await.unwrap(), seal == then);
         assert_eq!(catalog.sealed(&flow).await.unwrap().as_deref(), Some(then));
     }
     let (one, two) = tokio::join!(catalog.seal(&flow, Some("d"), "e"), catalog.seal(&flow, Some("d"), "f"));
-    one.and(two).unwrap();
+    assert_ne!(one.unwrap(), two.unwrap());
     let one = catalog.sealed(&flow).await.unwrap();
     catalog.seal(&flow, Some("d"), "g").await.unwrap();
     assert_eq!(catalog.sealed(&flow).await.unwrap(), one);

@@ -18,11 +18,16 @@ pub(super) async fn sealed(session: &Session, flow: &FlowName) -> Result<Option<
     Ok(row.and_then(|row| row.get(0)))
 }
 
-pub(super) async fn seal(session: &Session, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+pub(super) async fn seal(
+    session: &Session,
+    flow: &FlowName,
+    was: Option<&str>,
+    wanted: &str,
+) -> Result<bool> {
     let publication = name(flow);
     let (named, quoted) = (literal(&publication), ident(&publication));
     let captured = literal(&super::capture::name(flow));
-    let (was, seal) = (was.map_or_else(|| "NULL".to_owned(), literal), literal(seal));
+    let (was, seal) = (was.map_or_else(|| "NULL".to_owned(), literal), literal(wanted));
     // The lock makes a comparison and a write of the two statements: a comment has no condition. Whatever the role's
     // commits are otherwise, this one is durable here when it is answered, and waits for no standby.
     let body = format!(
@@ -42,7 +47,9 @@ pub(super) async fn seal(session: &Session, flow: &FlowName, was: Option<&str>, 
              END IF;
          END"
     );
-    session.batch_execute(&format!("DO {}", literal(&body))).await.map_err(|e| from_driver(e, "seal"))
+    session.batch_execute(&format!("DO {}", literal(&body))).await.map_err(|e| from_driver(e, "seal"))?;
+    // A block has no answer.
+    Ok(sealed(session, flow).await?.as_deref() == Some(wanted))
 }
 
 /// Removes the seal.

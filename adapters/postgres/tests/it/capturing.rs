@@ -379,15 +379,15 @@ async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
         (Some("a"), "it's", "it's"),
         (Some("it's"), "d", "d"),
     ] {
-        catalog.seal(&bench.flow, was, seal).await.unwrap();
+        assert_eq!(catalog.seal(&bench.flow, was, seal).await.unwrap(), seal == then);
         assert_eq!(catalog.sealed(&bench.flow).await.unwrap().as_deref(), Some(then));
     }
-    catalog.seal(&other, None, "z").await.unwrap();
+    assert!(!catalog.seal(&other, None, "z").await.unwrap());
     assert_eq!(catalog.sealed(&other).await.unwrap(), None, "it is not captured");
     // Two at once: one of them.
     let both =
         tokio::join!(catalog.seal(&bench.flow, Some("d"), "e"), catalog.seal(&bench.flow, Some("d"), "f"));
-    both.0.and(both.1).unwrap();
+    assert_ne!(both.0.unwrap(), both.1.unwrap());
     let one = catalog.sealed(&bench.flow).await.unwrap().unwrap();
     catalog.seal(&bench.flow, Some("d"), "g").await.unwrap();
     assert_eq!(catalog.sealed(&bench.flow).await.unwrap(), Some(one));

@@ -361,13 +361,13 @@ async fn dropping_a_call_loses_nothing() {
 async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
     let file = File::with(TWO).await;
     let (catalog, flow) = (file.catalog().await, flow());
-    catalog.seal(&flow, None, "early").await.unwrap();
+    assert!(!catalog.seal(&flow, None, "early").await.unwrap());
     assert_eq!(catalog.sealed(&flow).await.unwrap(), None, "it is not captured");
     catalog.capture(&flow, &file.tables().await).await.unwrap();
     for (was, seal, then) in
         [(None, "a", "a"), (None, "b", "a"), (Some("b"), "c", "a"), (Some("a"), "d", "d")]
     {
-        catalog.seal(&flow, was, seal).await.unwrap();
+        assert_eq!(catalog.seal(&flow, was, seal).await.unwrap(), seal == then);
         assert_eq!(catalog.sealed(&flow).await.unwrap().as_deref(), Some(then));
     }
     catalog.capture(&flow, &file.tables().await).await.unwrap();

@@ -106,8 +106,8 @@ pub struct Fit {
 ///
 /// // What source and target agree on, one word after the other.
 /// let flow = tidegate_core::FlowName::new("shop")?;
-/// catalog.seal(&flow, None, "first").await?;
-/// catalog.seal(&flow, None, "too late").await?;
+/// assert!(catalog.seal(&flow, None, "first").await?);
+/// assert!(!catalog.seal(&flow, None, "too late").await?);
 /// assert_eq!(catalog.sealed(&flow).await?.as_deref(), Some("first"));
 ///
 /// // The source's table gets a column: so does the target's, once or twice.
@@ -139,8 +139,8 @@ pub trait Catalog: Send + Sync {
     async fn sealed(&self, flow: &FlowName) -> Result<Option<String>>;
 
     /// Replaces a flow's seal at its source: a word that the target knows too, so that an older copy of the source, with
-    /// an older seal, is not taken for it. If the seal there is not `was`, nothing is written, and that is no error.
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()>;
+    /// an older seal, is not taken for it. Whether it was written; not if the seal there is not `was`.
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool>;
 
     /// Removes what [`Catalog::capture`] and [`Catalog::seal`] made.
     async fn clean(&self, flow: &FlowName) -> Result<()>;

@@ -52,7 +52,7 @@ impl Catalog for MadeCatalog {
         self.inner.sealed(flow).await
     }
 
-    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<()> {
+    async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool> {
         self.inner.seal(flow, was, seal).await
     }
 
