@@ -138,29 +138,27 @@ enum Parked {
 impl Parkable {
     /// The socket, watched.
     fn wake(&mut self) -> io::Result<&mut Socket> {
-        if let Parkable::Parked(_) = self
-            && let Parkable::Parked(parked) = std::mem::replace(self, Parkable::Lost)
-        {
-            *self = Parkable::Open(match parked {
-                Parked::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
-                Parked::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
-            });
+        if matches!(self, Self::Parked(_)) {
+            *self = match std::mem::replace(self, Self::Lost) {
+                Self::Parked(Parked::Tcp(stream)) => Self::Open(Socket::Tcp(TcpStream::from_std(stream)?)),
+                Self::Parked(Parked::Unix(stream)) => Self::Open(Socket::Unix(UnixStream::from_std(stream)?)),
+                other => other,
+            };
         }
         match self {
-            Parkable::Open(socket) => Ok(socket),
-            Parkable::Parked(_) | Parkable::Lost => Err(io::ErrorKind::NotConnected.into()),
+            Self::Open(socket) => Ok(socket),
+            Self::Parked(_) | Self::Lost => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 }
 
 impl Park for Parkable {
     fn park(&mut self) -> io::Result<()> {
-        if let Parkable::Open(socket) = std::mem::replace(self, Parkable::Lost) {
-            *self = Parkable::Parked(match socket {
-                Socket::Tcp(stream) => Parked::Tcp(stream.into_std()?),
-                Socket::Unix(stream) => Parked::Unix(stream.into_std()?),
-            });
-        }
+        *self = match std::mem::replace(self, Self::Lost) {
+            Self::Open(Socket::Tcp(stream)) => Self::Parked(Parked::Tcp(stream.into_std()?)),
+            Self::Open(Socket::Unix(stream)) => Self::Parked(Parked::Unix(stream.into_std()?)),
+            other => other,
+        };
         Ok(())
     }
 }
@@ -198,28 +196,7 @@ macro_rules! forward {
     };
 }
 
-forward!(Socket, this => this, Socket::Tcp, Socket::Unix);
-
-impl AsyncRead for Parkable {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().wake()?).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Parkable {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.get_mut().wake()?).poll_write(cx, buf)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().wake()?).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.get_mut().wake()?).poll_shutdown(cx)
-    }
-}
-
+forward!(Parkable, this => this.wake()?, Socket::Tcp, Socket::Unix);
 forward!(Link, this => &mut this.io, Io::Plain, Io::Encrypted);
 
 /// For tokio-postgres a link is a finished "TLS stream": it then only asks for the binding.

@@ -69,8 +69,8 @@ pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result
     prepare(&from).await?;
 
     let mut report = Report { pair: pair.name().to_owned(), seed, n, ..Report::default() };
-    let mut left = n;
-    for round in 0_u64.. {
+    let (mut left, mut round) = (n, 0_u64);
+    loop {
         let kills = left.min(ROUND);
         left -= kills;
         let writers = Writers::start(&from, seed * 1_000 + round);
@@ -103,8 +103,8 @@ pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result
         }
         let table = ["public.account", "public.history"][usize::from(round % 2 == 0)];
         done(command(program, "recopy", &from, &to).args(["--table", table])).await?;
+        round += 1;
     }
-    Ok(report)
 }
 
 /// Runs a command of the program to its good end.
