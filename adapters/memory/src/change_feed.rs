@@ -8,7 +8,8 @@ use tidegate_core::error::code;
 use tidegate_core::port::{ChangeFeed, Identity, Progress};
 use tidegate_core::{Cell, Changes, Error, Position, Result, Row, Rows, Table};
 
-use crate::store::{Inner, MemoryStore};
+use crate::inner::Inner;
+use crate::store::MemoryStore;
 
 /// How many transactions one call delivers at most.
 const TRANSACTIONS_LIMIT: usize = 100;

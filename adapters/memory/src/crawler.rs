@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use tidegate_core::port::{Chunk, Crawler, KeyRange};
 use tidegate_core::{AsOf, Key, Result, Row, Rows, Shape, Table};
 
-use crate::store::{Inner, MemoryStore};
+use crate::inner::Inner;
+use crate::store::MemoryStore;
 
 #[derive(Debug)]
 pub(crate) struct MemoryCrawler(pub(crate) MemoryStore);

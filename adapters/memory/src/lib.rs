@@ -27,6 +27,7 @@ mod channel;
 mod consumer;
 mod crawler;
 mod examiner;
+mod inner;
 mod producer;
 mod settle;
 mod sink;
@@ -39,7 +40,8 @@ use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result};
 
 pub use broker::MemoryBroker;
-pub use store::{Backup, MemoryStore, Write};
+pub use inner::Write;
+pub use store::{Backup, MemoryStore};
 
 /// The URL schemes of the broker.
 pub const BROKER_SCHEMES: &[&str] = &["memory"];

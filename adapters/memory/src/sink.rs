@@ -5,7 +5,8 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape};
 
-use crate::store::{Effect, Held, Inner, MemoryStore, frame};
+use crate::inner::{Effect, Held, Inner, frame};
+use crate::store::MemoryStore;
 
 #[derive(Debug)]
 pub(crate) struct MemorySink {

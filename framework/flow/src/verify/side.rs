@@ -1,0 +1,247 @@
+//! One side of a table, as it is compared: what stands in its rows, in the target's own terms.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Catalog, Crawler, KeyRange, Route, Selection, Store};
+use tidegate_core::{Cell, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::Verification;
+
+/// Buckets of a table.
+pub(super) const BUCKETS: usize = 1 << 16;
+/// Rows that one read takes.
+const READ_ROWS: usize = 20_000;
+
+/// One side of one table.
+pub(super) struct Side {
+    pub(super) crawler: Box<dyn Crawler>,
+    shape: Shape,
+    /// Its values are compared with what the target would give back for them.
+    is_source: bool,
+    /// The place of each of the route's columns in this side's rows.
+    places: Vec<usize>,
+    /// The columns whose bytes are compared: both sides are of one kind and hold the same type, of which the model may
+    /// not even know the values.
+    by_bytes: Vec<bool>,
+    /// All of them, in the same order on both sides: then a row's frame is compared as it is.
+    by_frame: bool,
+}
+
+/// A row by the identity of its key.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) hash: u128,
+    pub(super) cells: Vec<u64>,
+    pub(super) key: BTreeMap<String, String>,
+}
+
+type Digests = Vec<(u64, u128)>;
+
+/// Both sides of a table.
+pub(super) async fn sides(
+    verification: &Verification<'_>,
+    target: &dyn Catalog,
+    route: &Route,
+) -> Result<(Side, Side)> {
+    let columns = route.target.columns.len();
+    let mut source = Side {
+        crawler: verification.source.crawler().await?,
+        shape: route.shape.clone(),
+        is_source: true,
+        places: (0..columns).collect(),
+        by_bytes: Vec::new(),
+        by_frame: false,
+    };
+    let mut held = target_side(verification.target, target, &route.target).await?;
+    let encoding = route.shape.codec.encoding();
+    let same = held.shape.codec.encoding() == encoding && encoding != Encoding::CANONICAL;
+    let pairs = route.shape.table.columns.iter().zip(&held.places);
+    let by_bytes = pairs.map(|(column, place)| {
+        let other = &held.shape.table.columns[*place];
+        let equal = (&column.native, column.native_id) == (&other.native, other.native_id);
+        same && (equal || is_native(&column.kind))
+    });
+    source.by_bytes = by_bytes.collect();
+    held.by_bytes.clone_from(&source.by_bytes);
+    source.by_frame = source.by_bytes.iter().all(|by_bytes| *by_bytes)
+        && held.places == source.places
+        && held.shape.table.columns.len() == columns;
+    held.by_frame = source.by_frame;
+    Ok((source, held))
+}
+
+async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Table>) -> Result<Side> {
+    let (mut tables, obstacles) = catalog.describe(&Selection::These(vec![wanted.name.clone()])).await?;
+    let Some(table) = tables.pop() else {
+        let missing = Error::new(code::TABLE_MISSING, format!("the target has no table {}", wanted.name));
+        return Err(obstacles.into_iter().next().map_or(missing, |obstacle| obstacle.error));
+    };
+    let place = |name: &str| {
+        table.position(name).ok_or_else(|| {
+            Error::new(
+                code::TARGET_DIFFERS,
+                format!("the target's table {} has no column {name}", wanted.name),
+            )
+        })
+    };
+    let places = wanted.columns.iter().map(|column| place(&column.name)).collect::<Result<Vec<_>>>()?;
+    let codec = catalog.codec(&table);
+    let shape = Shape { table: Arc::new(table), codec };
+    Ok(Side {
+        crawler: store.crawler().await?,
+        shape,
+        is_source: false,
+        places,
+        by_bytes: Vec::new(),
+        by_frame: false,
+    })
+}
+
+fn is_native(kind: &Type) -> bool {
+    match kind {
+        Type::Native(_) => true,
+        Type::Array(items) => is_native(items),
+        _ => false,
+    }
+}
+
+/// The bucket of a key.
+pub(super) fn bucket(key: &[u8]) -> usize {
+    usize::try_from(xxh3_64(key) % BUCKETS as u64).unwrap_or(0)
+}
+
+/// A cell whose bytes are compared is written behind one of these.
+const NULL: u8 = 0;
+const BYTES: u8 = 1;
+
+impl Side {
+    /// Reads the whole table and gives each row.
+    async fn each(&mut self, mut take: impl FnMut(&Self, Row<'_>) -> Result<()>) -> Result<u64> {
+        let table = Arc::clone(&self.shape.table);
+        let mut rows = Rows::new();
+        let mut count = 0;
+        for range in self.crawler.split(&table, 1).await? {
+            let mut rest = KeyRange { after: range.after, upto: None };
+            loop {
+                rows.clear();
+                let chunk = self.crawler.read(&table, &rest, READ_ROWS, &mut rows).await?;
+                count += rows.len() as u64;
+                rows.iter().try_for_each(|row| take(self, row))?;
+                match chunk.next {
+                    Some(next) => rest.after = Some(next),
+                    None => break,
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Writes what is compared of a column, in the target's own terms, behind its length.
+    fn put(
+        &self,
+        route: &Route,
+        target: &dyn Catalog,
+        column: usize,
+        cell: Cell<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let start = out.len();
+        out.extend([0; 4]);
+        if self.by_bytes[column] {
+            match cell {
+                Cell::Bytes(bytes) => {
+                    out.push(BYTES);
+                    out.extend_from_slice(bytes);
+                }
+                Cell::Null | Cell::Unchanged => out.push(NULL),
+            }
+        } else {
+            let value = self.shape.value(self.places[column], cell)?.unwrap_or(Value::Null);
+            let value =
+                if self.is_source { target.stored(&route.target.columns[column], value)? } else { value };
+            value.encode(out);
+        }
+        let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        Ok(())
+    }
+
+    /// The identity of a row's key.
+    fn identity(&self, route: &Route, target: &dyn Catalog, row: Row<'_>, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        let key = route.target.key.iter();
+        key.copied().try_for_each(|at| self.put(route, target, at, row.cell(self.places[at]), out))
+    }
+
+    /// What is compared of a row, column behind column, and where each ends.
+    fn compared(
+        &self,
+        route: &Route,
+        target: &dyn Catalog,
+        row: Row<'_>,
+        out: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<()> {
+        out.clear();
+        ends.clear();
+        let cells: Vec<_> = row.cells().collect();
+        for (at, place) in self.places.iter().enumerate() {
+            self.put(route, target, at, cells[*place], out)?;
+            ends.push(out.len());
+        }
+        Ok(())
+    }
+
+    /// How many rows each bucket has, and the sum of their hashes.
+    pub(super) async fn digest(&mut self, route: &Route, target: &dyn Catalog) -> Result<(Digests, u64)> {
+        let mut digests: Digests = vec![(0, 0); BUCKETS];
+        let (mut key, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let rows = self.each(|side, row| {
+            side.identity(route, target, row, &mut key)?;
+            let hash = if side.by_frame {
+                xxh3_128(row.frame())
+            } else {
+                side.compared(route, target, row, &mut cells, &mut ends)?;
+                xxh3_128(&cells)
+            };
+            let (count, sum) = &mut digests[bucket(&key)];
+            *count += 1;
+            *sum = sum.wrapping_add(hash);
+            Ok(())
+        });
+        let rows = rows.await?;
+        Ok((digests, rows))
+    }
+
+    /// The rows of some buckets, by the identity of their key.
+    pub(super) async fn collect(
+        &mut self,
+        route: &Route,
+        target: &dyn Catalog,
+        suspects: &BTreeSet<usize>,
+    ) -> Result<HashMap<Vec<u8>, Seen>> {
+        let mut seen = HashMap::new();
+        let (mut identity, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        self.each(|side, row| {
+            side.identity(route, target, row, &mut identity)?;
+            if !suspects.contains(&bucket(&identity)) {
+                return Ok(());
+            }
+            side.compared(route, target, row, &mut cells, &mut ends)?;
+            let key = route.target.key.iter().map(|at| {
+                let place = side.places[*at];
+                let value = side.shape.value(place, row.cell(place)).ok().flatten().unwrap_or(Value::Null);
+                (route.target.columns[*at].name.clone(), value.to_string())
+            });
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let hashes = starts.zip(&ends).map(|(start, end)| xxh3_64(&cells[start..*end])).collect();
+            seen.insert(identity.clone(), Seen { hash: xxh3_128(&cells), cells: hashes, key: key.collect() });
+            Ok(())
+        })
+        .await?;
+        Ok(seen)
+    }
+}
