@@ -55,6 +55,7 @@ pub fn run(registry: Registry) -> ExitCode {
     // Readers of files and servers may be in the middle of something that no longer matters.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     match outcome {
+        Ok(_) if !render::is_whole() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(error) => render::failure(&error, json),
     }

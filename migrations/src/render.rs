@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidegate_core::Error;
 use tidegate_core::error::Kind;
@@ -13,10 +14,19 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// Whether a part of the answer could not be written.
+static IS_CUT: AtomicBool = AtomicBool::new(false);
+
+/// Whether the answer is whole, as far as anybody wanted to have it.
+pub(crate) fn is_whole() -> bool {
+    !IS_CUT.load(Ordering::Relaxed)
+}
+
 /// Whoever does not read the answer to its end (`| head`) has had enough. Anything else is said.
 pub(crate) fn answer(line: std::fmt::Arguments<'_>) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != std::io::ErrorKind::BrokenPipe
+        && !IS_CUT.swap(true, Ordering::Relaxed)
     {
         eprintln!("the answer cannot be written: {error}");
     }

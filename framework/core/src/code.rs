@@ -49,6 +49,13 @@ impl Code {
         ALL.iter().copied().find(|code| Some(code.number()) == number || code.name() == text)
     }
 
+    /// Takes a line apart that an error was kept as ([`Error::line`](crate::Error::line)): its code, and the rest.
+    pub fn of_line(line: &str) -> Option<(Code, &str)> {
+        let (head, rest) = line.split_once(": ")?;
+        let (number, name) = head.split_once(' ')?;
+        Self::find(number).filter(|code| code.name() == name).map(|code| (code, rest))
+    }
+
     /// Every code, in order of number.
     pub fn all() -> &'static [Code] {
         ALL

@@ -190,6 +190,12 @@ mod tests {
             .with("server", "db:5432")
             .because(std::io::Error::other("refused"))
             .hint("start it");
+        assert_eq!(
+            Code::of_line(&error.line()),
+            Some((code::UNREACHABLE, "no answer (server: db:5432)")),
+            "a line can be taken apart again"
+        );
+        assert_eq!(Code::of_line("somebody: else"), None);
         assert_eq!(error.verdict(), Verdict::Retry);
         assert_eq!(error.kind(), Kind::Unreachable);
         assert_eq!(format!("{error:?}"), "TG0010 unreachable: no answer server=db:5432; caused by: refused");

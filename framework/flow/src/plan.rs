@@ -129,7 +129,7 @@ fn folded(catalog: &dyn Catalog, name: &TableName) -> (String, String) {
 
 /// Tables that would be written into a table that is captured: what is written would be captured again, without end.
 async fn loops(source: &dyn Catalog, target: &dyn Catalog, planned: &[PlannedTable]) -> Vec<Obstacle> {
-    // A target that does not exist yet, or does not say who it is, is found to be another one by its tables.
+    // A target that does not exist yet is another one; one that does not say who it is cannot be compared.
     let (Ok(from), Ok(to)) = (source.identity().await, target.identity().await) else { return Vec::new() };
     if from != to {
         return Vec::new();
@@ -163,11 +163,7 @@ pub(crate) fn plan_table(
     for column in &table.columns {
         match target.fit(column, codec.encoding(), &wanted.conversions) {
             Ok(fit) => fits.push(fit),
-            Err(error) => refusals.push(Obstacle {
-                table: Some(table.name.clone()),
-                column: Some(column.name.clone()),
-                error,
-            }),
+            Err(error) => refusals.push(obstacle(&table.name, Some(&column.name), error)),
         }
     }
     if !refusals.is_empty() {

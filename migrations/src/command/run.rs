@@ -111,12 +111,8 @@ pub(super) async fn run(
     }
     if let Some(table) = status.tables.iter().find(|table| table.state == TableState::Failed) {
         let why = table.error.clone().unwrap_or_default();
-        // The reason begins with its code, which has the page that helps.
-        let (own, what) = why.split_once(": ").unwrap_or(("", &why));
-        let (own, what) = match own.split_once(' ').and_then(|(number, _)| Code::find(number)) {
-            Some(own) => (own, what),
-            None => (code::STORE_FAILED, why.as_str()),
-        };
+        // The reason has its own code, whose page helps.
+        let (own, what) = Code::of_line(&why).unwrap_or((code::STORE_FAILED, &why));
         let error = Error::new(own, format!("table {} stopped: {what}", table.source))
             .hint(format!("tidegate migrate recopy --table {}", table.source));
         // It failed while it ran, whatever the reason is where nothing runs yet.

@@ -16,6 +16,11 @@ const NAME: &str = "renamed";
 const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a');
     CREATE TABLE u (id int PRIMARY KEY, v text); INSERT INTO u VALUES (1, 'a')";
 
+/// A flow's name that no other test on the server has: that of the database.
+fn flow_of(url: &str) -> String {
+    url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned()
+}
+
 /// A table that goes away under a run stops by name, the other one goes on, and a copy made anew is the way back where
 /// there is a table of that name.
 #[rstest]
@@ -37,7 +42,7 @@ const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t
 async fn a_table_of_postgres(#[case] what: &str, #[case] error: &str, #[case] comes_back: bool) {
     let Some(server) = postgres::shared().await else { return };
     let from = server.create_database(NAME).await.unwrap();
-    let name = from.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    let name = flow_of(&from);
     psql(&from, TABLES);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("new.db");
@@ -86,7 +91,7 @@ async fn a_table_of_postgres(#[case] what: &str, #[case] error: &str, #[case] co
 async fn a_publication_that_was_changed_is_not_trusted() {
     let Some(server) = postgres::shared().await else { return };
     let from = server.create_database(NAME).await.unwrap();
-    let name = from.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    let name = flow_of(&from);
     psql(&from, TABLES);
     let folder = tempfile::tempdir().unwrap();
     let to = format!("sqlite:{}", folder.path().join("new.db").display());
@@ -200,7 +205,7 @@ fn a_source_that_is_the_target(#[case] target: &str) {
 async fn a_key_that_is_written_anew_as_an_equal_one() {
     let Some(server) = postgres::shared().await else { return };
     let from = server.create_database(NAME).await.unwrap();
-    let name = from.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    let name = flow_of(&from);
     psql(&from, "CREATE TABLE t (k numeric PRIMARY KEY, v text); INSERT INTO t VALUES (1.0, 'a'), (2, 'b')");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("new.db");
@@ -224,6 +229,7 @@ fn an_answer_that_nobody_reads_is_no_panic() {
         assert_eq!(ended.status.code(), Some(0), "{words}: {}", String::from_utf8_lossy(&ended.stderr));
         let line = format!("{program} {words} > /dev/full");
         let ended = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{words}: an answer that was cut is no success");
         let err = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert!(err.contains("the answer cannot be written") && !err.contains("panicked"), "{words}: {err}");
     }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
+use rstest::rstest;
 use tidegate_services::{Service, mongodb as documents, postgres, skipped};
 
 use crate::columns::verb;
@@ -89,8 +90,11 @@ async fn a_postgres_database_of_the_same_name_from_a_dump() {
     tokio::task::block_in_place(|| refused(&from, &to, &file, ANOTHER));
 }
 
-#[test]
-fn an_older_copy_of_a_file_that_takes_its_name() {
+/// An older copy takes the file's name, or its place, and gets further than the flow has read.
+#[rstest]
+#[case::by_its_name(false)]
+#[case::in_its_place(true)]
+fn an_older_copy_of_a_file(#[case] is_overwritten: bool) {
     let (folder, from, to) =
         shop("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES (1, 'a')");
     let (shop, old) = (folder.path().join("shop.db"), folder.path().join("old.db"));
@@ -99,26 +103,16 @@ fn an_older_copy_of_a_file_that_takes_its_name() {
     std::fs::copy(&shop, &old).unwrap();
     sqlite(&shop, "INSERT INTO t VALUES (2, 'lost')");
     run(&from, &to).ended(0);
-    for rest in ["shop.db-wal", "shop.db-shm"] {
-        let _ = std::fs::remove_file(folder.path().join(rest));
+    if is_overwritten {
+        sqlite(&shop, "PRAGMA wal_checkpoint(TRUNCATE)");
+        std::fs::copy(&old, &shop).unwrap();
+    } else {
+        for rest in ["shop.db-wal", "shop.db-shm"] {
+            let _ = std::fs::remove_file(folder.path().join(rest));
+        }
+        std::fs::rename(&old, &shop).unwrap();
     }
-    std::fs::rename(&old, &shop).unwrap();
     refused(&from, &to, &folder.path().join("new.db"), UNSEALED);
-}
-
-/// The same file, with what an older copy had.
-#[test]
-fn a_file_that_was_overwritten_with_an_older_copy_and_got_further() {
-    let (folder, from, to) =
-        shop("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO t VALUES (1, 'a')");
-    let (shop, old) = (folder.path().join("shop.db"), folder.path().join("old.db"));
-    run(&from, &to).ended(0);
-    sqlite(&shop, "PRAGMA wal_checkpoint(TRUNCATE)");
-    std::fs::copy(&shop, &old).unwrap();
-    sqlite(&shop, "INSERT INTO t VALUES (2, 'lost')");
-    run(&from, &to).ended(0);
-    sqlite(&shop, "PRAGMA wal_checkpoint(TRUNCATE)");
-    std::fs::copy(&old, &shop).unwrap();
     sqlite(&shop, "INSERT INTO t VALUES (10, 'other'), (11, 'other'), (12, 'other')");
     refused(&from, &to, &folder.path().join("new.db"), UNSEALED);
 }
