@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Bound;
 
 use async_trait::async_trait;
-use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::{AsOf, Key, Result, Row, Rows, Shape, Table};
 
 use crate::inner::Inner;
@@ -58,7 +58,7 @@ impl Crawler for MemoryCrawler {
         Ok(ranges)
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
         let inner = self.0.lock();
         let held = inner.held(&table.name)?;
         let bound = |key: &Option<Key>| key.as_ref().map(|key| identity(&held.shape, key)).transpose();
@@ -70,10 +70,11 @@ impl Crawler for MemoryCrawler {
         {
             return Ok(Chunk { as_of: inner.as_of(), next });
         }
+        let bytes = out.bytes().len();
         for (at, frame) in held.rows.range((low, high)).map(|(_, frame)| frame).enumerate() {
             let row = Row::parse(frame)?;
             push(table, row, out);
-            if at + 1 == rows.max(1) {
+            if at + 1 == limit.rows.max(1) || out.bytes().len() - bytes >= limit.bytes {
                 next = Some(held.shape.cut_key(row));
                 break;
             }

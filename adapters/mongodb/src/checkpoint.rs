@@ -76,6 +76,7 @@ pub(crate) async fn open(
         replay: position("replay")?,
         ranges: ranges(database, session, flow, routes).await?,
         excluded: excluded(database, session, flow, routes).await?,
+        holes: Vec::new(),
     };
     Ok((known.get_i64("fence").map_err(malformed)?, Opened::Resumed(checkpoint)))
 }

@@ -11,7 +11,7 @@ use mongodb::bson::raw::{CStr, cstr};
 use mongodb::bson::{Binary, Bson, Document, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf, doc};
 use mongodb::{ClientSession, Database};
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::{AsOf, Error, Key, Result, RowWriter, Rows, Shape, Table};
 
 use crate::error::During;
@@ -82,10 +82,14 @@ impl MongoCrawler {
         &mut self,
         table: &Table,
         range: &KeyRange,
-        limit: usize,
+        limit: Limit,
         out: &mut Rows,
     ) -> Result<Chunk> {
-        let start = out.len();
+        let (start, bytes) = (out.len(), out.bytes().len());
+        let rows = limit.rows.max(1);
+        let is_full = |out: &Rows| {
+            out.len() - start == rows || out.len() > start && out.bytes().len() - bytes >= limit.bytes
+        };
         let after = range.after.as_ref().map(|key| Bound::of(table, key)).transpose()?;
         let upto = range.upto.as_ref().map(|key| Bound::of(table, key)).transpose()?;
         if let (Some(after), Some(upto)) = (&after, &upto)
@@ -103,7 +107,7 @@ impl MongoCrawler {
         if let Some(upto) = &upto {
             command.append(cstr!("max"), keyed(cstr!("_id"), upto.id.clone()));
         }
-        let wanted = i32::try_from(limit + usize::from(after.is_some())).unwrap_or(i32::MAX);
+        let wanted = i32::try_from(rows + usize::from(after.is_some())).unwrap_or(i32::MAX);
         command.append(cstr!("limit"), wanted);
         command.append(cstr!("batchSize"), wanted);
         let mut is_first = true;
@@ -115,11 +119,11 @@ impl MongoCrawler {
                 return Ok(true);
             }
             push(table, document, out)?;
-            Ok(out.len() - start < limit)
+            Ok(!is_full(out))
         })
         .await?;
         let mut next = None;
-        if out.len() - start == limit {
+        if is_full(out) {
             next = Some(cut_key(table, out));
         } else if let Some(upto) = upto {
             let mut last = self.find(table).await?;
@@ -274,10 +278,10 @@ impl Crawler for MongoCrawler {
         Ok(ranges)
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
         let (before, mut attempt) = (out.len(), 0);
         loop {
-            let read = self.read_once(table, range, rows.max(1), out).await;
+            let read = self.read_once(table, range, limit, out).await;
             if !may_again(&read, &mut attempt).await {
                 return read.map_err(|error| error.with("table", &table.name));
             }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use futures::TryStreamExt as _;
 use tidegate_core::error::code;
-use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::rows::frame_length;
 use tidegate_core::{AsOf, Error, Key, Position, Result, Row, RowWriter, Rows, Table};
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
@@ -37,6 +37,7 @@ const PAGES_SAMPLED: f64 = 400.0;
 
 #[derive(Debug)]
 pub(crate) struct PostgresCrawler {
+    store: PostgresStore,
     session: Session,
     /// Whether a transaction may be open, since a call was given up or failed.
     unclean: bool,
@@ -46,9 +47,18 @@ pub(crate) struct PostgresCrawler {
 
 impl PostgresCrawler {
     pub(crate) async fn open(store: &PostgresStore) -> Result<Self> {
+        Ok(Self {
+            store: store.clone(),
+            session: Self::session(store).await?,
+            unclean: false,
+            only: HashMap::new(),
+        })
+    }
+
+    async fn session(store: &PostgresStore) -> Result<Session> {
         let session = store.session().await?;
         session.batch_execute(PLANNER).await.map_err(|e| from_driver(e, "connect"))?;
-        Ok(Self { session, unclean: false, only: HashMap::new() })
+        Ok(session)
     }
 
     /// Ends the transaction of a call that was given up or failed.
@@ -78,19 +88,38 @@ impl PostgresCrawler {
         Ok(format!("{only}{}", sql::table(&table.name)))
     }
 
-    /// Runs one binary copy in a transaction of its own and appends its rows.
-    async fn copy(&mut self, table: &Table, query: &str, out: &mut Rows) -> Result<AsOf> {
+    /// Runs one binary copy in a transaction of its own and appends its rows until there are so many bytes of them.
+    /// Says whether it came to that.
+    async fn copy(
+        &mut self,
+        table: &Table,
+        query: &str,
+        bytes: usize,
+        out: &mut Rows,
+    ) -> Result<(AsOf, bool)> {
         self.settle().await?;
         self.unclean = true;
-        let copied = self.copy_within(table, query, out).await;
-        if copied.is_err() {
+        let copied = self.copy_within(table, query, bytes, out).await;
+        match &copied {
             // At once: an open transaction keeps the source from tidying up. If it is lost, its transaction is too.
-            let _ = self.settle().await;
+            Err(_) => drop(self.settle().await),
+            Ok((_, true)) => {
+                // The rest would have to be received to be passed over: the server stops when the session is gone.
+                self.session = Self::session(&self.store).await?;
+                self.unclean = false;
+            }
+            Ok((_, false)) => {}
         }
         copied
     }
 
-    async fn copy_within(&mut self, table: &Table, query: &str, out: &mut Rows) -> Result<AsOf> {
+    async fn copy_within(
+        &mut self,
+        table: &Table,
+        query: &str,
+        bytes: usize,
+        out: &mut Rows,
+    ) -> Result<(AsOf, bool)> {
         let failed = |e| from_driver(e, "read").with("table", &table.name);
         let begin = format!(
             "BEGIN; SELECT {INSTANT}, to_regclass({})::oid::text",
@@ -113,13 +142,17 @@ impl PostgresCrawler {
         let stream = self.session.copy_out(&statement.map_err(failed)?).await.map_err(failed)?;
         let mut stream = std::pin::pin!(stream);
         let mut frames = Frames::default();
+        let before = out.bytes().len();
         while let Some(piece) = stream.try_next().await.map_err(failed)? {
             frames.take(&piece, out)?;
+            if out.bytes().len() - before >= bytes {
+                return Ok((as_of, true));
+            }
         }
         frames.end()?;
         self.session.batch_execute("COMMIT").await.map_err(failed)?;
         self.unclean = false;
-        Ok(as_of)
+        Ok((as_of, false))
     }
 }
 
@@ -237,7 +270,7 @@ impl Crawler for PostgresCrawler {
             table.key_columns().map(|column| format!("{} DESC", sql::ident(&column.name))).collect();
         let mut last = Rows::new();
         let query = format!("SELECT {key} FROM {from} ORDER BY {} LIMIT 1", descending.join(", "));
-        self.copy(&keys, &query, &mut last).await?;
+        self.copy(&keys, &query, usize::MAX, &mut last).await?;
         if last.is_empty() {
             return Ok(vec![KeyRange::default()]);
         }
@@ -252,7 +285,7 @@ impl Crawler for PostgresCrawler {
             let within = condition(table, &KeyRange { after: None, upto: Some(last.clone()) })?;
             let query =
                 format!("SELECT {key} FROM {from} TABLESAMPLE SYSTEM ({percent}){within} ORDER BY {key}");
-            self.copy(&keys, &query, &mut sample).await?;
+            self.copy(&keys, &query, usize::MAX, &mut sample).await?;
             let mut at = 0;
             for part in 1..parts {
                 let next = sample.len() * part / parts;
@@ -270,18 +303,18 @@ impl Crawler for PostgresCrawler {
         Ok(ranges)
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
         let from = self.from(table).await?;
         let columns = sql::list(table.columns.iter().map(|column| &column.name));
-        let rows = rows.max(1);
+        let rows = limit.rows.max(1);
         let query = format!(
             "SELECT {columns} FROM {from}{} ORDER BY {} LIMIT {rows}",
             condition(table, range)?,
             sql::key_list(table)
         );
         let before = out.len();
-        let as_of = self.copy(table, &query, out).await?;
-        let next = (out.len() - before == rows).then(|| cut_key(table, out.row(out.len() - 1)));
+        let (as_of, is_full) = self.copy(table, &query, limit.bytes, out).await?;
+        let next = (is_full || out.len() - before == rows).then(|| cut_key(table, out.row(out.len() - 1)));
         Ok(Chunk { as_of, next })
     }
 
@@ -308,7 +341,7 @@ impl Crawler for PostgresCrawler {
             names.join(", "),
             same.collect::<Vec<_>>().join(" AND ")
         );
-        self.copy(table, &query, out).await
+        Ok(self.copy(table, &query, usize::MAX, out).await?.0)
     }
 
     async fn as_of(&mut self) -> Result<AsOf> {

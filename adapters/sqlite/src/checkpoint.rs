@@ -66,6 +66,7 @@ pub(crate) async fn open(
         replay: Position::new(known.get::<Vec<u8>, _>(3)),
         ranges: ranges(connection, flow, routes).await?,
         excluded: excluded(connection, flow, routes).await?,
+        holes: Vec::new(),
     };
     Ok((fence, Opened::Resumed(checkpoint)))
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::TryStreamExt;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection};
 use sqlx::{Arguments, Connection};
-use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::{AsOf, Canonical, Error, Key, Position, Result, Rows, Shape, Table, error::code};
 
 use crate::cells::{self, bind_key};
@@ -61,8 +61,8 @@ impl Crawler for SqliteCrawler {
         Ok(ranges)
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
-        let limit = rows.max(1);
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
+        let rows = limit.rows.max(1);
         let mut arguments = SqliteArguments::default();
         let mut conditions = Vec::new();
         for (key, operator) in [(&range.after, ">"), (&range.upto, "<=")] {
@@ -71,7 +71,7 @@ impl Crawler for SqliteCrawler {
                 bind_key(&mut arguments, key.row())?;
             }
         }
-        let limit_value = i64::try_from(limit).unwrap_or(i64::MAX);
+        let limit_value = i64::try_from(rows).unwrap_or(i64::MAX);
         arguments
             .add(limit_value)
             .map_err(|e| Error::new(code::INTERNAL, "a limit cannot be bound").because(e))?;
@@ -86,8 +86,8 @@ impl Crawler for SqliteCrawler {
         let mut tx = self.connection.begin().await.during("begin to read")?;
         let as_of = instant(&mut tx).await?;
         let before = out.len();
-        stream(&mut tx, table, text, arguments, out).await?;
-        let next = (out.len() - before == limit).then(|| cut_key(table, out, out.len() - 1));
+        let is_full = stream(&mut tx, table, text, arguments, limit.bytes, out).await?;
+        let next = (is_full || out.len() - before == rows).then(|| cut_key(table, out, out.len() - 1));
         Ok(Chunk { as_of, next })
     }
 
@@ -103,7 +103,7 @@ impl Crawler for SqliteCrawler {
         for key in keys {
             let mut arguments = SqliteArguments::default();
             bind_key(&mut arguments, key.row())?;
-            stream(&mut tx, table, text.clone(), arguments, out).await?;
+            stream(&mut tx, table, text.clone(), arguments, usize::MAX, out).await?;
         }
         Ok(as_of)
     }
@@ -114,18 +114,24 @@ impl Crawler for SqliteCrawler {
     }
 }
 
+/// Appends rows until there are so many bytes of them; whether it came to that.
 async fn stream(
     connection: &mut SqliteConnection,
     table: &Table,
     text: String,
     arguments: SqliteArguments,
+    bytes: usize,
     out: &mut Rows,
-) -> Result<()> {
+) -> Result<bool> {
+    let before = out.bytes().len();
     let mut found = sqlx::query_with(sql(text), arguments).fetch(connection);
     while let Some(row) = found.try_next().await.map_err(|e| of_table(e, table))? {
         cells::push(&row, 0, table.columns.len(), out).map_err(|column| cells::not_utf8(table, column))?;
+        if out.bytes().len() - before >= bytes {
+            return Ok(true);
+        }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// An error of reading a table names it.

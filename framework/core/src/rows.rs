@@ -213,7 +213,7 @@ impl fmt::Debug for Key {
 #[derive(Clone, Default)]
 pub struct Rows {
     bytes: Vec<u8>,
-    ends: Vec<u32>,
+    ends: Vec<usize>,
 }
 
 impl Rows {
@@ -233,7 +233,7 @@ impl Rows {
         let (mut ends, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             at += frame_length(&bytes[at..]).ok_or_else(malformed)?;
-            ends.push(u32::try_from(at).map_err(|_| malformed())?);
+            ends.push(at);
         }
         Ok(Self { bytes, ends })
     }
@@ -255,7 +255,7 @@ impl Rows {
 
     /// The frames of some rows, one behind the other.
     pub fn frames(&self, which: std::ops::Range<usize>) -> &[u8] {
-        let end = |rows: usize| if rows == 0 { 0 } else { self.ends[rows - 1] as usize };
+        let end = |rows: usize| if rows == 0 { 0 } else { self.ends[rows - 1] };
         &self.bytes[end(which.start)..end(which.end)]
     }
 
@@ -285,7 +285,7 @@ impl Rows {
     }
 
     fn end(&mut self) {
-        self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        self.ends.push(self.bytes.len());
     }
 
     /// The row at a place.
@@ -293,8 +293,8 @@ impl Rows {
     /// # Panics
     /// If there is none.
     pub fn row(&self, at: usize) -> Row<'_> {
-        let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
-        Row(&self.bytes[start..self.ends[at] as usize])
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        Row(&self.bytes[start..self.ends[at]])
     }
 
     /// The rows, in order.

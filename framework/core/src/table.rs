@@ -111,6 +111,12 @@ impl Table {
         self.columns.iter().position(|c| c.name == column)
     }
 
+    /// About how many bytes a row has; 0 if nobody knows.
+    pub fn row_bytes_estimated(&self) -> usize {
+        let bytes = self.bytes_estimated.checked_div(self.rows_estimated).unwrap_or(0);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
     /// The columns of the key, in its order.
     pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().map(|&at| &self.columns[at])

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use tidegate_core::port::{Chunk, Crawler, KeyRange, RangeProgress};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit, RangeProgress};
 use tidegate_core::{Key, Result, Rows, Table};
 use tokio::sync::{Mutex, mpsc};
 
@@ -15,7 +15,7 @@ pub(crate) struct Order {
     pub(crate) table: usize,
     pub(crate) range: u32,
     pub(crate) rest: KeyRange,
-    pub(crate) rows: usize,
+    pub(crate) limit: Limit,
 }
 
 /// What came of it.
@@ -37,7 +37,7 @@ pub(crate) async fn reader(
         // Whichever reader is free waits for the next order.
         let Some(order) = orders.lock().await.recv().await else { break };
         let mut rows = Rows::new();
-        let chunk = crawler.read(&tables[order.table], &order.rest, order.rows, &mut rows).await?;
+        let chunk = crawler.read(&tables[order.table], &order.rest, order.limit, &mut rows).await?;
         if done.send(ReadDone { order, chunk, rows }).is_err() {
             break;
         }
@@ -188,8 +188,13 @@ mod tests {
         assert!(ledger.next(|_| false).is_none());
         assert_eq!(ledger.next(|_| true), Some((0, 0, rest)));
         assert!(ledger.next(|_| true).is_none(), "one read of a range at a time");
-        let order =
-            Order { read: 0, table: 0, range: 0, rest: KeyRange { after: None, upto: key(9) }, rows: 2 };
+        let order = Order {
+            read: 0,
+            table: 0,
+            range: 0,
+            rest: KeyRange { after: None, upto: key(9) },
+            limit: Limit::rows(2),
+        };
         let progress = ledger.read(&order, key(4), 2).unwrap();
         assert_eq!((progress.rows, progress.done, progress.rest.after), (2, false, key(4)));
         assert!(ledger.next(|_| true).is_some());

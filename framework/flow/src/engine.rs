@@ -279,6 +279,7 @@ async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>,
         replay: start,
         ranges: Vec::new(),
         excluded: Vec::new(),
+        holes: Vec::new(),
     };
     let mut sink = flow.target.sink(&flow.name, &flow.routes).await?;
     let checkpoint = match sink.open(&first).await? {

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct Options {
     /// Rows a chunk has at most.
     pub chunk_rows: usize,
+    /// Bytes a chunk has at most, but for its last row.
+    pub chunk_bytes: usize,
     /// Reads of the crawl at the same time.
     pub workers: usize,
     /// Ranges a table is cut into for each worker.
@@ -30,6 +32,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             chunk_rows: 20_000,
+            chunk_bytes: 8 << 20,
             workers: 1,
             ranges_per_worker: 4,
             batch_changes: 20_000,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Checkpoint, Crawler, RangeProgress};
+use tidegate_core::port::{Checkpoint, Crawler, Limit, RangeProgress};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
@@ -74,6 +74,8 @@ pub(crate) struct Sequencer<'a> {
     /// Reads with a smaller number were given up while they were under way.
     given_up: u64,
     chunk_rows: usize,
+    /// Bytes of a row, by table, as the last chunk had them.
+    row_bytes: Vec<usize>,
     /// Where the target has to be for the flow to have caught up.
     goal: Option<Position>,
     max_rate: MaxRate,
@@ -114,6 +116,7 @@ impl<'a> Sequencer<'a> {
             reads: 0,
             given_up: 0,
             chunk_rows: flow.options.chunk_rows.max(1),
+            row_bytes: flow.routes.iter().map(|route| route.shape.table.row_bytes_estimated()).collect(),
             goal: None,
             max_rate: MaxRate::default(),
             next_read_at: Duration::ZERO,
@@ -200,7 +203,7 @@ impl<'a> Sequencer<'a> {
             let may = |table: usize| !self.excluded.contains(&table) && !self.paused.contains(&table);
             let Some((table, range, rest)) = self.ledger.next(may) else { break };
             let read = self.window.begin_read();
-            let order = Order { read, table, range, rest, rows: self.chunk_rows };
+            let order = Order { read, table, range, rest, limit: self.limit(table) };
             self.reads += 1;
             if self.lines.orders.send(order).await.is_err() {
                 return Err(Error::new(code::INTERNAL, "the readers have ended"));
@@ -209,10 +212,21 @@ impl<'a> Sequencer<'a> {
         Ok(())
     }
 
+    /// How much of a table is read at a time.
+    fn limit(&self, table: usize) -> Limit {
+        let bytes = self.flow.options.chunk_bytes.max(1);
+        // Best reached by the rows: not every source can stop where the bytes do.
+        let rows = self.chunk_rows.min(bytes / self.row_bytes[table].max(1)).max(1);
+        Limit { rows, bytes }
+    }
+
     /// A read came back.
     pub(crate) async fn chunk_read(&mut self, done: ReadDone) -> Result<()> {
         let ReadDone { order, chunk, rows } = done;
         self.reads -= 1;
+        if !rows.is_empty() {
+            self.row_bytes[order.table] = rows.bytes().len() / rows.len();
+        }
         self.window.saw(&chunk.as_of);
         self.end_hold();
         if order.read < self.given_up || self.excluded.contains(&order.table) {
@@ -242,6 +256,9 @@ impl<'a> Sequencer<'a> {
             self.gauge.merged(table, merged.overtaken, merged.completed);
             let fresh = merged.overtaken == 0 && merged.completed == 0;
             self.ledger.sent(&progress);
+            // What was too many changes may have been one large transaction.
+            self.chunk_rows =
+                (self.chunk_rows + self.chunk_rows / 8 + 1).min(self.flow.options.chunk_rows.max(1));
             self.send(Work::Chunk { table, rows: merged.rows, progress, fresh }).await?;
             self.window.end_read(read);
         }
@@ -298,7 +315,9 @@ impl<'a> Sequencer<'a> {
             "too many changes while reading; chunks are read again, smaller"
         );
         self.gauge.gave_up();
-        self.chunk_rows = (self.chunk_rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
+        if self.reads + self.waiting.len() > 0 {
+            self.chunk_rows = (self.chunk_rows / 2).max(CHUNK_ROWS_MIN.min(self.chunk_rows));
+        }
         self.given_up = self.window.next_read();
         for waiting in std::mem::take(&mut self.waiting) {
             self.window.end_read(waiting.read);

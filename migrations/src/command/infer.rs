@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Crawler, KeyRange, Obstacle, Record};
+use tidegate_core::port::{Crawler, KeyRange, Limit, Obstacle, Record};
 use tidegate_core::{Error, Result, Rows, Shape, TableName, Value};
 
 use crate::arguments::{Common, Ends};
@@ -18,6 +18,8 @@ use crate::settings;
 const PLACES: u64 = 16;
 /// Documents of one read at most.
 const READ_MAX: u64 = 1_000;
+/// Bytes of documents read at a time.
+const READ_BYTES: usize = 8 << 20;
 
 /// What was found in a collection.
 struct Collection {
@@ -91,7 +93,9 @@ async fn read(crawler: &mut dyn Crawler, shape: &Shape, documents: u64) -> Resul
             }
             let mut rows = Rows::new();
             let wanted = usize::try_from(wanted).unwrap_or(1);
-            let chunk = crawler.read(&shape.table, &range, wanted, &mut rows).await?;
+            let chunk = crawler
+                .read(&shape.table, &range, Limit { rows: wanted, bytes: READ_BYTES }, &mut rows)
+                .await?;
             for row in rows.iter() {
                 let record = Record::new(shape, row);
                 let at = record.columns().iter().position(is_document);

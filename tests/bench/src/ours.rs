@@ -85,6 +85,7 @@ pub async fn begin(flow: &Flow) -> Result<Checkpoint> {
         position,
         ranges: ranges.collect(),
         excluded: Vec::new(),
+        holes: Vec::new(),
     })
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{
     Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Conversions, Crawler, Examiner, Fit,
-    Identity, KeyRange, Obstacle, Opened, Progress, Route, Selection, Sink, StateStore, Store,
+    Identity, KeyRange, Limit, Obstacle, Opened, Progress, Route, Selection, Sink, StateStore, Store,
 };
 use tidegate_core::{
     AsOf, Cell, Changes, Codec, Column, Encoding, Error, FlowName, Key, Op, Position, Result, RowWriter,
@@ -217,9 +217,9 @@ impl Crawler for Faulty<dyn Crawler> {
         self.store.answer(fault, answer)
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
         let fault = self.store.call().await?;
-        let mut chunk = self.inner.read(table, range, rows, out).await?;
+        let mut chunk = self.inner.read(table, range, limit, out).await?;
         chunk.as_of = self.proof(chunk.as_of);
         // Between the reading and its answer the world goes on.
         self.store.call().await?;

@@ -75,5 +75,6 @@ pub(crate) fn first() -> Checkpoint {
         replay: Position::from_u64(1),
         ranges: Vec::new(),
         excluded: Vec::new(),
+        holes: Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, doc};
 use tidegate_core::error::code;
-use tidegate_core::port::{ChangeFeed, Crawler, KeyRange, Selection};
+use tidegate_core::port::{ChangeFeed, Crawler, KeyRange, Limit, Selection};
 use tidegate_core::{Changes, Op, Position, Rows, Shape, Table};
 
 use crate::place::{Place, flow};
@@ -49,7 +49,7 @@ async fn crawl(crawler: &mut dyn Crawler, table: &Table, range: KeyRange, rows: 
     let mut rest = range;
     loop {
         let mut out = Rows::new();
-        let chunk = crawler.read(table, &rest, rows, &mut out).await.unwrap();
+        let chunk = crawler.read(table, &rest, Limit::rows(rows), &mut out).await.unwrap();
         found.extend(out.iter().map(|row| row.frame().to_vec()));
         match chunk.next {
             Some(next) => rest.after = Some(next),
@@ -94,7 +94,8 @@ async fn every_key_is_read_once_whatever_its_type_and_however_the_table_is_cut()
     // Another collection of the same name is not the one that was described.
     items.drop().await.unwrap();
     items.insert_one(doc! { "_id": 1 }).await.unwrap();
-    let error = crawler.read(&table, &KeyRange::default(), 5, &mut Rows::new()).await.unwrap_err();
+    let error =
+        crawler.read(&table, &KeyRange::default(), Limit::rows(5), &mut Rows::new()).await.unwrap_err();
     assert_eq!(error.code(), code::SCHEMA_CHANGED, "{error:?}");
     place.end().await;
 }

@@ -40,6 +40,7 @@ pub(crate) async fn open(
         replay: Position::new(row.get::<_, Vec<u8>>(3)),
         ranges: Vec::new(),
         excluded: Vec::new(),
+        holes: Vec::new(),
     };
     let place = |name: &str| names.iter().position(|known| *known == name);
     let key = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Key(bytes.into()));

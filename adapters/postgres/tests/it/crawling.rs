@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, KeyRange, Selection};
+use tidegate_core::port::{Catalog, KeyRange, Limit, Selection};
 use tidegate_core::{Rows, Shape, Table, Value};
 
 use crate::{database, drop_database};
@@ -54,7 +54,7 @@ async fn every_row_comes_once_in_the_order_of_any_key() {
         for mut range in ranges {
             loop {
                 let mut rows = Rows::new();
-                let chunk = crawler.read(&shape.table, &range, 997, &mut rows).await.unwrap();
+                let chunk = crawler.read(&shape.table, &range, Limit::rows(997), &mut rows).await.unwrap();
                 rows.iter().for_each(|row| whole.push(row));
                 match chunk.next {
                     Some(next) => range.after = Some(next),
@@ -69,7 +69,7 @@ async fn every_row_comes_once_in_the_order_of_any_key() {
         let expected = session.query(&sql, &[]).await.unwrap();
         assert_eq!(whole.len(), expected.len(), "{name}");
         let mut all = Rows::new();
-        crawler.read(&shape.table, &KeyRange::default(), 1_000_000, &mut all).await.unwrap();
+        crawler.read(&shape.table, &KeyRange::default(), Limit::rows(1_000_000), &mut all).await.unwrap();
         assert!(all.bytes() == whole.bytes(), "{name}: chunks are not what one read is");
 
         let keys: Vec<_> = [0, 5, all.len() - 1].map(|at| shape.cut_key(all.row(at))).into();
@@ -113,27 +113,29 @@ async fn a_dropped_or_replaced_table_is_an_error_and_an_empty_one_is_not() {
     let mut crawler = store.crawler().await.unwrap();
     assert_eq!(crawler.split(&shape.table, 4).await.unwrap(), [KeyRange::default()]);
     let mut rows = Rows::new();
-    let chunk = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap();
+    let chunk = crawler.read(&shape.table, &KeyRange::default(), Limit::rows(10), &mut rows).await.unwrap();
     assert!(rows.is_empty() && chunk.next.is_none());
     assert!(crawler.as_of().await.unwrap().barrier >= chunk.as_of.barrier);
 
     session.batch_execute("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
     for _ in 0..2 {
-        let error = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap_err();
+        let error =
+            crawler.read(&shape.table, &KeyRange::default(), Limit::rows(10), &mut rows).await.unwrap_err();
         assert_eq!(error.code(), code::TABLE_MISSING, "{error:?}");
     }
     session.batch_execute("DROP TABLE t").await.unwrap();
-    let error = crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap_err();
+    let error =
+        crawler.read(&shape.table, &KeyRange::default(), Limit::rows(10), &mut rows).await.unwrap_err();
     assert_eq!(error.code(), code::TABLE_MISSING, "{error:?}");
 
     session.batch_execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (7)").await.unwrap();
     let shape = crate::crawling::shape(&catalog, "t").await;
     // A call given up leaves the crawler usable.
     let range = KeyRange::default();
-    let read = crawler.read(&shape.table, &range, 10, &mut rows);
+    let read = crawler.read(&shape.table, &range, Limit::rows(10), &mut rows);
     let _ = tokio::time::timeout(std::time::Duration::from_micros(300), read).await;
     rows.clear();
-    crawler.read(&shape.table, &KeyRange::default(), 10, &mut rows).await.unwrap();
+    crawler.read(&shape.table, &KeyRange::default(), Limit::rows(10), &mut rows).await.unwrap();
     assert_eq!(shape.value(0, rows.row(0).cell(0)).unwrap(), Some(Value::Int(7)));
     drop(crawler);
     drop_database(session).await;

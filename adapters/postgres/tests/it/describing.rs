@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::Selection;
+use tidegate_core::port::{Limit, Selection};
 use tidegate_core::{Column, FlowName, Position, Table, TableName, Type};
 
 use crate::{database, drop_database, run};
@@ -111,7 +111,7 @@ async fn a_policy_that_hides_rows_is_an_obstacle_and_an_error() {
     assert_eq!(obstacles[0].error.code(), code::POLICY_HIDES_ROWS);
     let mut rows = tidegate_core::Rows::new();
     let mut crawler = store.crawler().await.unwrap();
-    let read = crawler.read(&tables[0], &Default::default(), 10, &mut rows).await;
+    let read = crawler.read(&tables[0], &Default::default(), Limit::rows(10), &mut rows).await;
     assert_eq!(read.unwrap_err().code(), code::POLICY_HIDES_ROWS);
     drop(crawler);
     drop_database(session).await;

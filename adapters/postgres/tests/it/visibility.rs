@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidegate_core::port::{ChangeFeed, KeyRange, Selection};
+use tidegate_core::port::{ChangeFeed, KeyRange, Limit, Selection};
 use tidegate_core::{Changes, Endpoint, FlowName, Op, Position, Rows, Shape, Value};
 use tidegate_flow::window::Window;
 use tidegate_flow::{Gauge, Until, run_once};
@@ -111,7 +111,7 @@ async fn stale_reads_are_met_under_load_and_none_is_kept() {
         chunks += 1;
         let read = window.begin_read();
         let mut rows = Rows::new();
-        let chunk = crawler.read(&table, &KeyRange::default(), 1_000, &mut rows).await.unwrap();
+        let chunk = crawler.read(&table, &KeyRange::default(), Limit::rows(1_000), &mut rows).await.unwrap();
         window.saw(&chunk.as_of);
         let barrier = chunk.as_of.barrier.clone();
         reference.read_to(feed.as_mut(), &mut window, &shape, &barrier).await;

@@ -1,7 +1,7 @@
 //! Reading by key.
 
 use tidegate_core::error::code;
-use tidegate_core::port::KeyRange;
+use tidegate_core::port::{KeyRange, Limit};
 use tidegate_core::{Key, Position, RowWriter, Rows, Value};
 
 use crate::file::{File, shown};
@@ -24,7 +24,7 @@ async fn crawl(file: &File, table: &str, parts: usize, rows: usize) -> (Vec<Stri
         let mut rest = range.clone();
         loop {
             let mut out = Rows::new();
-            let chunk = crawler.read(&table, &rest, rows, &mut out).await.unwrap();
+            let chunk = crawler.read(&table, &rest, Limit::rows(rows), &mut out).await.unwrap();
             assert!(out.len() <= rows);
             seen.extend(shown(&out));
             let Some(next) = chunk.next else { break };
@@ -76,7 +76,7 @@ async fn ranges_cover_every_kind_of_key_once_and_in_order() {
         let table = file.table("t").await;
         let mut crawler = file.store.crawler().await.unwrap();
         let mut all = Rows::new();
-        crawler.read(&table, &KeyRange::default(), 10_000, &mut all).await.unwrap();
+        crawler.read(&table, &KeyRange::default(), Limit::rows(10_000), &mut all).await.unwrap();
         let text = format!(
             "SELECT group_concat(hex(x), ',') FROM (SELECT {} AS x FROM t ORDER BY {order})",
             order.split(',').next().unwrap()
@@ -102,7 +102,7 @@ async fn the_last_bound_is_frozen_and_an_empty_table_has_one_range() {
     let ranges = crawler.split(&table, 1).await.unwrap();
     file.exec("INSERT INTO t VALUES (3)").await;
     let mut out = Rows::new();
-    crawler.read(&table, &ranges[0], 10, &mut out).await.unwrap();
+    crawler.read(&table, &ranges[0], Limit::rows(10), &mut out).await.unwrap();
     assert_eq!(shown(&out), ["1", "2"]);
 }
 
@@ -115,7 +115,7 @@ async fn a_chunk_says_what_it_shows() {
     let mut feed = file.feed().await;
     file.exec("INSERT INTO t VALUES (1, 'a'); INSERT INTO t VALUES (2, 'b')").await;
     let mut out = Rows::new();
-    let chunk = crawler.read(&table, &KeyRange::default(), 10, &mut out).await.unwrap();
+    let chunk = crawler.read(&table, &KeyRange::default(), Limit::rows(10), &mut out).await.unwrap();
     assert_eq!((chunk.as_of.barrier.clone(), chunk.as_of.upper), (Position::from_u64(2), 3));
     assert!(chunk.as_of.shows(2) && !chunk.as_of.shows(3));
     feed.all().await;
@@ -135,11 +135,11 @@ async fn a_table_that_changed_is_an_error_and_never_fewer_or_other_values() {
     let mut crawler = file.store.crawler().await.unwrap();
     let mut out = Rows::new();
     file.exec("ALTER TABLE t RENAME COLUMN v TO w").await;
-    let error = crawler.read(&table, &KeyRange::default(), 10, &mut out).await.unwrap_err();
+    let error = crawler.read(&table, &KeyRange::default(), Limit::rows(10), &mut out).await.unwrap_err();
     assert_eq!(error.code(), code::SCHEMA_CHANGED);
     assert!(error.context().contains(&("table".into(), "t".to_owned())));
     file.exec("DROP TABLE t").await;
-    let error = crawler.read(&table, &KeyRange::default(), 10, &mut out).await.unwrap_err();
+    let error = crawler.read(&table, &KeyRange::default(), Limit::rows(10), &mut out).await.unwrap_err();
     assert_eq!(error.code(), code::TABLE_MISSING);
 }
 
@@ -149,7 +149,8 @@ async fn text_that_is_not_utf_8_is_named() {
     file.exec("INSERT INTO t VALUES (1, CAST(x'ff' AS TEXT))").await;
     let table = file.table("t").await;
     let mut crawler = file.store.crawler().await.unwrap();
-    let error = crawler.read(&table, &KeyRange::default(), 10, &mut Rows::new()).await.unwrap_err();
+    let error =
+        crawler.read(&table, &KeyRange::default(), Limit::rows(10), &mut Rows::new()).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT);
     assert!(error.context().contains(&("column".into(), "v".to_owned())));
 }

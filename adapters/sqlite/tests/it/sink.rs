@@ -27,6 +27,7 @@ fn first() -> Checkpoint {
         replay: Position::from_u64(1),
         ranges: Vec::new(),
         excluded: Vec::new(),
+        holes: Vec::new(),
     }
 }
 

@@ -16,6 +16,22 @@ pub struct KeyRange {
     pub upto: Option<Key>,
 }
 
+/// How much a read gives at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of rows, as they are in [`Rows::bytes`]. The row that reaches it is the last one: at least one is given.
+    pub bytes: usize,
+}
+
+impl Limit {
+    /// So many rows, whatever they weigh.
+    pub const fn rows(rows: usize) -> Self {
+        Self { rows, bytes: usize::MAX }
+    }
+}
+
 /// What a read found out beside its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -34,6 +50,7 @@ pub struct Chunk {
 /// 4. A chunk needs nothing kept open from an earlier one: after a crash the range goes on from the last `next`.
 /// 5. If the source was dropped, renamed or hides rows, it is an error and never fewer rows.
 /// 6. The barrier of `as_of` is not before the position of any change that its rows show.
+/// 7. Instants never go back: what one read showed is shown by every read that begins later, by any crawler of the store.
 ///
 /// # Concurrency
 /// One task at a time; several crawlers of one source may read at once.
@@ -43,7 +60,7 @@ pub struct Chunk {
 ///
 /// # Example
 /// ```
-/// use tidegate_core::port::{KeyRange, Selection, Store};
+/// use tidegate_core::port::{KeyRange, Limit, Selection, Store};
 /// use tidegate_core::{Column, Rows, TableName, Type, Value};
 /// use tidegate_memory::{MemoryStore, Write};
 ///
@@ -63,7 +80,7 @@ pub struct Chunk {
 ///     let mut rest = Some(range);
 ///     while let Some(range) = rest {
 ///         let mut rows = Rows::new();
-///         let chunk = crawler.read(&tables[0], &range, 10, &mut rows).await?;
+///         let chunk = crawler.read(&tables[0], &range, Limit::rows(10), &mut rows).await?;
 ///         count += rows.len();
 ///         // What is left of the range is all that has to be remembered.
 ///         rest = chunk.next.map(|next| KeyRange { after: Some(next), ..range });
@@ -78,8 +95,8 @@ pub trait Crawler: Send {
     /// Cuts a table into at most `parts` ranges of similar size. Reads no rows; an empty table has one empty range.
     async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>>;
 
-    /// Appends up to `rows` rows from the start of the range.
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk>;
+    /// Appends rows from the start of the range, up to a limit.
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk>;
 
     /// Appends the rows of these keys that exist, in any order. `table.key` says which columns the keys are of: who
     /// folds rows into others asks with the columns that hold the other's key.

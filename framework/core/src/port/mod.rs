@@ -21,7 +21,7 @@ pub use broker::{Broker, Effective};
 pub use catalog::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
 pub use change_feed::{ChangeFeed, Progress};
 pub use consumer::{Attempt, Consumer, Delivery, Leftover, Signal, Token};
-pub use crawler::{Chunk, Crawler, KeyRange};
+pub use crawler::{Chunk, Crawler, KeyRange, Limit};
 pub use examiner::{Examiner, Finding, Side, Strain, Weight};
 pub use producer::{Producer, Sent};
 pub use settle::{Settle, Settled, Settlement};

@@ -37,6 +37,8 @@ pub struct TableBatch {
     pub updates: Rows,
     /// No row of `upserts` is expected to be there: the fastest way of writing may be tried first.
     pub fresh: bool,
+    /// Rows of the table are still to come from the crawl: an update that meets no row is no hole.
+    pub crawling: bool,
 }
 
 impl TableBatch {
@@ -82,10 +84,14 @@ pub struct Commit {
     pub replay: Option<Position>,
     /// Ranges whose progress changed.
     pub ranges: Vec<RangeProgress>,
-    /// Tables whose ranges and exclusion are forgotten first: they are to be crawled anew.
+    /// Tables whose ranges, holes and exclusion are forgotten first: they are to be crawled anew.
     pub forget: Vec<usize>,
     /// Tables that take no part from here on, and why.
     pub exclude: Vec<(usize, String)>,
+    /// Holes that are none any more, by table, in the source's encoding. They are forgotten before those of the same
+    /// batch are noted.
+    #[serde(default)]
+    pub filled: Vec<(usize, Key)>,
 }
 
 /// How far the target is, as it says itself.
@@ -102,6 +108,9 @@ pub struct Checkpoint {
     pub ranges: Vec<RangeProgress>,
     /// Tables that take no part, and why: changes to them since are not in the target.
     pub excluded: Vec<(usize, String)>,
+    /// Rows that the target lacks, or has as they were: see [`Applied::holes`].
+    #[serde(default)]
+    pub holes: Vec<(usize, Key)>,
 }
 
 /// What opening a sink found.
@@ -116,7 +125,9 @@ pub enum Opened {
 /// What a batch did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Applied {
-    /// Keys of `updates` that met no row: by table, in the source's encoding.
+    /// Rows that the target lacks now and has to get again from the source: updates that met no row, and rows that
+    /// were kept out because another row has their values in a unique index. By table, in the source's encoding. The
+    /// target has noted them together with the batch, and says them in every [`Checkpoint`] until they are `filled`.
     pub holes: Vec<(usize, Key)>,
 }
 
@@ -126,11 +137,15 @@ pub struct Applied {
 /// 1. Batch and commit become durable together where the target has transactions; elsewhere, and for a part of a fresh
 ///    batch that a second session writes, the batch first. After a crash the checkpoint is never ahead of the effect.
 /// 2. Applying a batch again, with later batches following again, ends in the same state.
-/// 3. `Unchanged` cells are never written; an update without a row is a hole and never an insert.
-/// 4. Deletes come before writes; a rival for another unique key is gone when its new holder is written.
+/// 3. `Unchanged` cells are never written; an update without a row is never an insert: it is a hole, unless the table
+///    is `crawling`.
+/// 4. Rows of one batch never keep each other out of a unique index by what they were before. A row that is kept out
+///    by one that is not in the batch, or by one that is and stays, is a hole: neither its old nor its new form is
+///    there.
 /// 5. A batch without a commit belongs to a transaction that goes on: the target may keep it open, or commit it alone.
 /// 6. Opening fences: whoever opened the flow before gets `lease-lost` from its next commit on.
-/// 7. A value that does not fit exactly is an error that names table, key and column, and nothing of the batch is done.
+/// 7. Holes are noted durably with the batch that made them; without a commit, no later than the next one.
+/// 8. A value that does not fit exactly is an error that names table, key and column, and nothing of the batch is done.
 ///
 /// # Concurrency
 /// One task. A sink may split a batch over several connections.
@@ -161,6 +176,7 @@ pub struct Applied {
 ///     replay: Position::from_u64(7),
 ///     ranges: Vec::new(),
 ///     excluded: Vec::new(),
+///     holes: Vec::new(),
 /// };
 /// let flow = FlowName::new("shop")?;
 /// let mut sink = store.sink(&flow, &routes).await?;

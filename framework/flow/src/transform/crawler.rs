@@ -1,7 +1,7 @@
 //! Reads rows and makes others of them.
 
 use async_trait::async_trait;
-use tidegate_core::port::{Chunk, Crawler, KeyRange};
+use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::{AsOf, Key, Result, Rows, Table};
 
 use super::Transformed;
@@ -25,13 +25,13 @@ impl Crawler for MadeCrawler {
         self.inner.split(&making.source.table, parts).await
     }
 
-    async fn read(&mut self, table: &Table, range: &KeyRange, rows: usize, out: &mut Rows) -> Result<Chunk> {
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
         let making = self.store.making(table).await?;
         if making.is_plain() {
-            return self.inner.read(&making.source.table, range, rows, out).await;
+            return self.inner.read(&making.source.table, range, limit, out).await;
         }
         self.raw.clear();
-        let mut chunk = self.inner.read(&making.source.table, range, rows, &mut self.raw).await?;
+        let mut chunk = self.inner.read(&making.source.table, range, limit, &mut self.raw).await?;
         let later = making.make_all(self.inner.as_mut(), &self.raw, out).await?;
         // What was folded in was read later and may show more: it has to be delivered before the chunk counts.
         if let Some(later) = later

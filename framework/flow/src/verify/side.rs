@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Crawler, KeyRange, Route, Selection, Store};
+use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route, Selection, Store};
 use tidegate_core::{Cell, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -13,7 +13,7 @@ use super::Verification;
 /// Buckets of a table.
 pub(super) const BUCKETS: usize = 1 << 16;
 /// Rows that one read takes.
-const READ_ROWS: usize = 20_000;
+const READ: Limit = Limit { rows: 20_000, bytes: 8 << 20 };
 
 /// One side of one table.
 pub(super) struct Side {
@@ -127,7 +127,7 @@ impl Side {
             let mut rest = KeyRange { after: range.after, upto: None };
             loop {
                 rows.clear();
-                let chunk = self.crawler.read(&table, &rest, READ_ROWS, &mut rows).await?;
+                let chunk = self.crawler.read(&table, &rest, READ, &mut rows).await?;
                 count += rows.len() as u64;
                 rows.iter().try_for_each(|row| take(self, row))?;
                 match chunk.next {

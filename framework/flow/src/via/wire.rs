@@ -54,6 +54,8 @@ struct TableHead {
     table: usize,
     truncate: bool,
     fresh: bool,
+    #[serde(default)]
+    crawling: bool,
     deletes: usize,
     upserts: usize,
     updates: usize,
@@ -68,6 +70,7 @@ impl Call {
                     table: part.table,
                     truncate: part.truncate,
                     fresh: part.fresh,
+                    crawling: part.crawling,
                     deletes: part.deletes.bytes().len(),
                     upserts: part.upserts.bytes().len(),
                     updates: part.updates.bytes().len(),
@@ -99,6 +102,7 @@ impl Call {
                         upserts: take(head.upserts)?,
                         updates: take(head.updates)?,
                         fresh: head.fresh,
+                        crawling: head.crawling,
                     })
                 });
                 Self::Apply { batch: Batch { tables: tables.collect::<Result<_>>()? }, commit }
