@@ -106,7 +106,7 @@ impl Collector for Metrics {
         let status = &self.0;
         for (name, help, value) in [
             ("changes_applied", "Changes that are in the target", status.changes_applied),
-            ("rows_healed", "Rows written anew because an update met none", status.rows_healed),
+            ("rows_healed", "Rows that the target lacked, read again and written", status.rows_healed),
             ("rows_moved", "Rows read again because their key changed", status.rows_moved),
             ("reads_given_up", "Reads given up because of too many changes", status.reads_given_up),
         ] {
@@ -128,6 +128,7 @@ impl Collector for Metrics {
                 status.behind,
             ),
             ("held_by_source", "Bytes that the source keeps for this migration", status.held_bytes),
+            ("rows_missing", "Rows that the target lacks for now", status.rows_missing),
             ("connected", "Whether the run is connected to both sides", u64::from(status.connected)),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

@@ -74,6 +74,8 @@ pub(crate) struct Held {
     pub(crate) rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Columns that the log leaves out of an update that does not touch them.
     pub(crate) lazy: BTreeSet<usize>,
+    /// Unique indexes beside the key: a sink keeps to them.
+    pub(crate) unique: Vec<Vec<usize>>,
 }
 
 /// What a transaction does to the rows, once it is seen.
@@ -127,7 +129,12 @@ impl Inner {
     pub(crate) fn hold(&mut self, table: Arc<Table>) {
         let shape = Shape { table, codec: Arc::new(Canonical) };
         let name = shape.table.name.clone();
-        self.tables.entry(name).or_insert(Held { shape, rows: BTreeMap::new(), lazy: BTreeSet::new() });
+        self.tables.entry(name).or_insert(Held {
+            shape,
+            rows: BTreeMap::new(),
+            lazy: BTreeSet::new(),
+            unique: Vec::new(),
+        });
     }
 
     /// Adds columns behind the others of a table; every row has that value there.

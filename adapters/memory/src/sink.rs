@@ -1,9 +1,11 @@
 //! Takes rows and changes.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
-use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape};
+use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape, TableName};
 
 use crate::inner::{Effect, Held, Inner, frame};
 use crate::store::MemoryStore;
@@ -51,10 +53,15 @@ impl Sink for MemorySink {
             plan(&inner, &self.routes[part.table], part, &mut effects, &mut applied)?;
         }
         effects.into_iter().for_each(|effect| inner.do_effect(effect));
-        if let Some(commit) = commit {
-            let state = inner.flows.entry(self.flow.clone()).or_default();
-            if let Some(checkpoint) = &mut state.checkpoint {
+        let state = inner.flows.entry(self.flow.clone()).or_default();
+        if let Some(checkpoint) = &mut state.checkpoint {
+            if let Some(commit) = commit {
                 advance(checkpoint, commit);
+            }
+            for hole in &applied.holes {
+                if !checkpoint.holes.contains(hole) {
+                    checkpoint.holes.push(hole.clone());
+                }
             }
         }
         Ok(applied)
@@ -75,6 +82,7 @@ fn advance(checkpoint: &mut Checkpoint, commit: &Commit) {
     }
     checkpoint.ranges.retain(|range| !commit.forget.contains(&range.table));
     checkpoint.excluded.retain(|(table, _)| !commit.forget.contains(table));
+    checkpoint.holes.retain(|hole| !commit.forget.contains(&hole.0) && !commit.filled.contains(hole));
     checkpoint.excluded.extend(commit.exclude.iter().cloned());
     for range in &commit.ranges {
         match checkpoint.ranges.iter_mut().find(|r| r.table == range.table && r.range == range.range) {
@@ -127,26 +135,92 @@ fn plan(
         held.shape.key_of(Row::parse(&frame(&values))?, &mut key)?;
         Ok(key)
     };
+    let mut draft = Draft::new(held, &table, effects);
     if part.truncate {
-        effects.push(Effect::Clear { table: table.clone() });
+        draft.clear();
     }
     for key in part.deletes.iter() {
-        effects.push(Effect::Remove { table: table.clone(), key: identity(key)? });
+        draft.remove(&identity(key)?);
     }
+    let mut upserts = Vec::with_capacity(part.upserts.len());
     for row in part.upserts.iter() {
-        let key = identity(shape.cut_key(row).row())?;
-        effects.push(Effect::Put { table: table.clone(), key, row: canonical(shape, held, row, None)? });
+        let cut = shape.cut_key(row);
+        let key = identity(cut.row())?;
+        upserts.push((cut, key, canonical(shape, held, row, None)?));
     }
+    // What they were before keeps nobody out.
+    upserts.iter().for_each(|(_, key, _)| draft.make_room(key));
     for row in part.updates.iter() {
         let cut: Key = shape.cut_key(row);
         let key = identity(cut.row())?;
-        match held.rows.get(&key) {
+        let is_written = match held.rows.get(&key) {
             Some(old) if !part.truncate => {
-                let row = canonical(shape, held, row, Some(Row::parse(old)?))?;
-                effects.push(Effect::Put { table: table.clone(), key, row });
+                draft.put(key, canonical(shape, held, row, Some(Row::parse(old)?))?)
             }
-            _ => applied.holes.push((part.table, cut)),
+            _ => part.crawling,
+        };
+        if !is_written {
+            applied.holes.push((part.table, cut));
+        }
+    }
+    for (cut, key, row) in upserts {
+        if !draft.put(key, row) {
+            applied.holes.push((part.table, cut));
         }
     }
     Ok(())
+}
+
+/// What is to be done to a table, and what its rows would be then.
+struct Draft<'a> {
+    table: &'a TableName,
+    unique: &'a [Vec<usize>],
+    /// Not kept where nothing is unique beside the key.
+    rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    effects: &'a mut Vec<Effect>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(held: &'a Held, table: &'a TableName, effects: &'a mut Vec<Effect>) -> Self {
+        let rows = if held.unique.is_empty() { BTreeMap::new() } else { held.rows.clone() };
+        Self { table, unique: &held.unique, rows, effects }
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.effects.push(Effect::Clear { table: self.table.clone() });
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        self.rows.remove(key);
+        self.effects.push(Effect::Remove { table: self.table.clone(), key: key.to_vec() });
+    }
+
+    fn make_room(&mut self, key: &[u8]) {
+        if !self.unique.is_empty() {
+            self.remove(key);
+        }
+    }
+
+    /// Puts a row in place; false, with no row of the key, if another one keeps it out.
+    fn put(&mut self, key: Vec<u8>, row: Vec<u8>) -> bool {
+        let is_rival = |(other, held): (&Vec<u8>, &Vec<u8>)| {
+            *other != key && self.unique.iter().any(|places| is_same(places, &row, held))
+        };
+        if self.rows.iter().any(is_rival) {
+            self.remove(&key);
+            return false;
+        }
+        if !self.unique.is_empty() {
+            self.rows.insert(key.clone(), row.clone());
+        }
+        self.effects.push(Effect::Put { table: self.table.clone(), key, row });
+        true
+    }
+}
+
+/// Whether two rows have the same values in these columns, none of them null.
+fn is_same(places: &[usize], one: &[u8], other: &[u8]) -> bool {
+    let (Ok(one), Ok(other)) = (Row::parse(one), Row::parse(other)) else { return false };
+    places.iter().all(|at| one.cell(*at) != Cell::Null && one.cell(*at) == other.cell(*at))
 }

@@ -63,6 +63,15 @@ impl MemoryStore {
         }
     }
 
+    /// Makes a unique index over these columns, for rows that have a value in each. A sink keeps to it; a transaction of
+    /// the store itself is taken for one that does.
+    pub fn create_unique(&self, table: &TableName, columns: &[&str]) {
+        if let Some(held) = self.lock().tables.get_mut(table) {
+            let places = columns.iter().filter_map(|name| held.shape.table.position(name)).collect();
+            held.unique.push(places);
+        }
+    }
+
     /// Adds a column behind the others. The rows that are there get the default, and no change tells so; without one
     /// they have null.
     ///

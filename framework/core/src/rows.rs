@@ -181,8 +181,9 @@ impl<'a> RowWriter<'a> {
 
 /// A key: the frame of a row that has the key's cells alone, in the source's encoding.
 ///
-/// Compare keys with [`Shape::key_of`], not by these bytes: a store may have several encodings of equal values.
-#[derive(Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+/// Compare keys with [`Shape::key_of`], not by these bytes: a store may have several encodings of equal values. The
+/// order is one of bytes, for collections.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "Box<[u8]>")]
 pub struct Key(pub Box<[u8]>);
 

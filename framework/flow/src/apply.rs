@@ -1,15 +1,16 @@
 //! The task that owns the sink: the one place where the target is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Batch, Commit, RangeProgress, Sink, TableBatch};
+use tidegate_core::port::{Batch, Checkpoint, Commit, RangeProgress, Sink, TableBatch};
 use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
 use tokio::sync::mpsc;
 
 use crate::coalesce::Coalescer;
 use crate::engine::Flow;
+use crate::holes::Hole;
 use crate::plant::{self, Bug};
 
 /// Why a table takes no part between the moment it is to be crawled anew and the moment it is empty.
@@ -27,8 +28,8 @@ pub(crate) enum Work {
     Chunk { table: usize, rows: Rows, progress: RangeProgress, fresh: bool },
     /// A table begins anew, with no rows and no ranges. It takes part again if it did not.
     Restart { table: usize },
-    /// Full rows that were read at an instant that shows every change sent before.
-    Rows { table: usize, rows: Rows },
+    /// What is in the source of these keys, which the target lacks. Every change sent before is shown.
+    Fill { table: usize, keys: Vec<Key>, rows: Rows },
     /// New ranges of a table, before any of its chunks.
     Ranges { ranges: Vec<RangeProgress> },
     /// There are no changes up to here, and a restart may replay from there.
@@ -46,8 +47,10 @@ pub(crate) enum Report {
     Range(RangeProgress),
     /// A table is empty, to be crawled anew.
     Restarted { table: usize },
-    /// Updates of these keys met no row.
-    Holes(Vec<(usize, Key)>),
+    /// Rows that the target lacks.
+    Holes(Vec<Hole>),
+    /// Of the rows that it lacked, those that it has now, and those that it could not take again.
+    Filled { table: usize, keys: Vec<Key>, kept_out: Vec<Key> },
     /// A table cannot go on; it is left out.
     Failed { table: usize, error: Error },
 }
@@ -57,6 +60,8 @@ pub(crate) struct Applier {
     flow: Flow,
     coalescer: Coalescer,
     excluded: BTreeSet<usize>,
+    /// Of which tables rows are still to come.
+    crawling: Crawling,
     /// Where the last whole transaction taken by the coalescer ends.
     position: Option<Position>,
     /// The sink holds a piece of a transaction that has not ended.
@@ -68,11 +73,13 @@ impl Applier {
     pub(crate) fn new(
         sink: Box<dyn Sink>,
         flow: Flow,
-        excluded: BTreeSet<usize>,
+        checkpoint: &Checkpoint,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
+        let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
+        let crawling = Crawling::new(&checkpoint.ranges);
         let coalescer = Coalescer::new(flow.routes.iter().map(|route| route.shape.clone()).collect());
-        Self { sink, flow, coalescer, excluded, position: None, open: false, reports }
+        Self { sink, flow, coalescer, excluded, crawling, position: None, open: false, reports }
     }
 
     pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
@@ -111,8 +118,10 @@ impl Applier {
                 }
                 let part = TableBatch { table, upserts: rows, fresh, ..TableBatch::default() };
                 let commit = Commit { ranges: vec![progress.clone()], ..Commit::default() };
-                self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                let holes = self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                self.report_holes(holes);
                 if !self.excluded.contains(&table) {
+                    self.crawling.read(&progress);
                     self.report(Report::Range(progress));
                 }
                 Ok(())
@@ -120,6 +129,7 @@ impl Applier {
             Work::Restart { table } => {
                 self.flush(None).await?;
                 self.excluded.remove(&table);
+                self.crawling.begin(table);
                 // First the intention, durably: without transactions the target may be emptied and the rest lost.
                 let exclude = vec![(table, CRAWL_ANEW.to_owned())];
                 let intention = Commit { forget: vec![table], exclude, ..Commit::default() };
@@ -132,18 +142,25 @@ impl Applier {
                 self.report(Report::Restarted { table });
                 Ok(())
             }
-            Work::Rows { table, rows } => {
+            Work::Fill { table, keys, rows } => {
                 self.flush(None).await?;
                 if self.excluded.contains(&table) {
                     return Ok(());
                 }
                 let part = TableBatch { table, upserts: rows, ..TableBatch::default() };
-                self.apply(Batch { tables: vec![part] }, Some(Commit::default())).await
+                let filled = keys.iter().map(|key| (table, key.clone())).collect();
+                let commit = Commit { filled, ..Commit::default() };
+                let holes = self.apply(Batch { tables: vec![part] }, Some(commit)).await?;
+                let kept_out: Vec<Key> = holes.into_iter().map(|(_, key)| key).collect();
+                let keys = keys.into_iter().filter(|key| !kept_out.contains(key)).collect();
+                self.report(Report::Filled { table, keys, kept_out });
+                Ok(())
             }
             Work::Ranges { ranges } => {
                 self.flush(None).await?;
+                self.crawling.split(&ranges);
                 let commit = Commit { ranges, ..Commit::default() };
-                self.apply(Batch::default(), Some(commit)).await
+                self.apply(Batch::default(), Some(commit)).await.map(drop)
             }
             Work::Reached { position, replay } => {
                 if !self.open {
@@ -156,7 +173,7 @@ impl Applier {
                 self.flush(None).await?;
                 self.excluded.insert(table);
                 let commit = Commit { exclude: vec![(table, reason)], ..Commit::default() };
-                self.apply(Batch::default(), Some(commit)).await
+                self.apply(Batch::default(), Some(commit)).await.map(drop)
             }
         }
     }
@@ -175,28 +192,29 @@ impl Applier {
         if self.open && !self.is_full() {
             return Ok(());
         }
-        let batch = self.coalescer.finish()?;
+        let mut batch = self.coalescer.finish()?;
+        batch.tables.iter_mut().for_each(|part| part.crawling = self.crawling.has(part.table));
         if self.open {
-            return self.apply(batch, None).await;
+            let holes = self.apply(batch, None).await?;
+            self.report_holes(holes);
+            return Ok(());
         }
         let position = self.position.take();
         let commit = Commit { position: position.clone(), replay: replay.clone(), ..Commit::default() };
-        self.apply(batch, Some(commit)).await?;
+        let holes = self.apply(batch, Some(commit)).await?;
+        self.report_holes(holes);
         if let Some(position) = position {
             self.report(Report::Durable { position, replay, changes });
         }
         Ok(())
     }
 
-    /// Applies a batch. A table that the target refuses is left out, durably, and the rest is applied.
-    async fn apply(&mut self, mut batch: Batch, mut commit: Option<Commit>) -> Result<()> {
+    /// Applies a batch and gives what it could not write. A table that the target refuses is left out, durably, and the
+    /// rest is applied.
+    async fn apply(&mut self, mut batch: Batch, mut commit: Option<Commit>) -> Result<Vec<Hole>> {
         loop {
             let error = match self.sink.apply(&batch, commit.as_ref()).await {
-                Ok(applied) if applied.holes.is_empty() => return Ok(()),
-                Ok(applied) => {
-                    self.report(Report::Holes(applied.holes));
-                    return Ok(());
-                }
+                Ok(applied) => return Ok(applied.holes),
                 Err(error) if error.kind() == Kind::Data => error,
                 Err(error) => return Err(error),
             };
@@ -207,13 +225,56 @@ impl Applier {
             batch.tables.retain(|part| part.table != table);
             let commit = commit.get_or_insert_default();
             commit.ranges.retain(|range| range.table != table);
+            commit.filled.retain(|(filled, _)| *filled != table);
             commit.exclude.push((table, error.line()));
             self.report(Report::Failed { table, error });
+        }
+    }
+
+    fn report_holes(&self, holes: Vec<Hole>) {
+        if !holes.is_empty() {
+            self.report(Report::Holes(holes));
         }
     }
 
     fn report(&self, report: Report) {
         // Nobody listens any more only when the flow is ending.
         let _ = self.reports.send(report);
+    }
+}
+
+/// Ranges whose rows are not all in the target, by table; a table that was not cut into ranges has no entry.
+struct Crawling(BTreeMap<usize, BTreeSet<u32>>);
+
+impl Crawling {
+    fn new(ranges: &[RangeProgress]) -> Self {
+        let mut crawling = Self(BTreeMap::new());
+        crawling.split(ranges);
+        crawling
+    }
+
+    fn split(&mut self, ranges: &[RangeProgress]) {
+        for range in ranges {
+            let open = self.0.entry(range.table).or_default();
+            if !range.done {
+                open.insert(range.range);
+            }
+        }
+    }
+
+    /// A table is to be crawled anew.
+    fn begin(&mut self, table: usize) {
+        self.0.remove(&table);
+    }
+
+    fn read(&mut self, progress: &RangeProgress) {
+        if let Some(open) = self.0.get_mut(&progress.table).filter(|_| progress.done) {
+            open.remove(&progress.range);
+        }
+    }
+
+    /// Whether rows of a table are still to come.
+    fn has(&self, table: usize) -> bool {
+        self.0.get(&table).is_none_or(|open| !open.is_empty())
     }
 }

@@ -11,12 +11,12 @@
 //! The sequencer alone decides the order. Everything behind it may be lost at any moment: the target's checkpoint
 //! says where to go on. A broken connection therefore ends the run, and [`crate::run`] starts another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Crawler, Opened, Route, Sink, Store};
+use tidegate_core::port::{Batch, ChangeFeed, Checkpoint, Commit, Crawler, Opened, Route, Sink, Store};
 use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -135,16 +135,10 @@ pub async fn run_once(
     stop: &CancellationToken,
 ) -> Result<Ended> {
     let tables: Vec<Arc<Table>> = flow.routes.iter().map(|route| Arc::clone(&route.shape.table)).collect();
-    let (mut sink, mut checkpoint) = open_sink(flow, &tables).await?;
-    leave_out_refused(flow, sink.as_mut(), &mut checkpoint).await?;
-    // A table that takes no part is not captured: what is wrong with it may be wrong with its changes.
-    let excluded: BTreeSet<usize> = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
-    let captured: Vec<usize> = (0..tables.len()).filter(|table| !excluded.contains(table)).collect();
-    let captured_tables: Vec<Arc<Table>> = captured.iter().map(|table| Arc::clone(&tables[*table])).collect();
-    let mut asker = flow.source.crawler().await?;
-    check_source_reaches(asker.as_mut(), &checkpoint).await?;
-    let from = if plant::is(Bug::StaleWindowAfterCrash) { &checkpoint.position } else { &checkpoint.replay };
-    let feed = flow.source.change_feed(&flow.name, &captured_tables, &checkpoint.source, from).await?;
+    let Some(ends) = stop.run_until_cancelled(Ends::open(flow, &tables)).await else {
+        return Ok(Ended::Stopped);
+    };
+    let Ends { sink, checkpoint, captured, asker, feed, crawlers } = ends?;
 
     let mut scope = Scope::new();
     let (work, work_out) = mpsc::channel(4);
@@ -156,12 +150,11 @@ pub async fn run_once(
     let (acknowledge, acknowledge_out) = watch::channel(None);
     let stop_capture = CancellationToken::new();
 
-    let applier = Applier::new(sink, flow.clone(), excluded, report_in);
+    let applier = Applier::new(sink, flow.clone(), &checkpoint, report_in);
     scope.spawn(applier.run(work_out));
     scope.spawn(capture(feed, captured.clone(), want_out, acknowledge_out, deliver_in, stop_capture.clone()));
     let orders_out = Arc::new(Mutex::new(orders_out));
-    for _ in 0..flow.options.workers.max(1) {
-        let crawler = flow.source.crawler().await?;
+    for crawler in crawlers {
         scope.spawn(reader(crawler, tables.clone(), Arc::clone(&orders_out), read_in.clone()));
     }
     drop((read_in, orders_out));
@@ -175,7 +168,6 @@ pub async fn run_once(
             let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(Ended::Stopped),
                 // First, so that a run that could end at once does what was asked before it ends.
                 Some(request) = requests.recv() => sequencer.heed(request).await?,
                 Some(report) = report_out.recv() => sequencer.hear(report).await?,
@@ -196,6 +188,8 @@ pub async fn run_once(
     };
     let outcome = tokio::select! {
         biased;
+        // Whatever is waited for: what was not sent to the applier is as if it had never been read.
+        () = stop.cancelled() => Ok(Ended::Stopped),
         // The error of a part is the cause; that others miss it is only what follows.
         Some(result) = scope.next() => Err(result.err().unwrap_or_else(|| {
             Error::new(code::INTERNAL, "a part of the flow ended before the flow")
@@ -233,6 +227,38 @@ pub async fn run_once(
     ended
 }
 
+/// What a run is connected to.
+struct Ends {
+    sink: Box<dyn Sink>,
+    checkpoint: Checkpoint,
+    /// Tables whose changes the feed delivers.
+    captured: Vec<usize>,
+    asker: Box<dyn Crawler>,
+    feed: Box<dyn ChangeFeed>,
+    crawlers: Vec<Box<dyn Crawler>>,
+}
+
+impl Ends {
+    async fn open(flow: &Flow, tables: &[Arc<Table>]) -> Result<Self> {
+        let (mut sink, mut checkpoint) = open_sink(flow, tables).await?;
+        leave_out_refused(flow, sink.as_mut(), &mut checkpoint).await?;
+        // A table that takes no part is not captured: what is wrong with it may be wrong with its changes.
+        let takes_part = |table: &usize| !checkpoint.excluded.iter().any(|(excluded, _)| excluded == table);
+        let captured: Vec<usize> = (0..tables.len()).filter(takes_part).collect();
+        let captured_tables: Vec<_> = captured.iter().map(|table| Arc::clone(&tables[*table])).collect();
+        let mut asker = flow.source.crawler().await?;
+        check_source_reaches(asker.as_mut(), &checkpoint).await?;
+        let from =
+            if plant::is(Bug::StaleWindowAfterCrash) { &checkpoint.position } else { &checkpoint.replay };
+        let feed = flow.source.change_feed(&flow.name, &captured_tables, &checkpoint.source, from).await?;
+        let mut crawlers = Vec::new();
+        for _ in 0..flow.options.workers.max(1) {
+            crawlers.push(flow.source.crawler().await?);
+        }
+        Ok(Self { sink, checkpoint, captured, asker, feed, crawlers })
+    }
+}
+
 /// Leaves out, durably, the tables that the flow cannot follow. Who was told to leave one out is not told again.
 async fn leave_out_refused(flow: &Flow, sink: &mut dyn Sink, checkpoint: &mut Checkpoint) -> Result<()> {
     for (table, reason) in &flow.refused {
@@ -246,6 +272,7 @@ async fn leave_out_refused(flow: &Flow, sink: &mut dyn Sink, checkpoint: &mut Ch
         checkpoint.ranges.retain(|range| range.table != *table);
         checkpoint.excluded.retain(|(t, _)| t != table);
         checkpoint.excluded.push((*table, reason.clone()));
+        checkpoint.holes.retain(|(t, _)| t != table);
     }
     Ok(())
 }

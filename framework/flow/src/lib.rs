@@ -9,6 +9,7 @@ pub mod coalesce;
 mod crawl;
 pub mod engine;
 pub mod follow;
+mod holes;
 pub mod options;
 pub mod plan;
 pub mod plant;

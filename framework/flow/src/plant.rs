@@ -26,6 +26,10 @@ pub enum Bug {
     AnyReply,
     /// A column with a default is followed as if the rows that were there had null.
     DefaultForgotten,
+    /// What the target noted as missing is forgotten with the process.
+    HolesForgotten,
+    /// What is missing is written as it was read, whatever changed meanwhile.
+    HolesFilledStale,
 }
 
 #[cfg(feature = "planted-bugs")]

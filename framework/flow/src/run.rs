@@ -237,11 +237,10 @@ async fn attempt(
     unexplained: Option<Error>,
     (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
-    seal::renew(flow, state).await?;
-    let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
-    let recopied = wishes.recopies_open().into_keys().collect();
-    renew(flow, state, Cause { recopied, unexplained }).await?;
-    give_up_recopies(flow, state, &mut wishes).await?;
+    let Some(wishes) = stop.run_until_cancelled(prepare(flow, state, unexplained)).await else {
+        return Ok(Ended::Stopped);
+    };
+    let wishes = wishes?;
     let mut flow = flow.clone();
     flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
@@ -266,6 +265,16 @@ async fn attempt(
     // A copy of the source that is made from now on has what this run has read; an earlier one may not.
     seal::renew(&flow, state).await?;
     Ok(ended)
+}
+
+/// Makes the flow what its tables are now, and gives what is wanted of it.
+async fn prepare(flow: &mut Flow, state: &dyn StateStore, unexplained: Option<Error>) -> Result<Wishes> {
+    seal::renew(flow, state).await?;
+    let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
+    let recopied = wishes.recopies_open().into_keys().collect();
+    renew(flow, state, Cause { recopied, unexplained }).await?;
+    give_up_recopies(flow, state, &mut wishes).await?;
+    Ok(wishes)
 }
 
 /// A table that was to be crawled anew and is refused nevertheless is not asked for again and again.

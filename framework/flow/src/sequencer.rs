@@ -1,6 +1,6 @@
 //! Decides the order in which everything reaches the target.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crate::apply::{CRAWL_ANEW, Report, SKIPPED, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
 use crate::engine::{Flow, MaxRate, Request};
+use crate::holes::{Hole, Holes};
 use crate::plant::{self, Bug};
 use crate::status::Gauge;
 use crate::window::Window;
@@ -31,12 +32,21 @@ pub(crate) struct Lines {
     pub(crate) acknowledge: watch::Sender<Option<Position>>,
 }
 
-/// A chunk that was read and waits for the feed to pass its barrier.
+/// Rows that were read and wait for the feed to pass their barrier.
 struct Waiting {
     read: u64,
     as_of: AsOf,
+    table: usize,
     rows: Rows,
-    progress: RangeProgress,
+    what: What,
+}
+
+/// What was read.
+enum What {
+    /// The next rows of a range.
+    Chunk(RangeProgress),
+    /// Rows of these keys, which the target lacks.
+    Holes(Vec<Key>),
 }
 
 pub(crate) struct Sequencer<'a> {
@@ -71,6 +81,7 @@ pub(crate) struct Sequencer<'a> {
     /// Chunks in the order in which they were read.
     waiting: Vec<Waiting>,
     reads: usize,
+    holes: Holes,
     /// Reads with a smaller number were given up while they were under way.
     given_up: u64,
     chunk_rows: usize,
@@ -114,6 +125,7 @@ impl<'a> Sequencer<'a> {
             hold_open: false,
             waiting: Vec::new(),
             reads: 0,
+            holes: Holes::default(),
             given_up: 0,
             chunk_rows: flow.options.chunk_rows.max(1),
             row_bytes: flow.routes.iter().map(|route| route.shape.table.row_bytes_estimated()).collect(),
@@ -125,6 +137,9 @@ impl<'a> Sequencer<'a> {
 
     /// Orders the first reads.
     pub(crate) async fn start(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        if !plant::is(Bug::HolesForgotten) {
+            self.add_holes(checkpoint.holes.clone());
+        }
         // A table that was to be crawled anew when the last run ended.
         for (table, _) in checkpoint.excluded.iter().filter(|(_, reason)| reason == CRAWL_ANEW) {
             self.restart(*table).await?;
@@ -186,6 +201,7 @@ impl<'a> Sequencer<'a> {
 
     /// Orders as many reads as may be under way.
     async fn order_reads(&mut self) -> Result<()> {
+        self.read_holes().await?;
         for table in 0..self.flow.routes.len() {
             if self.hold.is_none() && !self.ledger.is_split(table) && !self.excluded.contains(&table) {
                 self.split(table).await?;
@@ -236,7 +252,8 @@ impl<'a> Sequencer<'a> {
             if !pause.is_zero() {
                 self.next_read_at = self.flow.clock.elapsed().max(self.next_read_at) + pause;
             }
-            self.waiting.push(Waiting { read: order.read, as_of: chunk.as_of, rows, progress });
+            let (read, table, what) = (order.read, order.table, What::Chunk(progress));
+            self.waiting.push(Waiting { read, as_of: chunk.as_of, table, rows, what });
             self.merge_what_is_ready().await?;
         } else {
             self.window.end_read(order.read);
@@ -244,14 +261,35 @@ impl<'a> Sequencer<'a> {
         self.order_reads().await
     }
 
-    /// Merges the chunks whose barrier the feed has passed, in the order in which they were read.
+    /// Reads rows that the target lacks, if no read is to wait.
+    async fn read_holes(&mut self) -> Result<()> {
+        if self.hold.is_some() {
+            return Ok(());
+        }
+        let Some((table, keys)) = self.holes.take(self.flow.clock.elapsed()) else { return Ok(()) };
+        let read = self.window.begin_read();
+        let mut rows = Rows::new();
+        let as_of = self.asker.fetch(&self.flow.routes[table].shape.table, &keys, &mut rows).await?;
+        self.window.saw(&as_of);
+        self.waiting.push(Waiting { read, as_of, table, rows, what: What::Holes(keys) });
+        self.merge_what_is_ready().await
+    }
+
+    /// Merges what was read as soon as the feed has passed its barrier, in the order in which it was read.
     async fn merge_what_is_ready(&mut self) -> Result<()> {
         while !self.in_transaction
             && self.waiting.first().is_some_and(|first| first.as_of.barrier <= self.delivered)
         {
-            let Waiting { read, as_of, rows, progress } = self.waiting.remove(0);
-            let table = progress.table;
+            let Waiting { read, as_of, table, rows, what } = self.waiting.remove(0);
             let shape = &self.flow.routes[table].shape;
+            let progress = match what {
+                What::Chunk(progress) => progress,
+                What::Holes(keys) => {
+                    self.fill(table, keys, rows, &as_of).await?;
+                    self.window.end_read(read);
+                    continue;
+                }
+            };
             let merged = self.window.overlay(table, shape, rows, &as_of)?;
             self.gauge.merged(table, merged.overtaken, merged.completed);
             let fresh = merged.overtaken == 0 && merged.completed == 0;
@@ -272,13 +310,81 @@ impl<'a> Sequencer<'a> {
         Ok(())
     }
 
+    /// Sends what was read of rows that the target lacks. A newer change has said what becomes of some: whether the
+    /// target could do it is not known here, so they are read again.
+    async fn fill(&mut self, table: usize, keys: Vec<Key>, rows: Rows, as_of: &AsOf) -> Result<()> {
+        let shape = &self.flow.routes[table].shape;
+        let touched = self.window.touched(table, shape, &keys, as_of)?;
+        let (mut again, mut fill, mut identities) = (Vec::new(), Vec::new(), HashSet::new());
+        for (key, touched) in keys.into_iter().zip(touched) {
+            if touched && !plant::is(Bug::HolesFilledStale) {
+                again.push(key);
+                continue;
+            }
+            let mut identity = Vec::new();
+            shape.key_of(key.row(), &mut identity)?;
+            identities.insert(identity);
+            fill.push(key);
+        }
+        let (mut kept, mut identity) = (Rows::new(), Vec::new());
+        for row in rows.iter() {
+            identity.clear();
+            shape.identity_of_row(row, &mut identity)?;
+            if identities.contains(&identity) {
+                kept.push(row);
+            }
+        }
+        self.holes.again(table, again, self.flow.clock.elapsed());
+        if fill.is_empty() {
+            return Ok(());
+        }
+        self.send(Work::Fill { table, keys: fill, rows: kept }).await
+    }
+
+    /// Whether changes are kept for reads that may not show them.
+    fn keeps_changes(&self) -> bool {
+        self.is_crawling() || !self.holes.is_empty()
+    }
+
+    /// The target lacks these rows.
+    fn add_holes(&mut self, holes: Vec<Hole>) {
+        let kept = self.keeps_changes();
+        let now = self.flow.clock.elapsed();
+        for hole in holes {
+            if !self.excluded.contains(&hole.0) {
+                self.holes.add(hole, now);
+            }
+        }
+        if !kept && !self.holes.is_empty() {
+            // What was delivered so far is not in the window: it has to be shown by what is read.
+            self.hold_reads();
+        }
+        self.gauge.missing(self.holes.len());
+    }
+
+    /// Rows that the target lacked were sent: it has some now, and others are kept out by rows that it has.
+    async fn filled(&mut self, table: usize, keys: Vec<Key>, kept_out: Vec<Key>) -> Result<()> {
+        self.holes.filled(table, keys);
+        self.gauge.missing(self.holes.len());
+        let now = self.flow.clock.elapsed();
+        let due = now + self.flow.options.acknowledge_every;
+        let Some(key) = self.holes.kept_out(table, kept_out, now, due) else { return Ok(()) };
+        let route = &self.flow.routes[table];
+        let what = "a row cannot be written: another row of the target has what is unique there, and in the source both \
+            are there";
+        let error = Error::new(code::CONSTRAINT_VIOLATED, what)
+            .with("table", &route.target.name)
+            .with("key", route.shape.show_key(key.row()));
+        self.exclude_for(error).await
+    }
+
     /// The feed delivered something, or says how far it is.
     pub(crate) async fn deliver(&mut self, delivered: Delivered) -> Result<()> {
         let Delivered { changes, progress } = delivered;
         self.gauge.progress(&progress, &changes);
         if !changes.transactions().is_empty() {
             let changes = Arc::new(self.complete_moves(changes).await?);
-            self.window.deliver(&changes, self.is_crawling());
+            self.window.deliver(&changes, self.keeps_changes());
             if let Some(transaction) = changes.transactions().iter().find(|transaction| transaction.ends)
                 && std::mem::take(&mut self.hold_open)
             {
@@ -320,13 +426,21 @@ impl<'a> Sequencer<'a> {
         }
         self.given_up = self.window.next_read();
         for waiting in std::mem::take(&mut self.waiting) {
-            self.window.end_read(waiting.read);
+            self.end_unread(waiting);
         }
         for table in 0..self.flow.routes.len() {
             self.ledger.give_up(table);
         }
         self.window.clear();
         self.hold_reads();
+    }
+
+    /// What was read is not merged.
+    fn end_unread(&mut self, waiting: Waiting) {
+        self.window.end_read(waiting.read);
+        if let What::Holes(keys) = waiting.what {
+            self.holes.again(waiting.table, keys, self.flow.clock.elapsed());
+        }
     }
 
     /// No read begins before the source shows everything delivered so far.
@@ -403,50 +517,22 @@ impl<'a> Sequencer<'a> {
                 tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
                 self.leave_out(table);
             }
-            Report::Holes(holes) => self.heal(holes).await?,
+            Report::Holes(holes) => {
+                self.add_holes(holes);
+                self.look().await?;
+            }
+            Report::Filled { table, keys, kept_out } => self.filled(table, keys, kept_out).await?,
         }
         self.order_reads().await
     }
 
-    /// Updates met no row. While a table is crawled, its chunk has the row still to come. Afterwards the row is gone
-    /// by a later change, or somebody took it from the target: it is read again, at an instant that shows every
-    /// change sent so far, and written.
-    async fn heal(&mut self, holes: Vec<(usize, Key)>) -> Result<()> {
-        for (table, key) in holes {
-            if self.excluded.contains(&table) || !self.ledger.is_done(table) {
-                continue;
-            }
-            let shape = &self.flow.routes[table].shape;
-            loop {
-                let mut rows = Rows::new();
-                let as_of = self.asker.fetch(&shape.table, std::slice::from_ref(&key), &mut rows).await?;
-                self.window.saw(&as_of);
-                if !self.window.is_seen() {
-                    self.flow.clock.sleep(SEEN_WAIT).await;
-                    continue;
-                }
-                if !rows.is_empty() {
-                    tracing::warn!(
-                        table = %shape.table.name,
-                        key = shape.show_key(key.row()),
-                        "an update met no row in the target; the row is written anew"
-                    );
-                    self.gauge.healed();
-                    self.send(Work::Rows { table, rows }).await?;
-                }
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn leave_out(&mut self, table: usize) {
         self.excluded.insert(table);
-        let (gone, kept) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|w| w.progress.table == table);
+        self.holes.forget(table);
+        let (gone, kept) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.table == table);
         self.waiting = kept;
         let gone: Vec<Waiting> = gone;
-        gone.into_iter().for_each(|waiting| self.window.end_read(waiting.read));
+        gone.into_iter().for_each(|waiting| self.end_unread(waiting));
     }
 
     /// Somebody asks for something.
@@ -473,13 +559,19 @@ impl<'a> Sequencer<'a> {
 
     /// Regularly: looks at the present instant, checkpoints progress without changes, lets the source forget.
     pub(crate) async fn tick(&mut self) -> Result<()> {
+        self.look().await?;
+        self.send_reached().await?;
+        self.order_reads().await
+    }
+
+    /// Looks at the present instant, if something waits to be seen.
+    async fn look(&mut self) -> Result<()> {
         if !self.window.is_seen() || self.window.bytes() > 0 {
             let as_of = self.asker.as_of().await?;
             self.window.saw(&as_of);
         }
         self.end_hold();
-        self.send_reached().await?;
-        self.order_reads().await
+        Ok(())
     }
 
     fn end_hold(&mut self) {
@@ -504,7 +596,7 @@ impl<'a> Sequencer<'a> {
 
     /// Whether all tables are crawled, and what the source had when they were is in the target.
     pub(crate) async fn has_caught_up(&mut self) -> Result<bool> {
-        if self.is_crawling() || self.in_transaction {
+        if self.is_crawling() || self.in_transaction || !self.holes.is_empty() {
             return Ok(false);
         }
         if self.goal.is_none() {

@@ -93,9 +93,10 @@ pub struct Status {
     pub drained: bool,
     /// Rows whose key moved and that were read again for the columns left out.
     pub rows_moved: u64,
-    /// Updates that met no row yet, because its chunk was still to come.
-    pub rows_awaited: u64,
-    /// Updates that met no row after the crawl: the row was read again and written.
+    /// Rows that the target lacks for now: an update met none, or another row of the target has what is unique there.
+    #[serde(default)]
+    pub rows_missing: u64,
+    /// Such rows that were read again and written.
     pub rows_healed: u64,
     /// How often reads were given up because too many changes came meanwhile.
     pub reads_given_up: u64,
@@ -129,7 +130,7 @@ impl Status {
 
     /// Whether the target has all that the source has, as far as the last look says.
     pub fn is_level(&self) -> bool {
-        self.connected && self.drained && self.behind == 0
+        self.connected && self.drained && self.behind == 0 && self.rows_missing == 0
     }
 }
 
@@ -265,8 +266,8 @@ impl Gauge {
         self.lock().status.reads_given_up += 1;
     }
 
-    pub(crate) fn healed(&self) {
-        self.lock().status.rows_healed += 1;
+    pub(crate) fn missing(&self, rows: usize) {
+        self.lock().status.rows_missing = rows as u64;
     }
 
     pub(crate) fn skipped(&self, table: usize) {
@@ -315,7 +316,8 @@ impl Gauge {
                 inner.status.tables[*table].restarts += 1;
                 inner.status.tables[*table].chunks_done = 0;
             }
-            Report::Holes(holes) => inner.status.rows_awaited += holes.len() as u64,
+            Report::Holes(_) => {}
+            Report::Filled { keys, .. } => inner.status.rows_healed += keys.len() as u64,
             Report::Failed { table, error } => {
                 inner.status.tables[*table].state = TableState::Failed;
                 inner.status.tables[*table].error = Some(error.line());

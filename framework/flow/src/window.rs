@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::plant::{self, Bug};
 
-use tidegate_core::{AsOf, Cell, Changes, Mark, Op, Position, Result, Row, Rows, Shape};
+use tidegate_core::{AsOf, Cell, Changes, Key, Mark, Op, Position, Result, Row, Rows, Shape};
 
 /// What a chunk has become.
 #[derive(Debug)]
@@ -192,6 +192,26 @@ impl Window {
             }
         }
         Ok(merged)
+    }
+
+    /// Which of these keys a change that the instant does not show touched.
+    ///
+    /// # Errors
+    /// As the codec's.
+    pub(crate) fn touched(
+        &self,
+        table: usize,
+        shape: &Shape,
+        keys: &[Key],
+        as_of: &AsOf,
+    ) -> Result<Vec<bool>> {
+        let fates = self.fates(table, shape, as_of)?;
+        let touched = |key: &Key| {
+            let mut identity = Vec::new();
+            shape.key_of(key.row(), &mut identity)?;
+            Ok(fates.truncated || fates.keys.contains_key(&identity))
+        };
+        keys.iter().map(touched).collect()
     }
 
     fn fates(&self, table: usize, shape: &Shape, as_of: &AsOf) -> Result<Fates<'_>> {

@@ -35,6 +35,8 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("any session", Plant::Engine(Bug::AnySession)),
     ("any reply", Plant::Engine(Bug::AnyReply)),
     ("default forgotten", Plant::Engine(Bug::DefaultForgotten)),
+    ("holes forgotten", Plant::Engine(Bug::HolesForgotten)),
+    ("holes filled stale", Plant::Engine(Bug::HolesFilledStale)),
     ("new column cut", Plant::Port(PortBug::NewColumnCut)),
     ("plain watermark", Plant::Port(PortBug::PlainWatermark)),
     ("unchanged as null", Plant::Port(PortBug::UnchangedAsNull)),

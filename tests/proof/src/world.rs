@@ -33,6 +33,8 @@ pub(crate) struct World {
     grows_in: Vec<Option<usize>>,
     /// How rows are turned on their way to the target.
     pub(crate) turn: Option<Turn>,
+    /// Whether the small values are unique in the target: rows exchange them.
+    pub(crate) unique: bool,
     /// Whether the target is behind a broker.
     pub(crate) carried: bool,
     writes_left: usize,
@@ -75,6 +77,7 @@ impl World {
         };
         let mut world = Self {
             turn,
+            unique: turn.is_none() && rng.bool(),
             carried: rng.u8(0..6) == 0,
             coverage: Coverage::new(),
             source: source.clone(),
@@ -156,7 +159,11 @@ impl World {
         let mut rows = self.ledger[table].clone();
         let mut writes = Vec::new();
         for _ in 0..self.rng.usize(1..4) {
-            writes.push(self.one_write(table, &mut rows));
+            if self.unique && self.rng.u8(0..3) == 0 {
+                writes.extend(self.exchange(table, &mut rows));
+            } else {
+                writes.push(self.one_write(table, &mut rows));
+            }
         }
         let logged = if self.rng.u8(0..3) == 0 {
             let logged = self.source.log_unseen(&writes);
@@ -175,6 +182,33 @@ impl World {
                 assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}")
             }
         }
+    }
+
+    /// Two rows, of which the first gets the small value of the second, and that another one, or the first's.
+    fn exchange(&mut self, table: usize, rows: &mut BTreeMap<i64, Row>) -> Vec<Write> {
+        let ids: Vec<i64> = rows.keys().copied().collect();
+        if ids.len() < 2 {
+            return Vec::new();
+        }
+        let name = self.tables[table].clone();
+        let one = ids[self.rng.usize(..ids.len())];
+        let other = ids[self.rng.usize(..ids.len())];
+        if one == other {
+            return Vec::new();
+        }
+        self.count("unique values exchanged");
+        self.version += 1;
+        let taken = rows[&other].0;
+        let given = if self.rng.bool() { rows[&one].0 } else { Some(self.version) };
+        let mut writes = Vec::new();
+        for (id, small) in [(one, taken), (other, given)] {
+            if let Some(row) = rows.get_mut(&id) {
+                row.0 = small;
+            }
+            let small = small.map_or(Value::Null, Value::Int);
+            writes.push(Write::update(&name, [Value::Int(id)], [(1, small)]));
+        }
+        writes
     }
 
     fn one_write(&mut self, table: usize, rows: &mut BTreeMap<i64, Row>) -> Write {
