@@ -529,6 +529,7 @@ impl<'a> Sequencer<'a> {
     fn leave_out(&mut self, table: usize) {
         self.excluded.insert(table);
         self.holes.forget(table);
+        self.gauge.missing(self.holes.len());
         let (gone, kept) = std::mem::take(&mut self.waiting).into_iter().partition(|w| w.table == table);
         self.waiting = kept;
         let gone: Vec<Waiting> = gone;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod following;
+mod holes;
 mod running;
 mod sealing;
 mod transforming;

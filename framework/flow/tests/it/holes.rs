@@ -1,0 +1,76 @@
+//! Rows that the target cannot take, and waits that a stop ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{StateStore, Store};
+use tidegate_core::{Column, TableName, Type, Value};
+use tidegate_flow::run::run;
+use tidegate_flow::{Ended, Gauge, TableState, Until};
+use tidegate_memory::{MemoryStore, Write};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn store(name: &str, table: &TableName) -> MemoryStore {
+    let store = MemoryStore::new(name);
+    let columns = vec![
+        Column::new("id", Type::Int { bits: 64 }),
+        Column::new("code", Type::Int { bits: 64 }),
+        Column::new("note", Type::Text),
+    ];
+    store.create_table(table, columns, &["id"]);
+    store.leave_out_unchanged(table, 2);
+    store
+}
+
+fn row(table: &TableName, id: i64, code: i64) -> Write {
+    Write::insert(table, [Value::Int(id), Value::Int(code), Value::Text(format!("note {id}").into())])
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_that_are_unique_in_the_target_alone_stop_the_table_by_name() {
+    let parts = TableName::new("", "parts");
+    let (source, target) = (store("a", &parts), store("b", &parts));
+    source.transact(&[row(&parts, 1, 7), row(&parts, 2, 8), row(&parts, 3, 7)]).unwrap();
+    target.create_unique(&parts, &["code"]);
+    let flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let stop = CancellationToken::new();
+    let ended = Box::pin(run(&flow, Until::CaughtUp, &gauge, &state, "me", PATIENCE, &stop)).await;
+    assert_eq!(ended.unwrap(), Ended::CaughtUp);
+    let status = gauge.read(flow.clock.as_ref());
+    assert_eq!(status.tables[0].state, TableState::Failed);
+    let error = status.tables[0].error.clone().unwrap();
+    assert!(error.starts_with(&code::CONSTRAINT_VIOLATED.to_string()), "{error}");
+    assert!(error.contains("another row of the target has what is unique there"), "{error}");
+    assert!(error.contains("id=3"), "{error}");
+    assert_eq!(status.rows_missing, 0, "the table takes no part any more");
+}
+
+/// Found by reading: a run that waited for a commit to be seen did not hear that it was to stop.
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_heard_while_a_commit_is_waited_for() {
+    let parts = TableName::new("", "parts");
+    let (source, target) = (store("a", &parts), store("b", &parts));
+    source.transact(&[row(&parts, 1, 7)]).unwrap();
+    let flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let stop = CancellationToken::new();
+    let running = run(&flow, Until::Stopped, &gauge, &state, "me", PATIENCE, &stop);
+    let stopping = async {
+        while !gauge.read(flow.clock.as_ref()).is_crawled() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The key moves and the note is left out: the row has to be read, and nobody sees it.
+        source.log_unseen(&[Write::update(&parts, [Value::Int(1)], [(0, Value::Int(2))])]).unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        stop.cancel();
+    };
+    let both = async { tokio::join!(Box::pin(running), stopping).0 };
+    let ended = tokio::time::timeout(Duration::from_secs(60), both).await;
+    assert_eq!(ended.expect("it ends").unwrap(), Ended::Stopped);
+}
