@@ -108,6 +108,31 @@ async fn a_publication_that_was_changed_is_not_trusted() {
     });
 }
 
+/// Found by reading: the next run published the table again, and what had changed meanwhile was missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_taken_out_of_the_publication_is_not_put_back() {
+    let Some(server) = postgres::shared().await else { return };
+    let from = server.create_database(NAME).await.unwrap();
+    let name = flow_of(&from);
+    psql(&from, TABLES);
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    tokio::task::block_in_place(|| {
+        verb(&name, &from, &to, &["run", "--until", "caught-up"]).ended(0);
+        psql(
+            &from,
+            &format!("ALTER PUBLICATION tidegate_{name} DROP TABLE t; INSERT INTO t VALUES (2, 'unseen')"),
+        );
+        for _ in 0..2 {
+            let again = verb(&name, &from, &to, &["run", "--until", "caught-up"]);
+            let error =
+                "TG0040 slot-lost: a table was taken out of the publication, and nobody knows since when";
+            again.failed(1, error, &["table: public.t", "tidegate explain slot-lost"]);
+        }
+        crate::pairs::abort(&name, &from, &to);
+    });
+}
+
 /// `$out` puts a new collection in the place of the old one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_another_one_replaces() {

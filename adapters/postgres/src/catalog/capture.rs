@@ -1,6 +1,6 @@
 //! Starts and ends the keeping of changes: a publication and a slot, both named after the flow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
             .hint("its updates and deletes would be refused by the server"));
     }
     let name = name(flow);
-    let adds = publish(session, &name, tables).await?;
+    let mut note = publish(session, &name, tables).await?;
     let failed = |e| from_driver(e, "create slot");
     let slot = session.query_opt(SLOT, &[&name]).await.map_err(failed)?;
     let position: Option<String> = match slot {
@@ -40,12 +40,12 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
                 .hint("give the migration another name"));
         }
         Some(slot) => {
-            if adds {
+            if note.waits {
                 // What a transaction that goes on did to a table before it was published is not sent: readers have
                 // to see it.
                 wait_until_seen(session).await?;
-                let sql = format!("COMMENT ON PUBLICATION {} IS NULL", sql::ident(&name));
-                session.batch_execute(&sql).await.map_err(|e| from_driver(e, "publish"))?;
+                note.waits = false;
+                session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
             }
             slot.get(0)
         }
@@ -73,56 +73,84 @@ async fn wait_until_seen(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// What a publication says of itself from the moment it gets a table until readers see what was not sent of it: this
-/// session may not live to see that.
-const GROWS: &str = "tidegate waits for the transactions that went on when a table was added";
+/// What a publication says of itself, in its comment.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Note {
+    /// The numbers of the tables that were put into it by us: one that is gone was taken out by somebody else.
+    tables: BTreeSet<u32>,
+    /// From the moment it gets a table until readers see what was not sent of it: this session may not live to see that.
+    waits: bool,
+}
 
-/// Publishes exactly these tables. Returns whether one of them was not published before.
-async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result<bool> {
+impl Note {
+    const PUBLISHES: &'static str = "tidegate publishes ";
+    const WAITS: &'static str = " and waits for the transactions that went on when a table was added";
+
+    /// Reads a comment; nothing of one that is not ours.
+    fn parse(comment: &str) -> Self {
+        let Some(list) = comment.strip_prefix(Self::PUBLISHES) else { return Self::default() };
+        let (list, waits) = list.strip_suffix(Self::WAITS).map_or((list, false), |list| (list, true));
+        Self { tables: list.split(',').filter_map(|number| number.parse().ok()).collect(), waits }
+    }
+
+    /// The statement that writes it.
+    fn comment(&self, publication: &str) -> String {
+        let list: Vec<String> = self.tables.iter().map(u32::to_string).collect();
+        let text =
+            format!("{}{}{}", Self::PUBLISHES, list.join(","), if self.waits { Self::WAITS } else { "" });
+        format!("COMMENT ON PUBLICATION {} IS {}", sql::ident(publication), sql::literal(&text))
+    }
+}
+
+/// Publishes exactly these tables. Returns what the publication says of itself then.
+///
+/// # Errors
+/// `slot-lost` if a table that was published is not any more.
+async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result<Note> {
     let failed = |e| from_driver(e, "publish");
-    let sql = "SELECT coalesce(obj_description(p.oid, 'pg_publication') = $2, false) FROM pg_publication p
+    let sql = "SELECT coalesce(obj_description(p.oid, 'pg_publication'), '') FROM pg_publication p
         WHERE p.pubname = $1";
-    let known = session.query_opt(sql, &[&name, &GROWS]).await.map_err(failed)?;
+    let known = session.query_opt(sql, &[&name]).await.map_err(failed)?;
+    if tables.is_empty() {
+        return Ok(Note::default());
+    }
+    let mut wanted = BTreeMap::new();
+    for table in tables {
+        let sql = "SELECT to_regclass($1)::oid";
+        let row = session.query_one(sql, &[&sql::table(&table.name)]).await.map_err(failed)?;
+        wanted.extend(row.get::<_, Option<u32>>(0).map(|number| (number, table)));
+    }
+    let mut note = Note { tables: wanted.keys().copied().collect(), waits: true };
     // ONLY, so that children by inheritance are not published behind the plan's back.
     let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", sql::table(&table.name))).collect();
     let list = list.join(", ");
-    let mut adds = true;
     let statement = if let Some(known) = known {
-        let grows: bool = known.get(0);
+        let was = Note::parse(known.get(0));
         let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE p.pubname = $1";
         let rows = session.query(sql, &[&name]).await.map_err(failed)?;
         let published: BTreeSet<u32> = rows.iter().map(|row| row.get(0)).collect();
-        let mut wanted = BTreeSet::new();
-        for table in tables {
-            let sql = "SELECT to_regclass($1)::oid";
-            let row = session.query_one(sql, &[&sql::table(&table.name)]).await.map_err(failed)?;
-            wanted.extend(row.get::<_, Option<u32>>(0));
+        let is_lost = |number: &&u32| was.tables.contains(number) && !published.contains(number);
+        if let Some(lost) = wanted.keys().find(is_lost) {
+            // Publishing it again would hide that changes went by unseen.
+            let what = "a table was taken out of the publication, and nobody knows since when";
+            return Err(Error::new(code::SLOT_LOST, what)
+                .with("publication", name)
+                .with("table", &wanted[lost].name));
         }
-        if wanted == published && wanted.len() == tables.len() {
-            return Ok(grows);
+        note.waits = was.waits || !note.tables.is_subset(&published);
+        if note == was && note.tables == published && note.tables.len() == tables.len() {
+            return Ok(note);
         }
-        adds = grows || !wanted.is_subset(&published);
-        let name = sql::ident(name);
-        let note = if adds {
-            format!("; COMMENT ON PUBLICATION {name} IS {}", sql::literal(GROWS))
-        } else {
-            String::new()
-        };
-        // Both in one transaction.
-        format!("ALTER PUBLICATION {name} SET TABLE {list}{note}")
+        format!("ALTER PUBLICATION {} SET TABLE {list}", sql::ident(name))
     } else {
-        format!(
-            "CREATE PUBLICATION {} FOR TABLE {list} WITH (publish_via_partition_root = true)",
-            sql::ident(name)
-        )
+        let name = sql::ident(name);
+        format!("CREATE PUBLICATION {name} FOR TABLE {list} WITH (publish_via_partition_root = true)")
     };
-    if tables.is_empty() {
-        return Ok(false);
-    }
-    let published = session.batch_execute(&statement).await;
+    // Both in one transaction.
+    let published = session.batch_execute(&format!("{statement}; {}", note.comment(name))).await;
     published.map_err(|e| from_driver(e, "publish").with("publication", name))?;
-    Ok(adds)
+    Ok(note)
 }
 
 /// Removes what [`capture`] made.
@@ -137,4 +165,20 @@ pub(crate) async fn clean(session: &Session, flow: &FlowName) -> Result<()> {
         .await
         .map_err(failed)?;
     seal::remove(session, flow).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_publication_says_of_itself_is_read_back() {
+        for waits in [false, true] {
+            let note = Note { tables: [7, 16_384].into(), waits };
+            let statement = note.comment("p");
+            let comment = statement.strip_prefix("COMMENT ON PUBLICATION \"p\" IS '").unwrap();
+            assert_eq!(Note::parse(comment.strip_suffix('\'').unwrap()), note);
+        }
+        assert_eq!(Note::parse("a person's own words"), Note::default());
+    }
 }
