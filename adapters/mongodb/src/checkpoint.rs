@@ -14,9 +14,10 @@ use crate::error::{During, from_answer};
 const CHECKPOINT: &str = "tidegate.checkpoint";
 const RANGES: &str = "tidegate.ranges";
 const EXCLUDED: &str = "tidegate.excluded";
+const HOLES: &str = "tidegate.holes";
 
 /// The collections of this file.
-pub(crate) const COLLECTIONS: [&str; 3] = [CHECKPOINT, RANGES, EXCLUDED];
+pub(crate) const COLLECTIONS: [&str; 4] = [CHECKPOINT, RANGES, EXCLUDED, HOLES];
 
 /// Makes the collections: some servers do not make them inside a transaction.
 pub(crate) async fn create(database: &Database) -> Result<()> {
@@ -65,6 +66,7 @@ pub(crate) async fn open(
         let commit =
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         records(database, session, flow, routes, &commit).await?;
+        note(database, session, flow, routes, &first.holes).await?;
         return Ok((1, Opened::New));
     };
     let malformed = |e| Error::new(code::STATE_NEWER, "the checkpoint cannot be read").because(e);
@@ -76,7 +78,7 @@ pub(crate) async fn open(
         replay: position("replay")?,
         ranges: ranges(database, session, flow, routes).await?,
         excluded: excluded(database, session, flow, routes).await?,
-        holes: Vec::new(),
+        holes: holes(database, session, flow, routes).await?,
     };
     Ok((known.get_i64("fence").map_err(malformed)?, Opened::Resumed(checkpoint)))
 }
@@ -143,7 +145,7 @@ async fn records(
 ) -> Result<()> {
     for &table in &commit.forget {
         let of_table = doc! { "_id.flow": flow.as_str(), "_id.table": name(routes, table) };
-        for from in [RANGES, EXCLUDED] {
+        for from in [RANGES, EXCLUDED, HOLES] {
             database
                 .collection::<Document>(from)
                 .delete_many(of_table.clone())
@@ -151,6 +153,13 @@ async fn records(
                 .await
                 .during("forget a table's ledger")?;
         }
+    }
+    for some in commit.filled.chunks(1_000) {
+        let deletes: Vec<Document> = some
+            .iter()
+            .map(|hole| doc! { "q": { "_id": hole_id(flow, routes, hole) }, "limit": 1 })
+            .collect();
+        run(database, session, doc! { "delete": HOLES, "deletes": deletes }).await?;
     }
     let key = |key: &Option<Key>| key.as_ref().map_or(Bson::Null, |key| bytes(&key.0));
     let ranges = commit.ranges.iter().map(|range| {
@@ -181,13 +190,33 @@ async fn replace(
     for some in records.chunks(1_000) {
         let updates: Vec<Document> =
             some.iter().map(|(id, held)| doc! { "q": { "_id": id }, "u": held, "upsert": true }).collect();
-        let command = doc! { "update": collection, "updates": updates };
-        let answer = database.run_command(command).session(&mut *session).await.during("write the ledger")?;
-        if let Some(error) = from_answer(&answer, "write the ledger") {
-            return Err(error);
-        }
+        run(database, session, doc! { "update": collection, "updates": updates }).await?;
     }
     Ok(())
+}
+
+async fn run(database: &Database, session: &mut ClientSession, command: Document) -> Result<()> {
+    let answer = database.run_command(command).session(&mut *session).await.during("write the ledger")?;
+    from_answer(&answer, "write the ledger").map_or(Ok(()), Err)
+}
+
+/// Notes holes, so that every checkpoint says them until they are filled.
+pub(crate) async fn note(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+    holes: &[(usize, Key)],
+) -> Result<()> {
+    let notes = holes.iter().map(|hole| {
+        let id = hole_id(flow, routes, hole);
+        (id.clone(), doc! { "_id": id })
+    });
+    replace(database, session, HOLES, notes.collect()).await
+}
+
+fn hole_id(flow: &FlowName, routes: &[Route], (table, key): &(usize, Key)) -> Document {
+    doc! { "flow": flow.as_str(), "table": name(routes, *table), "key": bytes(&key.0) }
 }
 
 fn bytes(bytes: &[u8]) -> Bson {
@@ -259,4 +288,20 @@ async fn excluded(
         Some((table, one.get_str("reason").unwrap_or_default().to_owned()))
     });
     Ok(parts.collect())
+}
+
+async fn holes(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    routes: &[Route],
+) -> Result<Vec<(usize, Key)>> {
+    let mut found = Vec::new();
+    for one in of_flow(database, session, HOLES, flow).await? {
+        let Ok(id) = one.get_document("_id") else { continue };
+        if let (Some(table), Ok(key)) = (place(routes, id), id.get_binary_generic("key")) {
+            found.push((table, Key(Row::parse(key)?.frame().into())));
+        }
+    }
+    Ok(found)
 }

@@ -69,6 +69,24 @@ pub(crate) fn from_answer(answer: &Document, operation: &'static str) -> Option<
     Some(finish(error, code, verdict_of(number), operation, Some(number)).because(text.to_owned()))
 }
 
+/// Whether a write was refused because another document has its values in a unique index that is not the `_id`'s.
+pub(crate) fn is_kept_out(answer: &Result<Document, DriverError>) -> bool {
+    let names_id = |text: &str| text.contains(" index: _id_ ");
+    match answer {
+        Ok(answer) => {
+            let refused = answer.get_array("writeErrors").ok().and_then(|all| all.first()?.as_document());
+            refused.is_some_and(|refused| {
+                let is_of_id = match refused.get_document("keyPattern") {
+                    Ok(index) => index.keys().eq(["_id"]),
+                    Err(_) => refused.get_str("errmsg").is_ok_and(names_id),
+                };
+                refused.get_i32("code").is_ok_and(|number| number == DUPLICATE_KEY) && !is_of_id
+            })
+        }
+        Err(error) => number(error) == Some(DUPLICATE_KEY) && !names_id(&error.to_string()),
+    }
+}
+
 fn finish(
     mut error: Error,
     code: Code,
@@ -231,5 +249,23 @@ mod tests {
         let answer = doc! { "n": 1, "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "dup" }] };
         assert_eq!(from_answer(&answer, "x").map(|e| e.code()), Some(code::CONSTRAINT_VIOLATED));
         assert!(from_answer(&doc! { "n": 1 }, "x").is_none());
+    }
+
+    #[test]
+    fn a_row_is_kept_out_by_an_index_that_is_not_the_ids() {
+        use mongodb::bson::doc;
+        let text =
+            |index: &str| format!("E11000 duplicate key error collection: a.b index: {index} dup key: {{}}");
+        for (refused, expected) in [
+            (doc! { "code": 11000, "errmsg": text("_id_"), "keyPattern": { "_id": 1 } }, false),
+            (doc! { "code": 11000, "errmsg": text("_id_") }, false),
+            (doc! { "code": 11000, "errmsg": text("_id_1_b_1"), "keyPattern": { "_id": 1, "b": 1 } }, true),
+            (doc! { "code": 11000, "errmsg": text("b_1") }, true),
+            (doc! { "code": 121, "errmsg": "Document failed validation" }, false),
+        ] {
+            let answer = doc! { "n": 0, "writeErrors": [refused.clone()] };
+            assert_eq!(is_kept_out(&Ok(answer)), expected, "{refused}");
+        }
+        assert!(!is_kept_out(&Ok(doc! { "n": 1 })));
     }
 }

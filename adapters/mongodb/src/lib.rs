@@ -8,9 +8,10 @@
 //! - `store`, `connect`: what a `mongodb:` URL says, and the client
 //! - `catalog`, `fit`: collections, keys, types
 //! - `crawler`, `change_feed`, `stream`, `codec`: reading
-//! - `sink`, `write`, `checkpoint`, `state`: writing
+//! - `sink`, `write`, `transact`, `apart`, `checkpoint`, `state`: writing
 //! - `documents`, `decimal`, `json`, `extended`: values
 
+mod apart;
 mod catalog;
 mod change_feed;
 mod checkpoint;
@@ -28,6 +29,7 @@ mod sink;
 mod state;
 mod store;
 mod stream;
+mod transact;
 mod write;
 
 use std::sync::Arc;

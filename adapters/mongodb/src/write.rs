@@ -1,12 +1,12 @@
 //! Turns rows into the statements that write them.
 
 use mongodb::bson::raw::{CString, cstr};
-use mongodb::bson::{RawArrayBuf, RawBson, RawDocumentBuf};
+use mongodb::bson::{RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
-use tidegate_core::port::{Route, TableBatch};
+use tidegate_core::port::{Batch, Route, TableBatch};
 use tidegate_core::{Cell, Error, Key, Result, Row, Value};
 
-use crate::{codec, documents};
+use crate::{codec, documents, extended};
 
 /// How many statements one transaction has at most.
 const STATEMENTS_LIMIT: usize = 1_000;
@@ -27,8 +27,21 @@ pub(crate) struct Statement {
     pub(crate) kind: Kind,
     pub(crate) table: usize,
     pub(crate) body: RawDocumentBuf,
-    /// The `_id` and the key of an update, to find out whether it met a row.
-    pub(crate) updates: Option<(RawBson, Key)>,
+    /// The place among the rows of its kind in the batch. Its key is cut from there when a hole has to be named.
+    pub(crate) row: usize,
+}
+
+impl Statement {
+    /// What finds its document.
+    pub(crate) fn filter(&self) -> Result<&RawDocument> {
+        self.body.get_document("q").map_err(extended::unreadable)
+    }
+
+    /// The statement that removes its document.
+    pub(crate) fn removal(&self) -> Result<Self> {
+        let body = removal(self.filter()?.to_owned());
+        Ok(Self { kind: Kind::Delete, table: self.table, body, row: self.row })
+    }
 }
 
 /// One route, with the names of its fields.
@@ -59,29 +72,27 @@ impl Writer {
     }
 
     /// The statement that puts a document in place.
-    pub(crate) fn upsert(&self, table: usize, document: RawDocumentBuf) -> Result<Statement> {
+    pub(crate) fn upsert(&self, table: usize, row: usize, document: RawDocumentBuf) -> Result<Statement> {
         let id = RawBson::from(codec::id_of(&document)?);
         let mut body = RawDocumentBuf::new();
         body.append(cstr!("q"), by_id(id));
         body.append(cstr!("u"), document);
         body.append(cstr!("upsert"), true);
-        Ok(Statement { kind: Kind::Upsert, table, body, updates: None })
+        Ok(Statement { kind: Kind::Upsert, table, body, row })
     }
 
     /// The statements of deletions.
     pub(crate) fn deletes(&self, table: usize, batch: &TableBatch, out: &mut Vec<Statement>) -> Result<()> {
-        for key in batch.deletes.iter() {
-            let mut body = RawDocumentBuf::new();
-            body.append(cstr!("q"), by_id(self.id(key)?));
-            body.append(cstr!("limit"), 1_i32);
-            out.push(Statement { kind: Kind::Delete, table, body, updates: None });
+        for (row, key) in batch.deletes.iter().enumerate() {
+            let body = removal(by_id(self.id(key)?));
+            out.push(Statement { kind: Kind::Delete, table, body, row });
         }
         Ok(())
     }
 
     /// The statements of rows that were sent in part.
     pub(crate) fn updates(&self, table: usize, batch: &TableBatch, out: &mut Vec<Statement>) -> Result<()> {
-        for row in batch.updates.iter() {
+        for (place, row) in batch.updates.iter().enumerate() {
             let key = self.route.shape.cut_key(row);
             let id = self.id(key.row())?;
             let mut set = RawDocumentBuf::new();
@@ -102,11 +113,23 @@ impl Writer {
                 change.append(cstr!("$setOnInsert"), same);
             }
             let mut body = RawDocumentBuf::new();
-            body.append(cstr!("q"), by_id(id.clone()));
+            body.append(cstr!("q"), by_id(id));
             body.append(cstr!("u"), change);
-            out.push(Statement { kind: Kind::Update, table, body, updates: Some((id, key)) });
+            out.push(Statement { kind: Kind::Update, table, body, row: place });
         }
         Ok(())
+    }
+
+    /// The key of a statement of this batch, as the source has it.
+    pub(crate) fn key(&self, batch: &Batch, statement: &Statement) -> Result<Key> {
+        let part = batch.tables.iter().find(|part| part.table == statement.table);
+        let part =
+            part.ok_or_else(|| Error::new(code::INTERNAL, "a statement is of no table of its batch"))?;
+        Ok(match statement.kind {
+            Kind::Delete => Key(part.deletes.row(statement.row).frame().into()),
+            Kind::Upsert => self.route.shape.cut_key(part.upserts.row(statement.row)),
+            Kind::Update => self.route.shape.cut_key(part.updates.row(statement.row)),
+        })
     }
 
     fn is_key(&self, at: usize) -> bool {
@@ -179,6 +202,13 @@ fn by_id(id: RawBson) -> RawDocumentBuf {
     filter
 }
 
+fn removal(filter: RawDocumentBuf) -> RawDocumentBuf {
+    let mut body = RawDocumentBuf::new();
+    body.append(cstr!("q"), filter);
+    body.append(cstr!("limit"), 1_i32);
+    body
+}
+
 /// Cuts statements into pieces of which each is one transaction. There is always one, for the checkpoint.
 pub(crate) fn pieces(statements: &[Statement]) -> Vec<&[Statement]> {
     let mut pieces = Vec::new();
@@ -222,7 +252,7 @@ mod tests {
     fn statement(bytes: usize) -> Statement {
         let mut body = RawDocumentBuf::new();
         body.append(cstr!("x"), "x".repeat(bytes));
-        Statement { kind: Kind::Upsert, table: 0, body, updates: None }
+        Statement { kind: Kind::Upsert, table: 0, body, row: 0 }
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn item(id: i64, note: &str) -> [Value<'static>; 5] {
     ]
 }
 
-fn batch(of: TableBatch) -> Batch {
+pub(crate) fn batch(of: TableBatch) -> Batch {
     Batch { tables: vec![of] }
 }
 
@@ -44,11 +44,11 @@ fn upserts<'v>(rows: impl IntoIterator<Item = [Value<'v>; 5]>) -> TableBatch {
     batch
 }
 
-fn commit(position: u64) -> Commit {
+pub(crate) fn commit(position: u64) -> Commit {
     Commit { position: Some(Position::from_u64(position)), ..Commit::default() }
 }
 
-async fn opened(place: &Place, routes: &[Route]) -> (Box<dyn Sink>, Opened) {
+pub(crate) async fn opened(place: &Place, routes: &[Route]) -> (Box<dyn Sink>, Opened) {
     let mut sink = place.store.sink(&flow(), routes).await.unwrap();
     let opened = sink.open(&first()).await.unwrap();
     (sink, opened)

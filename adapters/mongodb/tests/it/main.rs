@@ -6,6 +6,8 @@ mod applying;
 mod engine;
 mod failing;
 #[cfg(test)]
+mod holes;
+#[cfg(test)]
 mod place;
 #[cfg(test)]
 mod reading;
