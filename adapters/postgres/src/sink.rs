@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::SinkExt as _;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
-use tidegate_core::{Error, FlowName, Result, Rows};
+use tidegate_core::{Error, FlowName, Key, Result, Rows};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
@@ -22,7 +22,7 @@ use crate::connect::Session;
 use crate::error::from_driver;
 use crate::schema;
 use crate::sink::helper::{Helper, LOCK_TIMEOUT};
-use crate::sink::place::Place;
+use crate::sink::place::{Place, sent_columns};
 use crate::store::PostgresStore;
 
 /// How much of a copy goes to the driver at a time.
@@ -165,46 +165,126 @@ impl PostgresSink {
 
     async fn put(&mut self, part: &mut Part<'_>, applied: &mut Applied) -> Result<()> {
         let table = part.batch.table;
-        if let Some(upserts) = part.upserts.take()
-            && !(part.batch.fresh && self.copy_direct(table, &upserts, part.shared.as_ref()).await?)
+        if let Some(upserts) = &part.upserts
+            && part.batch.fresh
+            && self.copy_direct(table, &upserts.clone(), part.shared.as_ref()).await?
         {
-            let upserts = match part.shared.take() {
-                Some(_) => {
-                    self.places[table].encode_rows(&part.batch.upserts, 0..part.batch.upserts.len())?
-                }
-                None => upserts,
-            };
+            part.upserts = None;
+        }
+        if part.shared.take().is_some() && part.upserts.is_some() {
+            let rows = &part.batch.upserts;
+            part.upserts = Some(self.places[table].encode_rows(rows, 0..rows.len())?);
+        }
+        if part.upserts.is_none() && part.updates.is_empty() {
+            return Ok(());
+        }
+        // Before the savepoint, so that it stays.
+        self.make_stage(table).await?;
+        self.run("SAVEPOINT writing").await?;
+        let holes = match self.put_together(part).await? {
+            Some(holes) => {
+                self.run("RELEASE writing").await?;
+                holes
+            }
+            None => {
+                self.run("ROLLBACK TO writing").await?;
+                self.put_apart(part).await?
+            }
+        };
+        applied.holes.extend(holes.into_iter().map(|key| (table, key)));
+        Ok(())
+    }
+
+    /// Writes a part by as few statements as it takes, and gives the keys of updates that met no row; `None` if a row is
+    /// kept out by another one: its holder before may be in this batch as well.
+    async fn put_together(&mut self, part: &Part<'_>) -> Result<Option<Vec<Key>>> {
+        let table = part.batch.table;
+        if let Some(upserts) = &part.upserts {
             self.stage(table, Stage::Rows).await?;
             let place = &self.places[table];
             let (copy, upsert) = (place.copy_rows(), place.upsert());
-            self.copy(copy, upserts).await.map_err(|e| from_driver(e, "stage"))?;
-            let upsert = format!("SAVEPOINT writing; {upsert}; RELEASE writing");
+            self.copy(copy, upserts.clone()).await.map_err(|e| from_driver(e, "stage"))?;
             match self.session.batch_execute(&upsert).await {
                 Ok(()) => {}
-                // Another unique key: its holder before may be in this batch as well.
-                Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                    let replace = format!("ROLLBACK TO writing; {}", self.places[table].replace());
-                    self.run(&replace).await?;
-                }
+                Err(error) if is_kept_out(&error) => return Ok(None),
                 Err(error) => return Err(from_driver(error, "apply")),
             }
         }
-        for (sent, rows) in std::mem::take(&mut part.updates) {
-            self.stage(table, Stage::Rows).await?;
-            let place = &self.places[table];
-            let (copy, update) = (place.copy_updates(&sent), place.update(&sent));
-            self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-            let missed = self.session.simple_query(&update).await.map_err(|e| from_driver(e, "apply"))?;
-            let shape = &self.places[table].shape;
-            for message in &missed {
-                if let SimpleQueryMessage::Row(row) = message
-                    && let Some(number) = row.get(0).and_then(|text| text.parse::<usize>().ok())
-                {
-                    applied.holes.push((table, shape.cut_key(part.batch.updates.row(number))));
-                }
+        let mut holes = Vec::new();
+        for (sent, rows) in &part.updates {
+            match self.update(table, sent, rows.clone()).await? {
+                Some(missed) => holes.extend(cut_keys(&self.places[table], &part.batch.updates, &missed)),
+                None => return Ok(None),
             }
         }
-        Ok(())
+        Ok(Some(if part.batch.crawling { Vec::new() } else { holes }))
+    }
+
+    /// The slow way, where rows are in each other's way: what they were before goes first, since all of it is in the
+    /// batch. A row that is kept out even so is a hole; a row that is not in the batch stays.
+    async fn put_apart(&mut self, part: &Part<'_>) -> Result<Vec<Key>> {
+        let (table, batch) = (part.batch.table, part.batch);
+        // Those that may be checked at the end of the transaction keep nobody out before.
+        self.run("SET CONSTRAINTS ALL DEFERRED").await?;
+        let all: Vec<usize> = (0..batch.upserts.len()).collect();
+        let place = &self.places[table];
+        self.remove_keys(table, &cut_keys(place, &batch.upserts, &all)).await?;
+        let mut holes = Vec::new();
+        for (sent, rows) in &part.updates {
+            self.run("SAVEPOINT updating").await?;
+            if let Some(missed) = self.update(table, sent, rows.clone()).await? {
+                self.run("RELEASE updating").await?;
+                if !batch.crawling {
+                    holes.extend(cut_keys(&self.places[table], &batch.updates, &missed));
+                }
+                continue;
+            }
+            // One of them at least is kept out: they are read again together.
+            self.run("ROLLBACK TO updating").await?;
+            let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
+            let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
+            let keys = cut_keys(&self.places[table], &batch.updates, &group);
+            self.remove_keys(table, &keys).await?;
+            holes.extend(keys);
+        }
+        // All have the same columns, so that they are one group.
+        for (sent, rows) in self.places[table].encode_updates(&batch.upserts)? {
+            self.stage(table, Stage::Rows).await?;
+            let place = &self.places[table];
+            let (copy, insert, missing) = (place.copy_updates(&sent), place.insert_apart(), place.missing());
+            self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
+            self.run(&insert).await?;
+            let missed = self.session.simple_query(&missing).await.map_err(|e| from_driver(e, "apply"))?;
+            holes.extend(cut_keys(&self.places[table], &batch.upserts, &numbers(&missed)));
+        }
+        Ok(holes)
+    }
+
+    /// Writes rows that have these columns, and gives the numbers of those that met none; `None` if one is kept out.
+    async fn update(&mut self, table: usize, sent: &[usize], rows: Bytes) -> Result<Option<Vec<usize>>> {
+        self.stage(table, Stage::Rows).await?;
+        let place = &self.places[table];
+        let (copy, update) = (place.copy_updates(sent), place.update(sent));
+        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
+        match self.session.simple_query(&update).await {
+            Ok(missed) => Ok(Some(numbers(&missed))),
+            Err(error) if is_kept_out(&error) => Ok(None),
+            Err(error) => Err(from_driver(error, "apply")),
+        }
+    }
+
+    /// Removes the rows of these keys.
+    async fn remove_keys(&mut self, table: usize, keys: &[Key]) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Rows::new();
+        keys.iter().for_each(|key| rows.push(key.row()));
+        self.stage(table, Stage::Keys).await?;
+        let place = &self.places[table];
+        let (keys, copy, delete) = (place.encode_keys(&rows)?, place.copy_keys(), place.delete_keys());
+        self.copy(copy, keys).await.map_err(|e| from_driver(e, "stage"))?;
+        self.run(&delete).await
     }
 
     /// Copies into the table itself; false, with nothing done, if a row was there.
@@ -226,7 +306,7 @@ impl PostgresSink {
         };
         match copied {
             Ok(()) => Ok(true),
-            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            Err(error) if is_kept_out(&error) => {
                 self.run("ROLLBACK TO copying").await?;
                 Ok(false)
             }
@@ -264,7 +344,7 @@ impl PostgresSink {
         );
         // A row was there; or the halves wait for each other, which unique keys of the target alone can bring about.
         let is_met = |error: &tokio_postgres::Error| {
-            [&SqlState::UNIQUE_VIOLATION, &SqlState::LOCK_NOT_AVAILABLE].map(Some).contains(&error.code())
+            is_kept_out(error) || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
         };
         match first.and(second) {
             Ok(()) => {
@@ -283,10 +363,9 @@ impl PostgresSink {
 
     /// Makes the stage of a table, or empties it if the transaction has used it.
     async fn stage(&mut self, table: usize, stage: Stage) -> Result<()> {
+        let is_new = self.make_stage(table).await?;
         let place = &self.places[table];
-        if self.staged.insert(table) {
-            self.run(&place.create_stage()).await?;
-        } else if self.filled.contains(&(table, stage)) {
+        if !is_new && self.filled.contains(&(table, stage)) {
             self.run(&match stage {
                 Stage::Rows => place.clear_rows(),
                 Stage::Keys => place.clear_keys(),
@@ -297,12 +376,21 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// Makes the stage of a table if it is not there; whether it made it.
+    async fn make_stage(&mut self, table: usize) -> Result<bool> {
+        let is_new = self.staged.insert(table);
+        if is_new {
+            self.run(&self.places[table].create_stage()).await?;
+        }
+        Ok(is_new)
+    }
+
     /// Makes the stages that a batch needs while no transaction is open, so that they stay whatever becomes of it.
     async fn prepare(&mut self, batch: &Batch) -> Result<()> {
         for part in &batch.tables {
             let needs = !part.fresh || !part.deletes.is_empty() || !part.updates.is_empty();
-            if needs && !part.is_empty() && self.staged.insert(part.table) {
-                self.run(&self.places[part.table].create_stage()).await?;
+            if needs && !part.is_empty() {
+                self.make_stage(part.table).await?;
             }
         }
         Ok(())
@@ -323,6 +411,25 @@ impl PostgresSink {
         }
         self.is_open &= !all;
     }
+}
+
+/// Whether another row has what is unique in one.
+fn is_kept_out(error: &tokio_postgres::Error) -> bool {
+    [&SqlState::UNIQUE_VIOLATION, &SqlState::EXCLUSION_VIOLATION].map(Some).contains(&error.code())
+}
+
+/// The keys of the rows at these places.
+fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
+    which.iter().map(|at| place.shape.cut_key(rows.row(*at))).collect()
+}
+
+/// The numbers that a statement gives.
+fn numbers(messages: &[SimpleQueryMessage]) -> Vec<usize> {
+    let number = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    };
+    messages.iter().filter_map(number).collect()
 }
 
 #[async_trait]
@@ -350,6 +457,9 @@ impl Sink for PostgresSink {
             && let Some(commit) = commit
         {
             result = self.ledger.write(&self.session, &self.flow, self.fence, &self.names(), commit).await;
+        }
+        if result.is_ok() {
+            result = checkpoint::note(&self.session, &self.flow, &self.names(), &applied.holes).await;
         }
         if let Err(error) = result {
             let lost = error.code() == code::LEASE_LOST;

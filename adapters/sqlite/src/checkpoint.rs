@@ -17,7 +17,9 @@ pub(crate) async fn create(connection: &mut SqliteConnection) -> Result<()> {
              flow TEXT NOT NULL, tbl TEXT NOT NULL, range INTEGER NOT NULL, after BLOB, upto BLOB,
              rows INTEGER NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (flow, tbl, range));
          CREATE TABLE IF NOT EXISTS tidegate_excluded(
-             flow TEXT NOT NULL, tbl TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (flow, tbl));",
+             flow TEXT NOT NULL, tbl TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (flow, tbl));
+         CREATE TABLE IF NOT EXISTS tidegate_holes(
+             flow TEXT NOT NULL, tbl TEXT NOT NULL, key BLOB NOT NULL, PRIMARY KEY (flow, tbl, key));",
     )
     .execute(connection)
     .await
@@ -51,6 +53,7 @@ pub(crate) async fn open(
         let commit =
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         advance(connection, flow, routes, &commit).await?;
+        note(connection, flow, routes, &first.holes).await?;
         return Ok((1, Opened::New));
     };
     let fence = known.get::<i64, _>(0) + 1;
@@ -66,7 +69,7 @@ pub(crate) async fn open(
         replay: Position::new(known.get::<Vec<u8>, _>(3)),
         ranges: ranges(connection, flow, routes).await?,
         excluded: excluded(connection, flow, routes).await?,
-        holes: Vec::new(),
+        holes: holes(connection, flow, routes).await?,
     };
     Ok((fence, Opened::Resumed(checkpoint)))
 }
@@ -112,6 +115,7 @@ pub(crate) async fn advance(
         for text in [
             "DELETE FROM tidegate_ranges WHERE flow = ? AND tbl = ?",
             "DELETE FROM tidegate_excluded WHERE flow = ? AND tbl = ?",
+            "DELETE FROM tidegate_holes WHERE flow = ? AND tbl = ?",
         ] {
             sqlx::query(text)
                 .bind(flow.as_str())
@@ -130,6 +134,15 @@ pub(crate) async fn advance(
             .await
             .during("leave a table out")?;
     }
+    for (table, key) in &commit.filled {
+        sqlx::query("DELETE FROM tidegate_holes WHERE flow = ? AND tbl = ? AND key = ?")
+            .bind(flow.as_str())
+            .bind(name(routes, *table))
+            .bind(key.0.to_vec())
+            .execute(&mut *connection)
+            .await
+            .during("forget a hole")?;
+    }
     for range in &commit.ranges {
         let key = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
         sqlx::query(
@@ -146,6 +159,25 @@ pub(crate) async fn advance(
         .execute(&mut *connection)
         .await
         .during("store a range")?;
+    }
+    Ok(())
+}
+
+/// Notes rows that are not there.
+pub(crate) async fn note(
+    connection: &mut SqliteConnection,
+    flow: &FlowName,
+    routes: &[Route],
+    holes: &[(usize, Key)],
+) -> Result<()> {
+    for (table, key) in holes {
+        sqlx::query("INSERT OR IGNORE INTO tidegate_holes(flow, tbl, key) VALUES (?, ?, ?)")
+            .bind(flow.as_str())
+            .bind(name(routes, *table))
+            .bind(key.0.to_vec())
+            .execute(&mut *connection)
+            .await
+            .during("note a hole")?;
     }
     Ok(())
 }
@@ -200,4 +232,19 @@ async fn excluded(
             .await
             .during("read what is left out")?;
     Ok(rows.into_iter().filter_map(|(table, reason)| Some((place(routes, &table)?, reason))).collect())
+}
+
+async fn holes(
+    connection: &mut SqliteConnection,
+    flow: &FlowName,
+    routes: &[Route],
+) -> Result<Vec<(usize, Key)>> {
+    let rows: Vec<(String, Vec<u8>)> =
+        sqlx::query_as("SELECT tbl, key FROM tidegate_holes WHERE flow = ? ORDER BY tbl, key")
+            .bind(flow.as_str())
+            .fetch_all(connection)
+            .await
+            .during("read the holes")?;
+    let known = rows.into_iter().filter_map(|(table, key)| Some((place(routes, &table)?, key)));
+    known.map(|(table, key)| Ok((table, Key(Row::parse(&key)?.frame().into())))).collect()
 }

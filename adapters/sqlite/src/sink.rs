@@ -57,6 +57,7 @@ impl SqliteSink {
         if let Some(commit) = commit {
             checkpoint::advance(&mut self.connection, &self.flow, &self.routes, commit).await?;
         }
+        checkpoint::note(&mut self.connection, &self.flow, &self.routes, &applied.holes).await?;
         Ok(applied)
     }
 }

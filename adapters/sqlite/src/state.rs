@@ -106,6 +106,7 @@ impl StateStore for SqliteStore {
             ("tidegate_checkpoint", "DELETE FROM tidegate_checkpoint WHERE flow = ?"),
             ("tidegate_ranges", "DELETE FROM tidegate_ranges WHERE flow = ?"),
             ("tidegate_excluded", "DELETE FROM tidegate_excluded WHERE flow = ?"),
+            ("tidegate_holes", "DELETE FROM tidegate_holes WHERE flow = ?"),
         ] {
             if journal::exists(&mut tx, table).await? {
                 sqlx::query(text).bind(flow.as_str()).execute(&mut *tx).await.during("forget a flow")?;

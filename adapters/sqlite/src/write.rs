@@ -7,9 +7,9 @@ use tidegate_core::port::{Route, TableBatch};
 use tidegate_core::{Cell, Error, Key, Result, Row, Rows, Table};
 
 use crate::cells::{self, Affinity};
-use crate::describe::{self, Index};
+use crate::describe;
 use crate::error::{During, from_driver, is_constraint, is_unique_violation};
-use crate::statement::{VALUES_LIMIT, holes, join, key_equal, name, sql};
+use crate::statement::{VALUES_LIMIT, holes as question_marks, join, key_equal, name, sql};
 
 /// Rows a statement: as many as fit, so that a few prepared statements serve all batches.
 const STEPS: [usize; 4] = [128, 16, 4, 1];
@@ -21,12 +21,17 @@ pub(crate) struct Writer {
     affinities: Vec<Affinity>,
     /// The target as it stands there, with the order of its key.
     key_equal: String,
-    /// The same, where the table is looked at a second time.
-    key_equal_again: String,
     insert: String,
     /// What follows the rows of an insertion if their keys may be there.
     or_update: String,
-    unique: Vec<Index>,
+}
+
+/// What came of updates.
+enum Updated {
+    /// They were done, but for those of these keys.
+    All(Vec<Key>),
+    /// A row has what is unique in another one.
+    KeptOut,
 }
 
 /// Why rows were not written.
@@ -71,18 +76,10 @@ impl Writer {
         } else {
             format!(" ON CONFLICT ({key}) DO UPDATE SET {set}")
         };
-        Ok(Self {
-            route: route.clone(),
-            affinities,
-            key_equal: key_equal("t", &target),
-            key_equal_again: key_equal("o", &target),
-            insert,
-            or_update,
-            unique: found.unique,
-        })
+        Ok(Self { route: route.clone(), affinities, key_equal: key_equal("t", &target), insert, or_update })
     }
 
-    /// Does what the batch says. Returns the keys of updates that met no row.
+    /// Does what the batch says. Returns the keys of rows that are not there then and should be.
     pub(crate) async fn write(
         &self,
         connection: &mut SqliteConnection,
@@ -93,8 +90,37 @@ impl Writer {
             sqlx::query(sql(text)).execute(&mut *connection).await.during("empty a table")?;
         }
         self.delete(connection, &batch.deletes).await?;
-        self.upsert(connection, &batch.upserts, batch.fresh).await?;
-        self.update(connection, &batch.updates).await
+        if self.upsert(connection, &batch.upserts, batch.fresh).await? {
+            match self.update(connection, batch, false).await? {
+                Updated::All(holes) => return Ok(holes),
+                Updated::KeptOut => {}
+            }
+        }
+        self.write_apart(connection, batch).await
+    }
+
+    /// The slow way, where rows are in each other's way: what they were before goes first, since all of it is in the
+    /// batch. A row that is kept out even so is a hole; a row that is not in the batch stays.
+    async fn write_apart(&self, connection: &mut SqliteConnection, batch: &TableBatch) -> Result<Vec<Key>> {
+        for row in batch.upserts.iter() {
+            self.delete_one(connection, self.route.shape.cut_key(row).row()).await?;
+        }
+        let Updated::All(mut holes) = self.update(connection, batch, true).await? else {
+            return Err(Error::new(code::INTERNAL, "updates were not done one by one"));
+        };
+        for row in batch.upserts.iter() {
+            let key = self.route.shape.cut_key(row);
+            let mut arguments = SqliteArguments::default();
+            self.bind_row(&mut arguments, row)?;
+            let text =
+                format!("{}({}) ON CONFLICT DO NOTHING", self.insert, question_marks(self.affinities.len()));
+            let done = sqlx::query_with(sql(text), arguments).execute(&mut *connection).await;
+            let done = done.map_err(|e| self.blame(from_driver(e, "write a row"), key.row()))?;
+            if done.rows_affected() == 0 {
+                holes.push(key);
+            }
+        }
+        Ok(holes)
     }
 
     async fn delete(&self, connection: &mut SqliteConnection, keys: &Rows) -> Result<()> {
@@ -116,7 +142,8 @@ impl Writer {
         Ok(())
     }
 
-    async fn upsert(&self, connection: &mut SqliteConnection, rows: &Rows, fresh: bool) -> Result<()> {
+    /// Writes full rows; false if one breaks a constraint.
+    async fn upsert(&self, connection: &mut SqliteConnection, rows: &Rows, fresh: bool) -> Result<bool> {
         let width = self.affinities.len().max(1);
         let mut at = 0;
         let mut may_be_new = fresh;
@@ -133,11 +160,7 @@ impl Writer {
             }
             match written {
                 Ok(()) => {}
-                Err(Failure::Driver(e)) if is_constraint(&e) => {
-                    for row in chunk {
-                        self.replace(connection, rows.row(row)).await?;
-                    }
-                }
+                Err(Failure::Driver(e)) if is_constraint(&e) => return Ok(false),
                 Err(Failure::Driver(e)) => {
                     return Err(from_driver(e, "write rows").with("table", &self.route.target.name));
                 }
@@ -145,7 +168,7 @@ impl Writer {
             }
             at += step;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn insert(
@@ -155,7 +178,7 @@ impl Writer {
         chunk: std::ops::Range<usize>,
         or_update: bool,
     ) -> Result<(), Failure> {
-        let one = format!("({})", holes(self.affinities.len()));
+        let one = format!("({})", question_marks(self.affinities.len()));
         let mut text = self.insert.clone();
         text.push_str(&join(chunk.clone().map(|_| one.clone())));
         if or_update {
@@ -169,65 +192,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes one row after removing its rivals: whoever has its key, or its values in a unique index.
-    async fn replace(&self, connection: &mut SqliteConnection, row: Row<'_>) -> Result<()> {
-        let key = self.route.shape.cut_key(row);
-        self.delete_one(connection, key.row()).await?;
-        self.delete_rivals(connection, row).await?;
-        let mut arguments = SqliteArguments::default();
-        self.bind_row(&mut arguments, row)?;
-        let text = format!("{}({})", self.insert, holes(self.affinities.len()));
-        sqlx::query_with(sql(text), arguments)
-            .execute(connection)
-            .await
-            .map_err(|e| self.blame(from_driver(e, "write a row"), key.row()))?;
-        Ok(())
-    }
-
-    /// Removes other rows that have the values of this one in a unique index. Values that were not sent are those
-    /// that the row has already.
-    async fn delete_rivals(&self, connection: &mut SqliteConnection, row: Row<'_>) -> Result<()> {
-        let target = &self.route.target;
-        let table = name(&target.name.name);
-        let key = self.route.shape.cut_key(row);
-        for columns in self.unique.iter().filter_map(|index| index.columns.as_ref()) {
-            let mut arguments = SqliteArguments::default();
-            let mut terms = Vec::new();
-            for (column, collation) in columns {
-                let term = format!("t.{} COLLATE {}", name(column), name(collation));
-                let cell = target.position(column).map(|at| (at, row.cell(at)));
-                match cell {
-                    Some((at, cell)) if cell != Cell::Unchanged => {
-                        self.bind_cell(&mut arguments, at, cell, key.row())?;
-                        terms.push(format!("{term} = ?"));
-                    }
-                    _ => {
-                        self.bind_key(&mut arguments, key.row())?;
-                        let own = &self.key_equal_again;
-                        let value = format!("(SELECT o.{} FROM {table} AS o WHERE {own})", name(column));
-                        terms.push(format!("{term} = {value}"));
-                    }
-                }
-            }
-            self.bind_key(&mut arguments, key.row())?;
-            let text = format!(
-                "DELETE FROM {table} AS t WHERE {} AND NOT ({})",
-                terms.join(" AND "),
-                self.key_equal
-            );
-            sqlx::query_with(sql(text), arguments)
-                .execute(&mut *connection)
-                .await
-                .map_err(|e| self.blame(from_driver(e, "remove a rival"), key.row()))?;
-        }
-        Ok(())
-    }
-
-    async fn update(&self, connection: &mut SqliteConnection, rows: &Rows) -> Result<Vec<Key>> {
+    /// Writes the cells that were sent. A row that another one keeps out ends it, or is removed if they are written
+    /// `apart`.
+    async fn update(
+        &self,
+        connection: &mut SqliteConnection,
+        batch: &TableBatch,
+        apart: bool,
+    ) -> Result<Updated> {
         let target = &self.route.target;
         let key_places = &self.route.shape.table.key;
         let mut holes = Vec::new();
-        for row in rows.iter() {
+        for row in batch.updates.iter() {
             let key = self.route.shape.cut_key(row);
             let sent: Vec<usize> = (0..self.affinities.len())
                 .filter(|at| !key_places.contains(at) && row.cell(*at) != Cell::Unchanged)
@@ -245,18 +221,21 @@ impl Writer {
                 self.bind_cell(&mut arguments, at, row.cell(at), key.row())?;
             }
             self.bind_key(&mut arguments, key.row())?;
-            let mut done =
-                sqlx::query_with(sql(text.clone()), arguments.clone()).execute(&mut *connection).await;
+            let done = sqlx::query_with(sql(text), arguments).execute(&mut *connection).await;
             if done.as_ref().is_err_and(is_unique_violation) {
-                self.delete_rivals(connection, row).await?;
-                done = sqlx::query_with(sql(text), arguments).execute(&mut *connection).await;
+                if !apart {
+                    return Ok(Updated::KeptOut);
+                }
+                self.delete_one(connection, key.row()).await?;
+                holes.push(key);
+                continue;
             }
             let done = done.map_err(|e| self.blame(from_driver(e, "update a row"), key.row()))?;
-            if done.rows_affected() == 0 {
+            if done.rows_affected() == 0 && !batch.crawling {
                 holes.push(key);
             }
         }
-        Ok(holes)
+        Ok(Updated::All(holes))
     }
 
     fn bind_row(&self, arguments: &mut SqliteArguments, row: Row<'_>) -> Result<()> {

@@ -32,12 +32,14 @@ mod case;
 mod fixture;
 mod oracle;
 mod program;
+mod sink;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
 pub use fixture::{Calls, Counted, Fixture, Hook, Killed, numbered, publish_until_killed};
 pub use oracle::Oracle;
 pub use program::program;
+pub use sink::{Seats, keeps_rivals_apart};
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

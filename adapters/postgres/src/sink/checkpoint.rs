@@ -2,7 +2,7 @@
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress};
-use tidegate_core::{Error, FlowName, Key, Position, Result};
+use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use tokio_postgres::Statement;
 
@@ -63,6 +63,12 @@ pub(crate) async fn open(
             checkpoint.excluded.push((table, row.get(1)));
         }
     }
+    let sql = "SELECT name, key FROM tidegate.holes WHERE flow = $1 ORDER BY name, key";
+    for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
+        if let Some(table) = place(row.get(0)) {
+            checkpoint.holes.push((table, Key(Row::parse(row.get(1))?.frame().into())));
+        }
+    }
     transaction.commit().await.map_err(failed)?;
     Ok((fence, Opened::Resumed(checkpoint)))
 }
@@ -107,6 +113,7 @@ impl Statements {
             for sql in [
                 "DELETE FROM tidegate.ranges WHERE flow = $1 AND name = $2",
                 "DELETE FROM tidegate.left_out WHERE flow = $1 AND name = $2",
+                "DELETE FROM tidegate.holes WHERE flow = $1 AND name = $2",
             ] {
                 session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
             }
@@ -115,6 +122,12 @@ impl Statements {
             let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)
                 ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
             session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
+        }
+        if !commit.filled.is_empty() {
+            let (filled_names, keys) = columns(names, &commit.filled);
+            let sql = "DELETE FROM tidegate.holes h USING unnest($2::text[], $3::bytea[]) f (name, key)
+                WHERE h.flow = $1 AND h.name = f.name AND sha256(h.key) = sha256(f.key)";
+            session.execute(sql, &[&flow, &filled_names, &keys]).await.map_err(failed)?;
         }
         for range in &commit.ranges {
             let bytes = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
@@ -137,4 +150,25 @@ impl Statements {
         }
         Ok(())
     }
+}
+
+/// Notes rows that are not there, in the running transaction.
+pub(crate) async fn note(
+    session: &Session,
+    flow: &FlowName,
+    names: &[&str],
+    holes: &[(usize, Key)],
+) -> Result<()> {
+    if holes.is_empty() {
+        return Ok(());
+    }
+    let (names, keys) = columns(names, holes);
+    let sql = "INSERT INTO tidegate.holes (flow, name, key) SELECT $1, n.name, n.key
+        FROM unnest($2::text[], $3::bytea[]) n (name, key) ON CONFLICT DO NOTHING";
+    session.execute(sql, &[&flow.as_str(), &names, &keys]).await.map_err(failed)?;
+    Ok(())
+}
+
+fn columns<'a>(names: &[&'a str], holes: &'a [(usize, Key)]) -> (Vec<&'a str>, Vec<&'a [u8]>) {
+    holes.iter().map(|(table, key)| (names[*table], &*key.0)).unzip()
 }

@@ -159,14 +159,18 @@ impl Place {
         format!("{} ON CONFLICT ({}) DO {action}", self.insert(), key.join(", "))
     }
 
-    /// The same in two steps: a row whose other unique key moved to another row of the batch is gone by then.
-    pub(crate) fn replace(&self) -> String {
+    /// Inserts what no unique index of any kind keeps out.
+    pub(crate) fn insert_apart(&self) -> String {
+        format!("{} ON CONFLICT DO NOTHING", self.insert())
+    }
+
+    /// The numbers of the staged rows that are not there.
+    pub(crate) fn missing(&self) -> String {
         format!(
-            "DELETE FROM {} t USING {} s WHERE {}; {}",
-            self.table,
+            "SELECT s.n FROM {} s WHERE NOT EXISTS (SELECT FROM {} t WHERE {})",
             self.staged(),
-            self.same_key(),
-            self.insert()
+            self.table,
+            self.same_key()
         )
     }
 
@@ -179,9 +183,7 @@ impl Place {
             .collect();
         let (table, staged, same) = (&self.table, self.staged(), self.same_key());
         if set.is_empty() {
-            return format!(
-                "SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
-            );
+            return self.missing();
         }
         format!(
             "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {same} RETURNING s.n)
@@ -222,8 +224,7 @@ impl Place {
     pub(crate) fn encode_updates(&self, rows: &Rows) -> Result<Vec<(Vec<usize>, Bytes)>> {
         let mut groups: Vec<(Vec<usize>, BytesMut)> = Vec::new();
         for (number, row) in rows.iter().enumerate() {
-            let sent = row.cells().enumerate().filter(|(_, cell)| *cell != Cell::Unchanged).map(|(at, _)| at);
-            let sent: Vec<usize> = sent.collect();
+            let sent: Vec<usize> = sent_columns(row).collect();
             let group = match groups.iter().position(|(columns, _)| *columns == sent) {
                 Some(group) => group,
                 None => {
@@ -274,6 +275,11 @@ impl Place {
                 .with("column", &self.shape.table.columns[at].name)
         })
     }
+}
+
+/// The places of the cells that were sent.
+pub(crate) fn sent_columns(row: Row<'_>) -> impl Iterator<Item = usize> {
+    row.cells().enumerate().filter(|(_, cell)| *cell != Cell::Unchanged).map(|(at, _)| at)
 }
 
 fn begin(bytes: usize) -> BytesMut {

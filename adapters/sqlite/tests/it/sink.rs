@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use tidegate_conformance::Seats;
 use tidegate_core::error::code;
 use tidegate_core::port::{
     Batch, Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route, Sink, Store, TableBatch,
 };
-use tidegate_core::{Canonical, Cell, Column, Key, Position, Rows, Shape, Table, Type, Value};
+use tidegate_core::{Canonical, Cell, Column, Key, Position, Rows, Shape, Table, TableName, Type, Value};
 
-use crate::file::{File, dump, flow, name, open, route};
+use crate::file::{File, app, dump, exec, flow, name, open, route};
 
 fn text(value: &str) -> Value<'static> {
     Value::Text(value.to_owned().into())
@@ -107,34 +109,41 @@ async fn deletes_come_first_then_upserts_then_updates_and_holes_are_told() {
     assert!(target.rows("t").await.is_empty());
 }
 
+struct Hall(File);
+
+#[async_trait]
+impl Seats for Hall {
+    fn name(&self) -> TableName {
+        name("seats")
+    }
+
+    async fn sink(&self, route: Route) -> tidegate_core::Result<Box<dyn Sink>> {
+        self.0.store.sink(&flow(), &[route]).await
+    }
+
+    async fn put(&self, id: i64, seat: &str) {
+        exec(&mut app(&self.0.path).await, &format!("INSERT INTO seats VALUES ({id}, '{seat}', 'rival')"))
+            .await;
+    }
+
+    async fn remove(&self, id: i64) {
+        exec(&mut app(&self.0.path).await, &format!("DELETE FROM seats WHERE id = {id}")).await;
+    }
+
+    async fn all(&self) -> Vec<String> {
+        let text = "SELECT id || ' ' || seat || ' ' || note FROM seats ORDER BY id";
+        sqlx::query_scalar(text).fetch_all(&mut app(&self.0.path).await).await.unwrap()
+    }
+}
+
+/// A column, an expression, and some rows of which all of the test are: each keeps out.
 #[tokio::test]
-async fn rivals_for_another_unique_key_give_way() {
-    for fresh in [true, false] {
-        let mut target = Target::with(T).await;
-        let (one, two) = (Value::Int(1), Value::Int(2));
-        target
-            .upsert(&[&[one.clone(), text("a"), Value::Null], &[two.clone(), text("b"), Value::Null]], true)
-            .await
-            .unwrap();
-        // They swap.
-        target
-            .upsert(&[&[one.clone(), text("b"), Value::Null], &[two.clone(), text("a"), Value::Null]], fresh)
-            .await
-            .unwrap();
-        assert_eq!(target.rows("t").await, ["integer:31 text:62 null:", "integer:32 text:61 null:"]);
-        // A new holder, whose rival's own change has not come yet.
-        target.upsert(&[&[Value::Int(3), text("a"), Value::Null]], fresh).await.unwrap();
-        assert_eq!(target.rows("t").await, ["integer:31 text:62 null:", "integer:33 text:61 null:"]);
-        // By an update that leaves columns out.
-        let mut updates = Rows::new();
-        updates.push_with(|row| {
-            row.value(&Value::Int(3));
-            row.value(&text("b"));
-            row.cell(Cell::Unchanged);
-        });
-        let part = TableBatch { updates, ..TableBatch::default() };
-        target.sink.apply(&Batch { tables: vec![part] }, Some(&Commit::default())).await.unwrap();
-        assert_eq!(target.rows("t").await, ["integer:33 text:62 null:"]);
+async fn rows_that_are_in_each_others_way() {
+    for index in ["seats(seat)", "seats(lower(seat))", "seats(seat) WHERE seat NOT NULL"] {
+        let schema = format!(
+            "CREATE TABLE seats(id INTEGER PRIMARY KEY, seat TEXT, note TEXT); CREATE UNIQUE INDEX one ON {index}"
+        );
+        tidegate_conformance::keeps_rivals_apart(&Hall(File::with(&schema).await)).await;
     }
 }
 

@@ -1,0 +1,51 @@
+//! The model's sink, held to what every sink does.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use async_trait::async_trait;
+use tidegate_conformance::Seats;
+use tidegate_core::port::{Route, Sink, Store};
+use tidegate_core::{Column, FlowName, Result, TableName, Type, Value};
+use tidegate_memory::{MemoryStore, Write};
+
+struct Hall(MemoryStore);
+
+#[async_trait]
+impl Seats for Hall {
+    fn name(&self) -> TableName {
+        TableName::new("", "seats")
+    }
+
+    async fn sink(&self, route: Route) -> Result<Box<dyn Sink>> {
+        self.0.sink(&FlowName::new("it")?, &[route]).await
+    }
+
+    async fn put(&self, id: i64, seat: &str) {
+        let row = [Value::Int(id), Value::Text(seat.to_owned().into()), Value::Text("rival".into())];
+        self.0.transact(&[Write::insert(&self.name(), row)]).unwrap();
+    }
+
+    async fn remove(&self, id: i64) {
+        self.0.transact(&[Write::delete(&self.name(), [Value::Int(id)])]).unwrap();
+    }
+
+    async fn all(&self) -> Vec<String> {
+        let show = |row: Vec<Value<'static>>| match &row[..] {
+            [Value::Int(id), Value::Text(seat), Value::Text(note)] => format!("{id} {seat} {note}"),
+            other => panic!("{other:?}"),
+        };
+        self.0.rows(&self.name()).into_iter().map(show).collect()
+    }
+}
+
+#[tokio::test]
+async fn rows_that_are_in_each_others_way() {
+    let hall = Hall(MemoryStore::new("target"));
+    let columns = vec![
+        Column::new("id", Type::Int { bits: 64 }),
+        Column::new("seat", Type::Text),
+        Column::new("note", Type::Text),
+    ];
+    hall.0.create_table(&hall.name(), columns, &["id"]);
+    hall.0.create_unique(&hall.name(), &["seat"]);
+    tidegate_conformance::keeps_rivals_apart(&hall).await;
+}

@@ -1,0 +1,243 @@
+//! What a sink does with rows that are in each other's way.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidegate_core::port::{Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, TableBatch};
+use tidegate_core::{
+    Canonical, Cell, Column, Key, Position, Result, Rows, Shape, Table, TableName, Type, Value,
+};
+
+/// A target with a table `seats` of `id` (64-bit number, the key), `seat` (text, unique) and `note` (text).
+#[async_trait]
+pub trait Seats: Send + Sync {
+    /// The table's name there.
+    fn name(&self) -> TableName;
+    /// A new sink of one flow, always of the same name.
+    async fn sink(&self, route: Route) -> Result<Box<dyn Sink>>;
+    /// Writes a row as somebody else does.
+    async fn put(&self, id: i64, seat: &str);
+    /// Removes it.
+    async fn remove(&self, id: i64);
+    /// Every row as `id seat note`, by id.
+    async fn all(&self) -> Vec<String>;
+}
+
+/// Rows exchange unique values, are kept out by others, and are holes until they are filled.
+///
+/// # Panics
+/// If the sink breaks rule 3, 4 or 7 of its contract.
+pub async fn keeps_rivals_apart(seats: &dyn Seats) {
+    let mut run = Run::begin(seats).await;
+    run.full_rows_trade_their_values().await;
+    run.a_full_row_and_a_part_of_one_exchange_their_values().await;
+    run.parts_that_exchange_values_are_filled_by_full_rows().await;
+    run.a_row_that_a_rival_keeps_out_is_a_hole_until_it_is_filled().await;
+    run.a_transaction_in_pieces_notes_its_holes().await;
+    run.one_row_of_a_fresh_chunk_has_a_rival().await;
+    run.holes_are_forgotten_with_their_table().await;
+}
+
+struct Run<'a> {
+    seats: &'a dyn Seats,
+    route: Route,
+    sink: Box<dyn Sink>,
+    position: u64,
+}
+
+fn full<'v>(rows: impl IntoIterator<Item = (i64, &'v str)>) -> TableBatch {
+    let mut of = TableBatch::default();
+    for (id, seat) in rows {
+        of.upserts.push_values([Value::Int(id), Value::Text(seat.into()), Value::Text("full".into())]);
+    }
+    of
+}
+
+/// With rows that leave the note out.
+fn partial(mut of: TableBatch, rows: &[(i64, &str)]) -> TableBatch {
+    for (id, seat) in rows {
+        of.updates.push_with(|row| {
+            row.value(&Value::Int(*id));
+            row.value(&Value::Text((*seat).into()));
+            row.cell(Cell::Unchanged);
+        });
+    }
+    of
+}
+
+fn key(id: i64) -> Key {
+    let mut rows = Rows::new();
+    rows.push_values([Value::Int(id)]);
+    Key(rows.row(0).frame().into())
+}
+
+fn route(target: TableName) -> Route {
+    let table = Table {
+        name: TableName::new("", "seats"),
+        native_id: 0,
+        columns: vec![
+            Column::new("id", Type::Int { bits: 64 }),
+            Column::new("seat", Type::Text),
+            Column::new("note", Type::Text),
+        ],
+        key: vec![0],
+        rows_estimated: 0,
+        bytes_estimated: 0,
+    };
+    let held = Table { name: target, ..table.clone() };
+    Route { shape: Shape { table: Arc::new(table), codec: Arc::new(Canonical) }, target: Arc::new(held) }
+}
+
+impl<'a> Run<'a> {
+    async fn begin(seats: &'a dyn Seats) -> Self {
+        let route = route(seats.name());
+        let (sink, _) = Self::opened(seats, &route).await;
+        Self { seats, route, sink, position: 1 }
+    }
+
+    async fn opened(seats: &dyn Seats, route: &Route) -> (Box<dyn Sink>, Opened) {
+        let first = Checkpoint {
+            source: Identity("source".to_owned()),
+            position: Position::from_u64(1),
+            replay: Position::from_u64(1),
+            ranges: Vec::new(),
+            excluded: Vec::new(),
+            holes: Vec::new(),
+        };
+        let mut sink = seats.sink(route.clone()).await.expect("a sink");
+        let opened = sink.open(&first).await.expect("it opens");
+        (sink, opened)
+    }
+
+    fn shown(&self, holes: &[(usize, Key)]) -> Vec<String> {
+        let mut shown: Vec<_> = holes.iter().map(|(_, key)| self.route.shape.show_key(key.row())).collect();
+        shown.sort();
+        shown
+    }
+
+    /// Applies durably, and gives the holes.
+    async fn apply(&mut self, part: TableBatch, filled: &[i64]) -> Vec<String> {
+        self.position += 1;
+        let commit = Commit {
+            position: Some(Position::from_u64(self.position)),
+            filled: filled.iter().map(|id| (0, key(*id))).collect(),
+            ..Commit::default()
+        };
+        let applied = self.sink.apply(&Batch { tables: vec![part] }, Some(&commit)).await;
+        self.shown(&applied.expect("it applies").holes)
+    }
+
+    /// An empty table with these rows.
+    async fn set(&mut self, rows: &[(i64, &str)]) {
+        let part = TableBatch { truncate: true, ..full(rows.iter().copied()) };
+        assert!(self.apply(part, &[]).await.is_empty());
+    }
+
+    /// The holes that whoever opens the flow next is told of.
+    async fn noted(&mut self) -> Vec<String> {
+        let (sink, opened) = Self::opened(self.seats, &self.route).await;
+        self.sink = sink;
+        let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+        self.shown(&checkpoint.holes)
+    }
+
+    async fn full_rows_trade_their_values(&mut self) {
+        self.set(&[(1, "a"), (2, "b"), (3, "c")]).await;
+        for (seats, expected) in [
+            (["b", "a", "c"], ["1 b full", "2 a full", "3 c full"]),
+            (["a", "c", "b"], ["1 a full", "2 c full", "3 b full"]),
+        ] {
+            // Twice: a batch that comes again does the same.
+            for fresh in [false, true, false] {
+                let part = TableBatch { fresh, ..full((1..).zip(seats)) };
+                assert!(self.apply(part, &[]).await.is_empty());
+                assert_eq!(self.seats.all().await, expected);
+            }
+        }
+        assert!(self.noted().await.is_empty());
+    }
+
+    async fn a_full_row_and_a_part_of_one_exchange_their_values(&mut self) {
+        for (whole, part) in [((1, "b"), (2, "a")), ((2, "a"), (1, "b"))] {
+            self.set(&[(1, "a"), (2, "b")]).await;
+            assert!(self.apply(partial(full([whole]), &[part]), &[]).await.is_empty());
+            assert_eq!(self.seats.all().await, ["1 b full", "2 a full"]);
+        }
+    }
+
+    async fn parts_that_exchange_values_are_filled_by_full_rows(&mut self) {
+        self.set(&[(1, "a"), (2, "b")]).await;
+        for _ in 0..2 {
+            let holes = self.apply(partial(TableBatch::default(), &[(1, "b"), (2, "a")]), &[]).await;
+            assert!(!holes.is_empty());
+            let there = self.seats.all().await;
+            assert!(there.iter().all(|row| row == "1 b full" || row == "2 a full"), "{there:?}");
+        }
+        assert!(!self.noted().await.is_empty());
+        assert!(self.apply(full([(1, "b"), (2, "a")]), &[1, 2]).await.is_empty());
+        assert_eq!(self.seats.all().await, ["1 b full", "2 a full"]);
+        assert!(self.noted().await.is_empty());
+    }
+
+    async fn a_row_that_a_rival_keeps_out_is_a_hole_until_it_is_filled(&mut self) {
+        self.set(&[(1, "a"), (2, "b"), (3, "c")]).await;
+        self.seats.put(99, "z").await;
+        let change = || partial(full([(1, "z"), (4, "d")]), &[(2, "z")]);
+        for _ in 0..2 {
+            assert_eq!(self.apply(change(), &[]).await, ["id=1", "id=2"]);
+            // Neither the old nor the new form of a hole is there.
+            assert_eq!(self.seats.all().await, ["3 c full", "4 d full", "99 z rival"]);
+        }
+        assert_eq!(self.noted().await, ["id=1", "id=2"]);
+        // Still kept out: the note of this batch stays, although the commit says that it is filled.
+        assert_eq!(self.apply(full([(1, "z"), (2, "b")]), &[1, 2]).await, ["id=1"]);
+        assert_eq!(self.noted().await, ["id=1"]);
+        self.seats.remove(99).await;
+        assert!(self.apply(full([(1, "z")]), &[1]).await.is_empty());
+        assert_eq!(self.seats.all().await, ["1 z full", "2 b full", "3 c full", "4 d full"]);
+        assert!(self.noted().await.is_empty());
+    }
+
+    async fn a_transaction_in_pieces_notes_its_holes(&mut self) {
+        self.set(&[(1, "a"), (2, "b")]).await;
+        let piece = Batch { tables: vec![full([(1, "b")])] };
+        let applied = self.sink.apply(&piece, None).await.expect("a piece");
+        assert_eq!(self.shown(&applied.holes), ["id=1"]);
+        assert!(self.apply(full([(2, "c")]), &[]).await.is_empty());
+        assert_eq!(self.seats.all().await, ["2 c full"]);
+        assert_eq!(self.noted().await, ["id=1"]);
+        assert!(self.apply(full([(1, "b")]), &[1]).await.is_empty());
+        assert_eq!(self.seats.all().await, ["1 b full", "2 c full"]);
+    }
+
+    async fn one_row_of_a_fresh_chunk_has_a_rival(&mut self) {
+        self.set(&[(999, "s77")]).await;
+        let names: Vec<_> = (0..150).map(|n| format!("s{n}")).collect();
+        for _ in 0..2 {
+            let rows = full((0..).zip(names.iter().map(|name| &**name)));
+            let chunk = TableBatch { fresh: true, crawling: true, ..rows };
+            assert_eq!(self.apply(chunk, &[]).await, ["id=77"]);
+            let all = self.seats.all().await;
+            assert_eq!((all.len(), all[149].as_str()), (150, "999 s77 full"));
+        }
+        assert_eq!(self.noted().await, ["id=77"]);
+    }
+
+    async fn holes_are_forgotten_with_their_table(&mut self) {
+        self.set(&[]).await;
+        let forget = Commit { forget: vec![0], ..Commit::default() };
+        self.sink.apply(&Batch::default(), Some(&forget)).await.expect("it forgets");
+        assert!(self.noted().await.is_empty());
+        assert_eq!(
+            self.apply(partial(TableBatch::default(), &[(1, "a"), (2, "b")]), &[]).await,
+            ["id=1", "id=2"]
+        );
+        // What meets no row while the table is crawled comes with the crawl.
+        let early = TableBatch { crawling: true, ..partial(TableBatch::default(), &[(3, "c")]) };
+        assert!(self.apply(early, &[]).await.is_empty());
+        assert_eq!(self.noted().await, ["id=1", "id=2"]);
+        self.sink.apply(&Batch::default(), Some(&forget)).await.expect("it forgets");
+        assert!(self.noted().await.is_empty());
+        assert!(self.seats.all().await.is_empty());
+    }
+}
