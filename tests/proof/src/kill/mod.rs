@@ -67,6 +67,7 @@ pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result
     let (source, target) = (server().await?, Target::start(pair).await?);
     let (from, to) = (source.create_database("shop").await?, target.url());
     prepare(&from).await?;
+    target.prepare().await?;
 
     let mut report = Report { pair: pair.name().to_owned(), seed, n, ..Report::default() };
     let (mut left, mut round) = (n, 0_u64);
@@ -218,9 +219,10 @@ async fn prepare(from: &str) -> Result<()> {
     let client = connect(from).await?;
     client
         .batch_execute(&format!(
-            "CREATE TABLE account (id bigint PRIMARY KEY, version bigint NOT NULL, note text, large text);
+            "CREATE TABLE account (id bigint PRIMARY KEY, version bigint NOT NULL, note text, large text,
+                 place bigint UNIQUE DEFERRABLE INITIALLY DEFERRED);
              ALTER TABLE account ALTER large SET STORAGE EXTERNAL;
-             INSERT INTO account SELECT i, 0, 'note ' || i, CASE WHEN i % 20 = 0 THEN repeat(md5(i::text), 100) END
+             INSERT INTO account SELECT i, 0, 'note ' || i, CASE WHEN i % 20 = 0 THEN repeat(md5(i::text), 100) END, i
                  FROM generate_series(1, {KEYS}) i;
              CREATE TABLE history (a int, b uuid, payload jsonb, amount numeric, at timestamptz, PRIMARY KEY (a, b));
              INSERT INTO history SELECT i % 100, md5(i::text)::uuid, jsonb_build_object('n', i), i / 7.0, now()
@@ -277,6 +279,15 @@ async fn transaction(client: &mut Client, rng: &mut Rng, version: i64) -> Result
                     .execute(
                         "UPDATE account SET id = $2, version = $3 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM account WHERE id = $2)",
                         &[&id, &key(rng), &version],
+                    )
+                    .await?
+            }
+            // Two rows exchange what is unique; the large column is not sent.
+            12..=13 => {
+                transaction
+                    .execute(
+                        "UPDATE account a SET place = b.place FROM account b WHERE (a.id, b.id) IN (($1, $2), ($2, $1))",
+                        &[&id, &key(rng)],
                     )
                     .await?
             }

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Bson, Document};
+use mongodb::IndexModel;
+use mongodb::bson::{Bson, Document, doc};
+use mongodb::options::IndexOptions;
 use tidegate_services::{mongodb as documents, postgres};
 
 use super::{Result, connect};
@@ -30,7 +32,8 @@ impl Pair {
         match self {
             Pair::PostgresPostgres => ACCOUNT_AND_HISTORY,
             Pair::PostgresMongodb => [
-                "SELECT id::text, concat_ws('|', version, coalesce(note, '-'), coalesce(large, '-')) FROM account",
+                "SELECT id::text, concat_ws('|', version, coalesce(note, '-'), coalesce(large, '-'),
+                    coalesce(place::text, '-')) FROM account",
                 "SELECT a || ' ' || b, concat_ws('|', payload ->> 'n', amount,
                     to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US\"Z\"')) FROM history",
             ],
@@ -67,6 +70,26 @@ impl Target {
             Self::Postgres(_, url) => url.clone(),
             Self::Mongodb(server) => server.database_url("shop"),
         }
+    }
+
+    /// Makes the table that has a second unique index, which a migration does not make.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        match self {
+            Self::Postgres(_, url) => {
+                let table = "CREATE TABLE account (id bigint PRIMARY KEY, version bigint NOT NULL, note text, large text,
+                    place bigint UNIQUE)";
+                connect(url).await?.batch_execute(table).await?;
+            }
+            Self::Mongodb(server) => {
+                let client = mongodb::Client::with_uri_str(server.url()).await?;
+                // Null is a value to an index here.
+                let numbers = doc! { "place": { "$type": "long" } };
+                let options = IndexOptions::builder().unique(true).partial_filter_expression(numbers).build();
+                let index = IndexModel::builder().keys(doc! { "place": 1 }).options(options).build();
+                client.database("shop").collection::<Document>("account").create_index(index).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn kill(&self) {
@@ -119,7 +142,7 @@ fn texts(table: &str, document: &Document) -> (String, String) {
     let empty = Document::new();
     match table {
         "account" => {
-            let row = ["version", "note", "large"].map(|name| text(document, name)).join("|");
+            let row = ["version", "note", "large", "place"].map(|name| text(document, name)).join("|");
             (text(document, "_id"), row)
         }
         _ => {
