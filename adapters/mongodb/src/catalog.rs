@@ -150,7 +150,7 @@ impl Catalog for MongoStore {
 
     async fn capture(&self, _flow: &FlowName, _tables: &[Arc<Table>]) -> Result<Position> {
         // The server keeps every change in its log; there is nothing to make.
-        stream::now(self.database().await?).await
+        stream::now(self.database().await?, self.floor()).await
     }
 
     async fn sealed(&self, flow: &FlowName) -> Result<Option<String>> {

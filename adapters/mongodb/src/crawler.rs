@@ -15,6 +15,7 @@ use tidegate_core::port::{Chunk, Crawler, KeyRange, Limit};
 use tidegate_core::{AsOf, Error, Key, Result, RowWriter, Rows, Shape, Table};
 
 use crate::error::During;
+use crate::stream::Floor;
 use crate::{codec, extended, stream};
 
 /// Keys looked at to cut a table, for each part.
@@ -26,11 +27,12 @@ pub(crate) struct MongoCrawler {
     database: Database,
     /// The server's own ids of collections: one of the same name may be another one.
     ids: HashMap<String, Binary>,
+    floor: Floor,
 }
 
 impl MongoCrawler {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, ids: HashMap::new() }
+    pub(crate) fn new(database: Database, floor: Floor) -> Self {
+        Self { database, ids: HashMap::new(), floor }
     }
 
     async fn id(&mut self, table: &Table) -> Result<Binary> {
@@ -85,6 +87,7 @@ impl MongoCrawler {
         limit: Limit,
         out: &mut Rows,
     ) -> Result<Chunk> {
+        let floor = self.floor.now();
         let (start, bytes) = (out.len(), out.bytes().len());
         let rows = limit.rows.max(1);
         let is_full = |out: &Rows| {
@@ -130,7 +133,7 @@ impl MongoCrawler {
             last.append(cstr!("filter"), keyed(cstr!("_id"), equal(upto.id)));
             self.each(&mut session, last, |document| push(table, document, out).map(|()| true)).await?;
         }
-        Ok(Chunk { as_of: instant(&session)?, next })
+        Ok(Chunk { as_of: self.instant(&session, floor)?, next })
     }
 
     async fn fetch_once(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
@@ -138,6 +141,7 @@ impl MongoCrawler {
             return Err(Error::new(code::CAPABILITY_MISSING, "documents are found by their _id alone")
                 .hint("rows of MongoDB cannot be folded into others"));
         }
+        let floor = self.floor.now();
         let mut ids = RawArrayBuf::new();
         for key in keys {
             ids.push(codec::id_of_key(table, key.row())?);
@@ -146,7 +150,71 @@ impl MongoCrawler {
         let mut command = self.find(table).await?;
         command.append(cstr!("filter"), keyed(cstr!("_id"), keyed(cstr!("$in"), RawBson::Array(ids)).into()));
         self.each(&mut session, command, |document| push(table, document, out).map(|()| true)).await?;
-        instant(&session)
+        self.instant(&session, floor)
+    }
+
+    /// When a session's reads were.
+    fn instant(&self, session: &ClientSession, floor: u64) -> Result<AsOf> {
+        let read_at = session
+            .snapshot_time()
+            .ok_or_else(|| Error::new(code::INTERNAL, "the server does not say when a read was"))?;
+        self.floor.pass(floor, read_at)?;
+        Ok(stream::instant(read_at))
+    }
+
+    async fn as_of_once(&self) -> Result<AsOf> {
+        let floor = self.floor.now();
+        let read_at = stream::read_time(&self.database).await?;
+        self.floor.pass(floor, read_at)?;
+        Ok(stream::instant(read_at))
+    }
+
+    async fn split_once(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
+        let floor = self.floor.now();
+        let mut session = self.session().await?;
+        let mut command = self.find(table).await?;
+        command.append(cstr!("sort"), keyed(cstr!("_id"), RawBson::Int32(-1)));
+        command.append(cstr!("projection"), keyed(cstr!("_id"), RawBson::Int32(1)));
+        command.append(cstr!("limit"), 1_i32);
+        let mut last = None;
+        self.each(&mut session, command, |document| {
+            let id = Bson::try_from(codec::id_of(document)?).map_err(extended::unreadable)?;
+            last = Some((key_of(table, document)?, id));
+            Ok(true)
+        })
+        .await?;
+        let Some((last, last_id)) = last else { return Ok(vec![KeyRange::default()]) };
+        // A bound from before would leave rows behind it to nobody.
+        self.instant(&session, floor)?;
+        let mut samples = Vec::new();
+        if parts > 1 {
+            let size = i64::try_from(parts * SAMPLES_PER_PART).unwrap_or(i64::MAX);
+            // Within an expression values of all types compare.
+            let pipeline = [
+                doc! { "$sample": { "size": size } },
+                doc! { "$project": { "_id": 1 } },
+                doc! { "$match": { "$expr": { "$lt": ["$_id", { "$literal": last_id }] } } },
+                doc! { "$sort": { "_id": 1 } },
+            ];
+            let collection = self.database.collection::<Document>(&table.name.to_string());
+            let mut cursor = collection.aggregate(pipeline).await.during("look at some keys")?;
+            while cursor.advance().await.during("look at some keys")? {
+                samples.push(key_of(table, cursor.current())?);
+            }
+        }
+        let mut ranges = Vec::new();
+        let (mut after, mut seen) = (None, Vec::new());
+        for part in 1..parts {
+            let Some(upto) = samples.get(part * samples.len() / parts) else { break };
+            let mut identity = Vec::new();
+            shape(table).key_of(upto.row(), &mut identity)?;
+            if seen != identity {
+                seen = identity;
+                ranges.push(KeyRange { after: after.replace(upto.clone()), upto: Some(upto.clone()) });
+            }
+        }
+        ranges.push(KeyRange { after, upto: Some(last) });
+        Ok(ranges)
     }
 }
 
@@ -203,13 +271,6 @@ fn cut_key(table: &Table, rows: &Rows) -> Key {
     shape(table).cut_key(rows.row(rows.len() - 1))
 }
 
-fn instant(session: &ClientSession) -> Result<AsOf> {
-    session
-        .snapshot_time()
-        .map(stream::instant)
-        .ok_or_else(|| Error::new(code::INTERNAL, "the server does not say when a read was"))
-}
-
 /// Whether a read may be tried again, after a moment.
 async fn may_again<T>(result: &Result<T>, attempt: &mut u32) -> bool {
     let is_in_the_way =
@@ -234,48 +295,13 @@ fn without_rest(rows: &mut Rows, length: usize) {
 #[async_trait]
 impl Crawler for MongoCrawler {
     async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
-        let mut session = self.session().await?;
-        let mut command = self.find(table).await?;
-        command.append(cstr!("sort"), keyed(cstr!("_id"), RawBson::Int32(-1)));
-        command.append(cstr!("projection"), keyed(cstr!("_id"), RawBson::Int32(1)));
-        command.append(cstr!("limit"), 1_i32);
-        let mut last = None;
-        self.each(&mut session, command, |document| {
-            let id = Bson::try_from(codec::id_of(document)?).map_err(extended::unreadable)?;
-            last = Some((key_of(table, document)?, id));
-            Ok(true)
-        })
-        .await?;
-        let Some((last, last_id)) = last else { return Ok(vec![KeyRange::default()]) };
-        let mut samples = Vec::new();
-        if parts > 1 {
-            let size = i64::try_from(parts * SAMPLES_PER_PART).unwrap_or(i64::MAX);
-            // Within an expression values of all types compare.
-            let pipeline = [
-                doc! { "$sample": { "size": size } },
-                doc! { "$project": { "_id": 1 } },
-                doc! { "$match": { "$expr": { "$lt": ["$_id", { "$literal": last_id }] } } },
-                doc! { "$sort": { "_id": 1 } },
-            ];
-            let collection = self.database.collection::<Document>(&table.name.to_string());
-            let mut cursor = collection.aggregate(pipeline).await.during("look at some keys")?;
-            while cursor.advance().await.during("look at some keys")? {
-                samples.push(key_of(table, cursor.current())?);
+        let mut attempt = 0;
+        loop {
+            let split = self.split_once(table, parts).await;
+            if !may_again(&split, &mut attempt).await {
+                return split;
             }
         }
-        let mut ranges = Vec::new();
-        let (mut after, mut seen) = (None, Vec::new());
-        for part in 1..parts {
-            let Some(upto) = samples.get(part * samples.len() / parts) else { break };
-            let mut identity = Vec::new();
-            shape(table).key_of(upto.row(), &mut identity)?;
-            if seen != identity {
-                seen = identity;
-                ranges.push(KeyRange { after: after.replace(upto.clone()), upto: Some(upto.clone()) });
-            }
-        }
-        ranges.push(KeyRange { after, upto: Some(last) });
-        Ok(ranges)
     }
 
     async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
@@ -301,6 +327,12 @@ impl Crawler for MongoCrawler {
     }
 
     async fn as_of(&mut self) -> Result<AsOf> {
-        Ok(stream::instant(stream::read_time(&self.database).await?))
+        let mut attempt = 0;
+        loop {
+            let as_of = self.as_of_once().await;
+            if !may_again(&as_of, &mut attempt).await {
+                return as_of;
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ use crate::connect;
 use crate::crawler::MongoCrawler;
 use crate::error::During;
 use crate::sink::MongoSink;
+use crate::stream::Floor;
 
 /// What the names of our own collections begin with.
 pub(crate) const OURS: &str = "tidegate.";
@@ -25,12 +26,13 @@ pub(crate) struct MongoStore {
     endpoint: Endpoint,
     name: String,
     database: Arc<OnceCell<Database>>,
+    floor: Floor,
 }
 
 impl MongoStore {
     pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
         let name = connect::database_name(endpoint)?;
-        Ok(Self { endpoint: endpoint.clone(), name, database: Arc::default() })
+        Ok(Self { endpoint: endpoint.clone(), name, database: Arc::default(), floor: Floor::default() })
     }
 
     /// The database. The first call connects and looks whether it is of a replica set.
@@ -43,6 +45,10 @@ impl MongoStore {
                 Ok(database)
             })
             .await
+    }
+
+    pub(crate) fn floor(&self) -> &Floor {
+        &self.floor
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -88,7 +94,7 @@ impl Store for MongoStore {
     }
 
     async fn crawler(&self) -> Result<Box<dyn Crawler>> {
-        Ok(Box::new(MongoCrawler::new(self.database().await?.clone())))
+        Ok(Box::new(MongoCrawler::new(self.database().await?.clone(), self.floor.clone())))
     }
 
     async fn change_feed(

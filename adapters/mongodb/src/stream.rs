@@ -11,10 +11,13 @@
 //! it with a change, or a token of the idle stream, of a later time than T, and never with a change of T itself,
 //! behind which others of T may come.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use mongodb::Database;
 use mongodb::bson::{Document, Timestamp, doc};
 use mongodb::change_stream::event::ResumeToken;
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{AsOf, Error, Position, Result};
 
 use crate::error::During;
@@ -42,6 +45,33 @@ pub(crate) fn instant(read_at: Timestamp) -> AsOf {
 /// The place behind a token.
 pub(crate) fn behind(time: u64, token: &str) -> Position {
     Position::new([&time.to_be_bytes(), token.as_bytes()].concat())
+}
+
+/// The latest time that a read of this store was at. A server that has just become primary may not know yet what a
+/// majority has, and read at an earlier time than the one before it: a crawl that had begun would miss what is between.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Floor(Arc<AtomicU64>);
+
+impl Floor {
+    /// The time below which a read that begins now is not to be.
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Takes in the time of a read that began when the floor was there.
+    ///
+    /// # Errors
+    /// `store-failed`, to be tried again, if the read was at an earlier time.
+    pub(crate) fn pass(&self, floor: u64, read_at: Timestamp) -> Result<()> {
+        let read_at = number(read_at);
+        if read_at < floor {
+            return Err(Error::new(code::STORE_FAILED, "the server reads at an earlier time than before")
+                .verdict_is(Verdict::Retry)
+                .hint("another member has become primary; it catches up by itself"));
+        }
+        self.0.fetch_max(read_at, Ordering::AcqRel);
+        Ok(())
+    }
 }
 
 /// Where a stream has to be opened for a position.
@@ -112,8 +142,11 @@ async fn snapshot_time(database: &Database) -> Result<Option<Timestamp>> {
 }
 
 /// The position from which on changes are new to whoever reads now.
-pub(crate) async fn now(database: &Database) -> Result<Position> {
-    Ok(instant(read_time(database).await?).barrier)
+pub(crate) async fn now(database: &Database, floor: &Floor) -> Result<Position> {
+    let before = floor.now();
+    let read_at = read_time(database).await?;
+    floor.pass(before, read_at)?;
+    Ok(instant(read_at).barrier)
 }
 
 /// Writes a change of ours, so that the stream moves past everything before it.
@@ -135,6 +168,21 @@ pub(crate) async fn forget_marker(database: &Database) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_read_is_not_before_one_that_had_ended_when_it_began() {
+        let at = |seconds| Timestamp { time: seconds, increment: 1 };
+        let floor = Floor::default();
+        let early = floor.now();
+        floor.pass(floor.now(), at(7)).unwrap();
+        let error = floor.pass(floor.now(), at(6)).unwrap_err();
+        assert_eq!((error.code(), error.verdict()), (code::STORE_FAILED, Verdict::Retry));
+        // One that began earlier may be anywhere, and does not take the floor down.
+        floor.pass(early, at(6)).unwrap();
+        assert_eq!(floor.now(), number(at(7)));
+        floor.clone().pass(floor.now(), at(8)).unwrap();
+        assert_eq!(floor.now(), number(at(8)), "one floor for all who read the store");
+    }
 
     #[test]
     fn a_barrier_is_passed_by_what_is_later_than_the_read_and_by_nothing_else() {
