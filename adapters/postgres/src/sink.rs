@@ -38,6 +38,8 @@ pub(crate) struct PostgresSink {
     helper: Option<Helper>,
     flow: FlowName,
     places: Vec<Place>,
+    /// Triggers and foreign keys of the target stay on.
+    fires: bool,
     fence: i64,
     /// A transaction is open, with batches that were applied and not committed.
     is_open: bool,
@@ -69,7 +71,8 @@ impl PostgresSink {
     pub(crate) async fn open(store: &PostgresStore, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         let session = store.session().await?;
         schema::ensure(&session).await?;
-        if !set_up(&session).await? {
+        let fires = !set_up(&session).await?;
+        if fires {
             tracing::warn!(
                 "the role may not set session_replication_role: triggers and foreign keys of the target stay on"
             );
@@ -86,6 +89,7 @@ impl PostgresSink {
             ledger,
             flow: flow.clone(),
             places,
+            fires,
             fence: 0,
             is_open: false,
             staged: HashSet::new(),
@@ -178,18 +182,9 @@ impl PostgresSink {
         if part.upserts.is_none() && part.updates.is_empty() {
             return Ok(());
         }
-        // Before the savepoint, so that it stays.
-        self.make_stage(table).await?;
-        self.run("SAVEPOINT writing").await?;
         let holes = match self.put_together(part).await? {
-            Some(holes) => {
-                self.run("RELEASE writing").await?;
-                holes
-            }
-            None => {
-                self.run("ROLLBACK TO writing").await?;
-                self.put_apart(part).await?
-            }
+            Some(holes) => holes,
+            None => self.put_apart(part).await?,
         };
         applied.holes.extend(holes.into_iter().map(|key| (table, key)));
         Ok(())
@@ -204,10 +199,8 @@ impl PostgresSink {
             let place = &self.places[table];
             let (copy, upsert) = (place.copy_rows(), place.upsert());
             self.copy(copy, upserts.clone()).await.map_err(|e| from_driver(e, "stage"))?;
-            match self.session.batch_execute(&upsert).await {
-                Ok(()) => {}
-                Err(error) if is_kept_out(&error) => return Ok(None),
-                Err(error) => return Err(from_driver(error, "apply")),
+            if self.attempt(&upsert).await?.is_none() {
+                return Ok(None);
             }
         }
         let mut holes = Vec::new();
@@ -224,23 +217,19 @@ impl PostgresSink {
     /// batch. A row that is kept out even so is a hole; a row that is not in the batch stays.
     async fn put_apart(&mut self, part: &Part<'_>) -> Result<Vec<Key>> {
         let (table, batch) = (part.batch.table, part.batch);
-        // Those that may be checked at the end of the transaction keep nobody out before.
-        self.run("SET CONSTRAINTS ALL DEFERRED").await?;
+        self.places[table].check_cascades(self.fires)?;
         let all: Vec<usize> = (0..batch.upserts.len()).collect();
         let place = &self.places[table];
         self.remove_keys(table, &cut_keys(place, &batch.upserts, &all)).await?;
         let mut holes = Vec::new();
         for (sent, rows) in &part.updates {
-            self.run("SAVEPOINT updating").await?;
             if let Some(missed) = self.update(table, sent, rows.clone()).await? {
-                self.run("RELEASE updating").await?;
                 if !batch.crawling {
                     holes.extend(cut_keys(&self.places[table], &batch.updates, &missed));
                 }
                 continue;
             }
             // One of them at least is kept out: they are read again together.
-            self.run("ROLLBACK TO updating").await?;
             let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
             let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
             let keys = cut_keys(&self.places[table], &batch.updates, &group);
@@ -250,14 +239,37 @@ impl PostgresSink {
         // All have the same columns, so that they are one group.
         for (sent, rows) in self.places[table].encode_updates(&batch.upserts)? {
             self.stage(table, Stage::Rows).await?;
-            let place = &self.places[table];
-            let (copy, insert, missing) = (place.copy_updates(&sent), place.insert_apart(), place.missing());
+            let copy = self.places[table].copy_updates(&sent);
             self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-            self.run(&insert).await?;
-            let missed = self.session.simple_query(&missing).await.map_err(|e| from_driver(e, "apply"))?;
-            holes.extend(cut_keys(&self.places[table], &batch.upserts, &numbers(&missed)));
+            let mut pieces = vec![(0, batch.upserts.len())];
+            while let Some((start, end)) = pieces.pop() {
+                let insert = self.places[table].insert_some(start, end);
+                if self.attempt(&insert).await?.is_some() {
+                    continue;
+                }
+                // Halves, down to the rows that are kept out.
+                if end - start == 1 {
+                    holes.push(self.places[table].shape.cut_key(batch.upserts.row(start)));
+                } else {
+                    let middle = start.midpoint(end);
+                    pieces.extend([(middle, end), (start, middle)]);
+                }
+            }
         }
         Ok(holes)
+    }
+
+    /// Runs a statement and gives what it answers; `None`, with nothing done, if a row is kept out.
+    async fn attempt(&self, sql: &str) -> Result<Option<Vec<SimpleQueryMessage>>> {
+        let within = format!("SAVEPOINT attempt; {sql}; RELEASE attempt");
+        match self.session.simple_query(&within).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if is_kept_out(&error) => {
+                self.run("ROLLBACK TO attempt; RELEASE attempt").await?;
+                Ok(None)
+            }
+            Err(error) => Err(from_driver(error, "apply")),
+        }
     }
 
     /// Writes rows that have these columns, and gives the numbers of those that met none; `None` if one is kept out.
@@ -266,11 +278,7 @@ impl PostgresSink {
         let place = &self.places[table];
         let (copy, update) = (place.copy_updates(sent), place.update(sent));
         self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-        match self.session.simple_query(&update).await {
-            Ok(missed) => Ok(Some(numbers(&missed))),
-            Err(error) if is_kept_out(&error) => Ok(None),
-            Err(error) => Err(from_driver(error, "apply")),
-        }
+        Ok(self.attempt(&update).await?.map(|missed| numbers(&missed)))
     }
 
     /// Removes the rows of these keys.
@@ -396,6 +404,16 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// What is checked at the end of a transaction names the table as the server does.
+    fn name_table(&self, error: Error) -> Error {
+        let relation = error.context().iter().find(|(name, _)| *name == "relation").map(|(_, of)| of.clone());
+        let mut places = self.places.iter();
+        match relation.and_then(|of| places.find(|place| place.is_called(&of))) {
+            Some(place) => error.with("table", &place.name),
+            None => error,
+        }
+    }
+
     fn names(&self) -> Vec<&str> {
         self.places.iter().map(|place| place.name.as_str()).collect()
     }
@@ -467,9 +485,14 @@ impl Sink for PostgresSink {
             return Err(error);
         }
         if commit.is_some() {
-            self.run("COMMIT").await.map_err(unsure)?;
+            let committed = self.run("COMMIT").await.map_err(unsure);
+            // Whatever became of it: there is no transaction any more.
             self.is_open = false;
             self.filled.clear();
+            if let Err(error) = committed {
+                self.staged.clear();
+                return Err(self.name_table(error));
+            }
         } else if goes_on {
             self.run("RELEASE batch").await?;
         }

@@ -58,8 +58,9 @@ impl Writer {
                 .with("column", &column.name)
             })?);
         }
+        // OR ABORT: what the table itself says of conflicts may be to remove the other row, or to drop this one.
         let columns = join(target.columns.iter().map(|column| name(&column.name)));
-        let insert = format!("INSERT INTO {} ({columns}) VALUES ", name(&target.name.name));
+        let insert = format!("INSERT OR ABORT INTO {} ({columns}) VALUES ", name(&target.name.name));
         // The rowid cannot change when it is the same; other keys may be the same and have other bytes.
         let keeps = |at: usize| target.key.contains(&at) && found.key_is_rowid;
         let set = join(
@@ -215,7 +216,8 @@ impl Writer {
                 sent.iter().map(|at| format!("{} = ?", name(&target.columns[*at].name))).collect::<Vec<_>>()
             };
             let table = name(&target.name.name);
-            let text = format!("UPDATE {table} AS t SET {} WHERE {}", set.join(", "), self.key_equal);
+            let text =
+                format!("UPDATE OR ABORT {table} AS t SET {} WHERE {}", set.join(", "), self.key_equal);
             let mut arguments = SqliteArguments::default();
             for at in sent {
                 self.bind_cell(&mut arguments, at, row.cell(at), key.row())?;

@@ -39,23 +39,22 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
                 .with("slot", name)
                 .hint("give the migration another name"));
         }
-        Some(slot) => {
-            if note.waits {
-                // What a transaction that goes on did to a table before it was published is not sent: readers have
-                // to see it.
-                wait_until_seen(session).await?;
-                note.waits = false;
-                session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
-            }
-            slot.get(0)
-        }
+        Some(slot) => slot.get(0),
         None => {
             let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
             let row = session.query_one(sql, &[&name]).await.map_err(failed)?;
-            wait_until_seen(session).await?;
+            note.waits = true;
             row.get(0)
         }
     };
+    if note.waits {
+        // What a transaction that goes on did before is not sent: readers have to see it.
+        wait_until_seen(session).await?;
+        note.waits = false;
+        if !tables.is_empty() {
+            session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
+        }
+    }
     let position = position
         .ok_or_else(|| Error::new(code::SLOT_LOST, "the slot has no position").with("slot", &name))?;
     Ok(Position::from_u64(position.parse::<Lsn>()?.0))

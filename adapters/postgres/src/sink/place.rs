@@ -14,6 +14,7 @@ use crate::codec::ENCODING;
 use crate::connect::Session;
 use crate::crawler::{COPY_HEADER, COPY_TRAILER};
 use crate::encode::{Taken, put_value};
+use crate::error::from_driver;
 use crate::form::{Form, OID_OWN};
 use crate::sql;
 
@@ -31,6 +32,8 @@ pub(crate) struct Place {
     taken: Vec<Taken>,
     /// Which cells are written as they come.
     passes: Vec<bool>,
+    /// Deleting a row of it changes others by foreign keys.
+    cascades: bool,
     number: usize,
 }
 
@@ -58,7 +61,12 @@ impl Place {
                 Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
             );
         }
+        let sql =
+            "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd')
+            AND confrelid = to_regclass($1))";
+        let cascades = session.query_one(sql, &[&sql::table(&route.target.name)]).await;
         Ok(Self {
+            cascades: cascades.map_err(|e| from_driver(e, "look at a table"))?.get(0),
             table: sql::table(&route.target.name),
             columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
             shape: route.shape.clone(),
@@ -159,19 +167,27 @@ impl Place {
         format!("{} ON CONFLICT ({}) DO {action}", self.insert(), key.join(", "))
     }
 
-    /// Inserts what no unique index of any kind keeps out.
-    pub(crate) fn insert_apart(&self) -> String {
-        format!("{} ON CONFLICT DO NOTHING", self.insert())
+    /// Inserts the staged rows from one number up to another.
+    pub(crate) fn insert_some(&self, start: usize, end: usize) -> String {
+        format!("{} WHERE s.n >= {start} AND s.n < {end}", self.insert())
     }
 
-    /// The numbers of the staged rows that are not there.
-    pub(crate) fn missing(&self) -> String {
-        format!(
-            "SELECT s.n FROM {} s WHERE NOT EXISTS (SELECT FROM {} t WHERE {})",
-            self.staged(),
-            self.table,
-            self.same_key()
-        )
+    /// # Errors
+    /// `constraint-violated` if a row that is taken away to be written anew takes rows of other tables with it.
+    pub(crate) fn check_cascades(&self, fires: bool) -> Result<()> {
+        if !fires || !self.cascades {
+            return Ok(());
+        }
+        let what =
+            "rows are in each other's way, and taking one away would change other tables that refer to it";
+        Err(Error::new(code::CONSTRAINT_VIOLATED, what)
+            .with("table", &self.name)
+            .hint("let the role set session_replication_role, or drop the foreign keys until the cut-over"))
+    }
+
+    /// Whether an error of the server, which names a table without its schema, may be about this one.
+    pub(crate) fn is_called(&self, relation: &str) -> bool {
+        self.held.name.name == relation
     }
 
     /// Writes the staged columns, and gives the numbers of the rows that met none.
@@ -183,7 +199,9 @@ impl Place {
             .collect();
         let (table, staged, same) = (&self.table, self.staged(), self.same_key());
         if set.is_empty() {
-            return self.missing();
+            return format!(
+                "SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
+            );
         }
         format!(
             "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {same} RETURNING s.n)

@@ -139,6 +139,12 @@ impl Seats for Hall {
 /// A column, an expression, and some rows of which all of the test are: each keeps out.
 #[tokio::test]
 async fn rows_that_are_in_each_others_way() {
+    for conflict in ["", "REPLACE", "IGNORE", "ROLLBACK", "FAIL"] {
+        let clause = if conflict.is_empty() { String::new() } else { format!("ON CONFLICT {conflict}") };
+        let schema =
+            format!("CREATE TABLE seats(id INTEGER PRIMARY KEY, seat TEXT UNIQUE {clause}, note TEXT)");
+        tidegate_conformance::keeps_rivals_apart(&Hall(File::with(&schema).await)).await;
+    }
     for index in ["seats(seat)", "seats(lower(seat))", "seats(seat) WHERE seat NOT NULL"] {
         let schema = format!(
             "CREATE TABLE seats(id INTEGER PRIMARY KEY, seat TEXT, note TEXT); CREATE UNIQUE INDEX one ON {index}"
