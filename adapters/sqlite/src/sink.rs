@@ -1,4 +1,7 @@
 //! Takes rows and changes: one connection, one transaction for rows and checkpoint.
+//!
+//! Pieces of a transaction that goes on are committed alone: others write to this file meanwhile, whoever renews the
+//! lease among them. The position says that they come again if the rest does not follow.
 
 use std::path::Path;
 
@@ -18,8 +21,6 @@ pub(crate) struct SqliteSink {
     routes: Vec<Route>,
     writers: Vec<Writer>,
     fence: i64,
-    /// A transaction goes on: a batch came without a commit.
-    in_transaction: bool,
 }
 
 impl SqliteSink {
@@ -29,14 +30,7 @@ impl SqliteSink {
         for route in routes {
             writers.push(Writer::open(&mut connection, route).await?);
         }
-        Ok(Self {
-            connection,
-            flow: flow.clone(),
-            routes: routes.to_vec(),
-            writers,
-            fence: 0,
-            in_transaction: false,
-        })
+        Ok(Self { connection, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0 })
     }
 
     async fn run(&mut self, text: &'static str) -> Result<()> {
@@ -74,49 +68,27 @@ impl Sink for SqliteSink {
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
-        let begins = !self.in_transaction;
-        if begins {
-            self.run("BEGIN IMMEDIATE").await?;
-            // From here on nobody else can write, so nobody can take the flow over before the commit.
-            if let Err(error) = checkpoint::check_fence(&mut self.connection, &self.flow, self.fence).await {
-                self.run("ROLLBACK").await?;
-                return Err(error);
-            }
-        } else {
-            self.run("SAVEPOINT tidegate_batch").await?;
-        }
-        let written = match self.write(batch, commit).await {
-            Ok(applied) if commit.is_some() => self.run("COMMIT").await.map(|()| applied),
-            other => other,
+        self.run("BEGIN IMMEDIATE").await?;
+        // From here on nobody else can write, so nobody can take the flow over before the commit.
+        let fence = checkpoint::check_fence(&mut self.connection, &self.flow, self.fence).await;
+        let done = match fence {
+            Ok(()) => self.write(batch, commit).await,
+            Err(lost) => Err(lost),
         };
-        match written {
-            Ok(applied) => {
-                if commit.is_none() && !begins {
-                    self.run("RELEASE tidegate_batch").await?;
-                }
-                self.in_transaction = commit.is_none();
-                Ok(applied)
-            }
-            Err(error) => {
-                // Nothing of this batch stays; what came before it in the same transaction does.
-                let undo = if begins { "ROLLBACK" } else { "ROLLBACK TO tidegate_batch" };
-                if let Err(failed) = self.run(undo).await {
-                    // SQLite has rolled back already, as it does when the disk is full.
-                    tracing::debug!(error = %failed, "nothing left to roll back");
-                    self.in_transaction = false;
-                } else if !begins {
-                    self.run("RELEASE tidegate_batch").await?;
-                }
-                Err(error)
-            }
+        let done = match done {
+            Ok(applied) => self.run("COMMIT").await.map(|()| applied),
+            Err(error) => Err(error),
+        };
+        if done.is_err()
+            && let Err(failed) = self.run("ROLLBACK").await
+        {
+            // SQLite has rolled back already, as it does when the disk is full.
+            tracing::debug!(error = %failed, "nothing left to roll back");
         }
+        done
     }
 
-    async fn close(mut self: Box<Self>) -> Result<()> {
-        if self.in_transaction {
-            // Its end has not come; it comes again.
-            self.run("ROLLBACK").await?;
-        }
+    async fn close(self: Box<Self>) -> Result<()> {
         self.connection.close().await.during("close")
     }
 }

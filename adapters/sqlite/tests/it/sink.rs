@@ -224,20 +224,26 @@ async fn who_opened_before_cannot_commit() {
 }
 
 #[tokio::test]
-async fn a_batch_without_a_commit_belongs_to_what_follows() {
+async fn a_batch_without_a_commit_keeps_nobody_else_from_writing() {
     let mut target = Target::with(T).await;
     let batch = |key: i64, value: Value<'static>| {
         let upserts = rows(&[&[Value::Int(key), text(&key.to_string()), value]]);
         Batch { tables: vec![TableBatch { upserts, ..TableBatch::default() }] }
     };
     target.sink.apply(&batch(1, Value::Null), None).await.unwrap();
-    assert!(target.rows("t").await.is_empty());
+    // Who renews the lease of a run writes to the same file.
+    let state = target.file.store.state().await.unwrap();
+    state.hold(&flow(), "me", std::time::Duration::from_secs(5)).await.unwrap();
     // A batch that is refused leaves what came before it in the transaction.
     let error = target.sink.apply(&batch(2, Value::Float(f64::NAN)), None).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT);
     target.sink.apply(&batch(3, Value::Null), Some(&at(9))).await.unwrap();
     assert_eq!(target.rows("t").await.len(), 2);
-    target.sink.apply(&batch(4, Value::Null), None).await.unwrap();
+    // Not even between two pieces is the fence passed over.
+    let mut next = target.file.store.sink(&flow(), &target.routes).await.unwrap();
+    next.open(&first()).await.unwrap();
+    let error = target.sink.apply(&batch(4, Value::Null), None).await.unwrap_err();
+    assert_eq!(error.code(), code::LEASE_LOST);
     target.sink.close().await.unwrap();
     let left = dump(&target.file.path, "t", &["k"], "1").await;
     assert_eq!(left, ["integer:31", "integer:33"]);
