@@ -158,11 +158,7 @@ impl PostgresSink {
             }
         }
         if let Some(deletes) = deletes {
-            self.stage(batch.table, Stage::Keys).await?;
-            let (copy, delete) =
-                (self.places[batch.table].copy_keys(), self.places[batch.table].delete_keys());
-            self.copy(copy, deletes).await.map_err(|e| from_driver(e, "stage"))?;
-            self.run(&delete).await?;
+            self.remove_keys(batch.table, deletes).await?;
         }
         Ok(())
     }
@@ -171,7 +167,7 @@ impl PostgresSink {
         let table = part.batch.table;
         if let Some(upserts) = &part.upserts
             && part.batch.fresh
-            && self.copy_direct(table, &upserts.clone(), part.shared.as_ref()).await?
+            && self.copy_direct(table, upserts, part.shared.as_ref()).await?
         {
             part.upserts = None;
         }
@@ -219,8 +215,7 @@ impl PostgresSink {
         let (table, batch) = (part.batch.table, part.batch);
         self.places[table].check_cascades(self.fires)?;
         let all: Vec<usize> = (0..batch.upserts.len()).collect();
-        let place = &self.places[table];
-        self.remove_keys(table, &cut_keys(place, &batch.upserts, &all)).await?;
+        self.remove_rows(table, &cut_keys(&self.places[table], &batch.upserts, &all)).await?;
         let mut holes = Vec::new();
         for (sent, rows) in &part.updates {
             if let Some(missed) = self.update(table, sent, rows.clone()).await? {
@@ -233,7 +228,7 @@ impl PostgresSink {
             let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
             let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
             let keys = cut_keys(&self.places[table], &batch.updates, &group);
-            self.remove_keys(table, &keys).await?;
+            self.remove_rows(table, &keys).await?;
             holes.extend(keys);
         }
         // All have the same columns, so that they are one group.
@@ -282,15 +277,21 @@ impl PostgresSink {
     }
 
     /// Removes the rows of these keys.
-    async fn remove_keys(&mut self, table: usize, keys: &[Key]) -> Result<()> {
+    async fn remove_rows(&mut self, table: usize, keys: &[Key]) -> Result<()> {
         if keys.is_empty() {
             return Ok(());
         }
         let mut rows = Rows::new();
         keys.iter().for_each(|key| rows.push(key.row()));
+        let keys = self.places[table].encode_keys(&rows)?;
+        self.remove_keys(table, keys).await
+    }
+
+    /// The same, with the keys as a copy.
+    async fn remove_keys(&mut self, table: usize, keys: Bytes) -> Result<()> {
         self.stage(table, Stage::Keys).await?;
         let place = &self.places[table];
-        let (keys, copy, delete) = (place.encode_keys(&rows)?, place.copy_keys(), place.delete_keys());
+        let (copy, delete) = (place.copy_keys(), place.delete_keys());
         self.copy(copy, keys).await.map_err(|e| from_driver(e, "stage"))?;
         self.run(&delete).await
     }

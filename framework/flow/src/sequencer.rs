@@ -1,6 +1,6 @@
 //! Decides the order in which everything reaches the target.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -314,31 +314,12 @@ impl<'a> Sequencer<'a> {
     /// target could do it is not known here, so they are read again.
     async fn fill(&mut self, table: usize, keys: Vec<Key>, rows: Rows, as_of: &AsOf) -> Result<()> {
         let shape = &self.flow.routes[table].shape;
-        let touched = self.window.touched(table, shape, &keys, as_of)?;
-        let (mut again, mut fill, mut identities) = (Vec::new(), Vec::new(), HashSet::new());
-        for (key, touched) in keys.into_iter().zip(touched) {
-            if touched && !plant::is(Bug::HolesFilledStale) {
-                again.push(key);
-                continue;
-            }
-            let mut identity = Vec::new();
-            shape.key_of(key.row(), &mut identity)?;
-            identities.insert(identity);
-            fill.push(key);
-        }
-        let (mut kept, mut identity) = (Rows::new(), Vec::new());
-        for row in rows.iter() {
-            identity.clear();
-            shape.identity_of_row(row, &mut identity)?;
-            if identities.contains(&identity) {
-                kept.push(row);
-            }
-        }
+        let (fill, rows, again) = self.window.untouched(table, shape, keys, &rows, as_of)?;
         self.holes.again(table, again, self.flow.clock.elapsed());
         if fill.is_empty() {
             return Ok(());
         }
-        self.send(Work::Fill { table, keys: fill, rows: kept }).await
+        self.send(Work::Fill { table, keys: fill, rows }).await
     }
 
     /// Whether changes are kept for reads that may not show them.

@@ -194,24 +194,38 @@ impl Window {
         Ok(merged)
     }
 
-    /// Which of these keys a change that the instant does not show touched.
+    /// Parts keys and what was read of them: those that no change touched which the instant does not show, with
+    /// their rows, and the others.
     ///
     /// # Errors
     /// As the codec's.
-    pub(crate) fn touched(
+    pub(crate) fn untouched(
         &self,
         table: usize,
         shape: &Shape,
-        keys: &[Key],
+        keys: Vec<Key>,
+        rows: &Rows,
         as_of: &AsOf,
-    ) -> Result<Vec<bool>> {
+    ) -> Result<(Vec<Key>, Rows, Vec<Key>)> {
         let fates = self.fates(table, shape, as_of)?;
-        let touched = |key: &Key| {
-            let mut identity = Vec::new();
-            shape.key_of(key.row(), &mut identity)?;
-            Ok(fates.truncated || fates.keys.contains_key(&identity))
+        let is_touched = |identity: &Vec<u8>| {
+            (fates.truncated || fates.keys.contains_key(identity)) && !plant::is(Bug::HolesFilledStale)
         };
-        keys.iter().map(touched).collect()
+        let (mut untouched, mut kept, mut touched) = (Vec::new(), Rows::new(), Vec::new());
+        let mut identity = Vec::new();
+        for key in keys {
+            identity.clear();
+            shape.key_of(key.row(), &mut identity)?;
+            if is_touched(&identity) { &mut touched } else { &mut untouched }.push(key);
+        }
+        for row in rows.iter() {
+            identity.clear();
+            shape.identity_of_row(row, &mut identity)?;
+            if !is_touched(&identity) {
+                kept.push(row);
+            }
+        }
+        Ok((untouched, kept, touched))
     }
 
     fn fates(&self, table: usize, shape: &Shape, as_of: &AsOf) -> Result<Fates<'_>> {

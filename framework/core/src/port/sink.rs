@@ -108,7 +108,7 @@ pub struct Checkpoint {
     pub ranges: Vec<RangeProgress>,
     /// Tables that take no part, and why: changes to them since are not in the target.
     pub excluded: Vec<(usize, String)>,
-    /// Rows that the target lacks, or has as they were: see [`Applied::holes`].
+    /// Rows that the target lacks: see [`Applied::holes`].
     #[serde(default)]
     pub holes: Vec<(usize, Key)>,
 }
