@@ -72,6 +72,21 @@ async fn every_row_comes_once_in_the_order_of_any_key() {
         crawler.read(&shape.table, &KeyRange::default(), Limit::rows(1_000_000), &mut all).await.unwrap();
         assert!(all.bytes() == whole.bytes(), "{name}: chunks are not what one read is");
 
+        // By bytes: the row that reaches the limit is the last one of a chunk, and what was sent behind it is passed over.
+        let (mut by_bytes, mut range, mut chunks) = (Rows::new(), KeyRange::default(), 0);
+        loop {
+            let mut rows = Rows::new();
+            let limit = Limit { rows: 1_000_000, bytes: 1 << 20 };
+            let chunk = crawler.read(&shape.table, &range, limit, &mut rows).await.unwrap();
+            assert!(rows.bytes().len() < 2 << 20, "{name}: {} bytes", rows.bytes().len());
+            rows.iter().for_each(|row| by_bytes.push(row));
+            chunks += 1;
+            let Some(next) = chunk.next else { break };
+            range.after = Some(next);
+        }
+        assert!(chunks > 3, "{name}: {chunks} chunks");
+        assert!(by_bytes.bytes() == all.bytes(), "{name}: chunks by bytes are not what one read is");
+
         let keys: Vec<_> = [0, 5, all.len() - 1].map(|at| shape.cut_key(all.row(at))).into();
         let mut fetched = Rows::new();
         crawler.fetch(&shape.table, &keys, &mut fetched).await.unwrap();

@@ -16,6 +16,14 @@ fn key(values: &[Value<'_>]) -> Key {
 
 /// Reads a whole table through `split`, and returns its rows and how many ranges there were.
 async fn crawl(file: &File, table: &str, parts: usize, rows: usize) -> (Vec<String>, usize) {
+    let by_rows = crawl_by(file, table, parts, Limit::rows(rows)).await;
+    // The row that reaches the limit of bytes is the last one.
+    let by_bytes = crawl_by(file, table, parts, Limit { rows, bytes: 1 }).await;
+    assert_eq!(by_bytes, by_rows);
+    by_rows
+}
+
+async fn crawl_by(file: &File, table: &str, parts: usize, limit: Limit) -> (Vec<String>, usize) {
     let table = file.table(table).await;
     let mut crawler = file.store.crawler().await.unwrap();
     let ranges = crawler.split(&table, parts).await.unwrap();
@@ -24,8 +32,8 @@ async fn crawl(file: &File, table: &str, parts: usize, rows: usize) -> (Vec<Stri
         let mut rest = range.clone();
         loop {
             let mut out = Rows::new();
-            let chunk = crawler.read(&table, &rest, Limit::rows(rows), &mut out).await.unwrap();
-            assert!(out.len() <= rows);
+            let chunk = crawler.read(&table, &rest, limit, &mut out).await.unwrap();
+            assert!(out.len() <= if limit.bytes == 1 { 1 } else { limit.rows });
             seen.extend(shown(&out));
             let Some(next) = chunk.next else { break };
             rest.after = Some(next);
