@@ -45,7 +45,7 @@ impl MongoSink {
     }
 
     /// A transaction that only removes: no index can be in its way.
-    async fn transact_surely(&mut self, piece: &Piece<'_>, work: &mut Work<'_>) -> Result<()> {
+    pub(crate) async fn transact_surely(&mut self, piece: &Piece<'_>, work: &mut Work<'_>) -> Result<()> {
         match self.transact(piece, work).await? {
             Written::All => Ok(()),
             Written::KeptOut => Err(Error::new(code::INTERNAL, "an index was in the way of a deletion")),

@@ -12,12 +12,13 @@ use crate::catalog::make;
 use crate::error::{During, from_answer};
 
 const CHECKPOINT: &str = "tidegate.checkpoint";
+const FENCES: &str = "tidegate.fences";
 const RANGES: &str = "tidegate.ranges";
 const EXCLUDED: &str = "tidegate.excluded";
 const HOLES: &str = "tidegate.holes";
 
 /// The collections of this file.
-pub(crate) const COLLECTIONS: [&str; 4] = [CHECKPOINT, RANGES, EXCLUDED, HOLES];
+pub(crate) const COLLECTIONS: [&str; 5] = [CHECKPOINT, FENCES, RANGES, EXCLUDED, HOLES];
 
 /// Makes the collections: some servers do not make them inside a transaction.
 pub(crate) async fn create(database: &Database) -> Result<()> {
@@ -27,25 +28,34 @@ pub(crate) async fn create(database: &Database) -> Result<()> {
     Ok(())
 }
 
-/// Ends a transaction that an earlier runner left open. A runner that was killed cannot, and the server keeps it, with
-/// its hold on the checkpoint, for a minute.
+/// Ends the transactions that an earlier runner left open. A runner that was killed cannot, and the server keeps them,
+/// with their hold on the fences, for a minute.
 pub(crate) async fn end_earlier(database: &Database, flow: &FlowName) -> Result<()> {
-    let checkpoints = database.collection::<Document>(CHECKPOINT);
-    let known = checkpoints.find_one(doc! { "_id": flow.as_str() }).await.during("look at the checkpoint")?;
-    if let Some(session) = known.as_ref().and_then(|known| known.get_document("session").ok()) {
-        let command = doc! { "killSessions": [session] };
-        database.run_command(command).await.during("end an earlier runner's transaction")?;
+    let mut sessions = Vec::new();
+    for (name, of_flow) in
+        [(CHECKPOINT, doc! { "_id": flow.as_str() }), (FENCES, doc! { "_id.flow": flow.as_str() })]
+    {
+        let mut known = database.collection::<Document>(name).find(of_flow).await.during("look at the fences")?;
+        while let Some(known) = known.try_next().await.during("look at the fences")? {
+            sessions.extend(known.get_document("session").ok().cloned());
+        }
+    }
+    if !sessions.is_empty() {
+        let command = doc! { "killSessions": sessions };
+        database.run_command(command).await.during("end an earlier runner's transactions")?;
     }
     Ok(())
 }
 
-/// Takes the flow over: from here on nobody who opened it before can commit. To be called in a transaction.
+/// Takes the flow over: from here on nobody who opened it before can commit, nor can their inserters. To be called in
+/// a transaction; `inserters` are the sessions that are to insert beside it.
 pub(crate) async fn open(
     database: &Database,
     session: &mut ClientSession,
     flow: &FlowName,
     routes: &[Route],
     first: &Checkpoint,
+    inserters: &[Document],
 ) -> Result<(i64, Opened)> {
     let collection = database.collection::<Document>(CHECKPOINT);
     let known = collection
@@ -67,6 +77,7 @@ pub(crate) async fn open(
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         records(database, session, flow, routes, &commit).await?;
         note(database, session, flow, routes, &first.holes).await?;
+        set_fences(database, session, flow, 1, inserters).await?;
         return Ok((1, Opened::New));
     };
     let malformed = |e| Error::new(code::STATE_NEWER, "the checkpoint cannot be read").because(e);
@@ -80,17 +91,48 @@ pub(crate) async fn open(
         excluded: excluded(database, session, flow, routes).await?,
         holes: holes(database, session, flow, routes).await?,
     };
-    Ok((known.get_i64("fence").map_err(malformed)?, Opened::Resumed(checkpoint)))
+    let fence = known.get_i64("fence").map_err(malformed)?;
+    set_fences(database, session, flow, fence, inserters).await?;
+    Ok((fence, Opened::Resumed(checkpoint)))
 }
 
-/// Whether the flow is still this runner's, outside a transaction: a look and no more.
-pub(crate) async fn look(database: &Database, flow: &FlowName, fence: i64) -> Result<()> {
-    let found = database
-        .collection::<Document>(CHECKPOINT)
-        .find_one(doc! { "_id": flow.as_str(), "fence": fence })
+/// Gives each inserter a fence of its own: one that all wrote would make their transactions wait for each other.
+async fn set_fences(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    fence: i64,
+    inserters: &[Document],
+) -> Result<()> {
+    let fences = (0..).zip(inserters).map(|(nth, inserter)| {
+        let id = fence_id(flow, nth);
+        (id.clone(), doc! { "_id": id, "fence": fence, "writes": 0_i64, "session": inserter })
+    });
+    replace(database, session, FENCES, fences.collect()).await
+}
+
+fn fence_id(flow: &FlowName, inserter: usize) -> Document {
+    doc! { "flow": flow.as_str(), "inserter": i64::try_from(inserter).unwrap_or(i64::MAX) }
+}
+
+/// Checks an inserter's fence, in a way that lets nobody take the flow over before this transaction commits.
+pub(crate) async fn hold_fence(
+    database: &Database,
+    session: &mut ClientSession,
+    flow: &FlowName,
+    fence: i64,
+    inserter: usize,
+) -> Result<()> {
+    let held = database
+        .collection::<Document>(FENCES)
+        .update_one(
+            doc! { "_id": fence_id(flow, inserter), "fence": fence },
+            doc! { "$inc": { "writes": 1_i64 } },
+        )
+        .session(&mut *session)
         .await
         .during("look at the fence")?;
-    if found.is_some() { Ok(()) } else { Err(lost()) }
+    if held.matched_count == 0 { Err(lost()) } else { Ok(()) }
 }
 
 /// Checks the fence, in a way that lets nobody take the flow over before this transaction commits, and puts what a

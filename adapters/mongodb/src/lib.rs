@@ -8,7 +8,7 @@
 //! - `store`, `connect`: what a `mongodb:` URL says, and the client
 //! - `catalog`, `fit`: collections, keys, types
 //! - `crawler`, `change_feed`, `stream`, `codec`: reading
-//! - `sink`, `write`, `transact`, `apart`, `checkpoint`, `state`: writing
+//! - `sink`, `write`, `insert`, `transact`, `apart`, `checkpoint`, `state`: writing
 //! - `documents`, `decimal`, `json`, `extended`: values
 
 mod apart;
@@ -24,6 +24,7 @@ mod error;
 mod examiner;
 mod extended;
 mod fit;
+mod insert;
 mod json;
 mod sink;
 mod state;

@@ -1,25 +1,23 @@
 //! Takes rows and changes: transactions of rows, the last one with the checkpoint.
 //!
-//! Rows of a fresh chunk are inserted first, outside a transaction and by several commands at once; those that are
-//! there already are then put in place in the transaction that has the ledger. A crash between the two leaves rows
-//! that the ledger does not know; they are read again.
+//! Rows of a fresh chunk are inserted first, by several transactions at once; those that are there already are then put
+//! in place in the transaction that has the ledger. A crash between the two leaves rows that the ledger does not know;
+//! they are read again.
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
-use mongodb::bson::{Document, RawDocumentBuf, doc};
-use mongodb::error::ErrorKind;
+use futures::TryStreamExt;
+use mongodb::bson::{RawDocumentBuf, doc};
 use mongodb::{ClientSession, Database};
 use tidegate_core::error::code;
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Error, FlowName, Result};
 
 use crate::checkpoint;
-use crate::error::{DUPLICATE_KEY, During, from_driver};
-use crate::transact::{ATTEMPTS, Piece, Work, Written, end, is_worth_again, pause, start};
-use crate::write::{Statement, Writer, pieces};
+use crate::error::During;
+use crate::insert::Inserters;
+use crate::transact::{Piece, Work, Tries, Written, begin, start};
+use crate::write::{STATEMENTS_LIMIT, Statement, Writer, pieces};
 
-/// How many commands insert at once.
-const INSERTERS: usize = 3;
 /// Fewer rows than these go the ordinary way.
 const FRESH_LEAST: usize = 50;
 
@@ -29,15 +27,16 @@ pub(crate) struct MongoSink {
     pub(crate) routes: Vec<Route>,
     writers: Vec<Writer>,
     pub(crate) fence: i64,
-    /// The one session of all its transactions: a new one there ends an old one that was left open.
+    /// The one session of its transactions in order: a new one there ends an old one that was left open.
     pub(crate) session: Option<ClientSession>,
+    pub(crate) inserters: Inserters,
 }
 
 impl MongoSink {
     pub(crate) async fn open(database: Database, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         checkpoint::create(&database).await?;
         let writers = routes.iter().map(Writer::new).collect::<Result<_>>()?;
-        Ok(Self { database, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0, session: None })
+        Ok(Self { database, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0, session: None, inserters: Inserters::default() })
     }
 
     pub(crate) fn writer(&self, table: usize) -> Result<&Writer> {
@@ -68,32 +67,19 @@ impl MongoSink {
         Ok(prepared)
     }
 
-    /// Inserts documents and gives those that were refused, with their places: their key was there, or their values.
-    async fn insert(
-        &self,
-        table: usize,
-        documents: Vec<RawDocumentBuf>,
-    ) -> Result<Vec<(usize, RawDocumentBuf)>> {
+    /// Removes all documents of a collection.
+    async fn truncate(&mut self, table: usize, work: &mut Work<'_>) -> Result<()> {
         let collection = self.database.collection::<RawDocumentBuf>(&self.writer(table)?.collection);
-        let size = documents.len().div_ceil(INSERTERS).max(1);
-        let inserts = documents.chunks(size).enumerate().map(async |(nth, slice)| {
-            let error = match collection.insert_many(slice).ordered(false).await {
-                Ok(_) => return Ok(Vec::new()),
-                Err(error) => error,
-            };
-            if let ErrorKind::InsertMany(refused) = &*error.kind
-                && refused.write_concern_error.is_none()
-                && let Some(all) = &refused.write_errors
-                && all.iter().all(|one| one.code == DUPLICATE_KEY)
-            {
-                let there = all
-                    .iter()
-                    .filter_map(|one| Some((nth * size + one.index, slice.get(one.index)?.clone())));
-                return Ok(there.collect());
+        let found = collection.find(doc! {}).projection(doc! { "_id": 1 }).await;
+        let mut some = found.during("look what to remove")?.try_chunks(STATEMENTS_LIMIT);
+        while let Some(documents) = some.try_next().await.map_err(|e| e.1).during("look what to remove")? {
+            let removals = documents.iter().map(|document| Statement::removal_of(table, document));
+            let removals = removals.collect::<Result<Vec<_>>>()?;
+            for statements in pieces(&removals) {
+                self.transact_surely(&Piece { statements, hole: None, ends: false }, work).await?;
             }
-            Err(from_driver(error, "insert rows"))
-        });
-        Ok(try_join_all(inserts).await?.concat())
+        }
+        Ok(())
     }
 }
 
@@ -112,48 +98,33 @@ fn is_fresh(part: &TableBatch) -> bool {
 #[async_trait]
 impl Sink for MongoSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        checkpoint::end_earlier(&self.database, &self.flow).await?;
         let mut session = start(&self.database).await?;
-        let mut attempt = 0;
-        loop {
-            session.start_transaction().await.during("begin to open")?;
-            let opened =
-                checkpoint::open(&self.database, &mut session, &self.flow, &self.routes, first).await;
-            let done = match opened {
-                Ok(opened) => end(&mut session).await.map(|()| opened),
-                Err(error) => {
-                    let _ = session.abort_transaction().await;
-                    Err(error)
-                }
-            };
-            match done {
-                Ok((fence, opened)) => {
-                    self.fence = fence;
-                    self.session = Some(session);
-                    return Ok(opened);
-                }
-                Err(error) if is_worth_again(&error) && attempt < ATTEMPTS => pause(attempt).await,
-                Err(error) => return Err(error),
+        let inserters = Inserters::start(&self.database).await?;
+        let mut tries = Tries::default();
+        let (fence, opened) = loop {
+            checkpoint::end_earlier(&self.database, &self.flow).await?;
+            begin(&mut session).await?;
+            let (database, flow, routes) = (&self.database, &self.flow, &self.routes);
+            let opened = checkpoint::open(database, &mut session, flow, routes, first, &inserters.ids()).await;
+            if let Some(done) = tries.end(&mut session, opened.map(Some)).await {
+                break done?.ok_or_else(|| Error::new(code::INTERNAL, "a flow was opened and not taken"))?;
             }
-            attempt += 1;
-        }
+        };
+        (self.fence, self.session, self.inserters) = (fence, Some(session), inserters);
+        Ok(opened)
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
         let mut prepared = self.prepare(batch)?;
-        if !prepared.truncates.is_empty() || !prepared.fresh.is_empty() {
-            checkpoint::look(&self.database, &self.flow, self.fence).await?;
-        }
+        let mut work = Work { batch, commit, holes: Vec::new() };
         for table in prepared.truncates {
-            let collection = self.database.collection::<Document>(&self.writer(table)?.collection);
-            collection.delete_many(doc! {}).await.during("empty a collection")?;
+            self.truncate(table, &mut work).await?;
         }
         for (table, documents) in prepared.fresh {
             for (row, document) in self.insert(table, documents).await? {
                 prepared.statements.push(self.writer(table)?.upsert(table, row, document)?);
             }
         }
-        let mut work = Work { batch, commit, holes: Vec::new() };
         let mut statements = prepared.statements;
         let (mut done, mut is_kept_out) = (0, false);
         for piece in pieces(&statements) {

@@ -14,7 +14,7 @@ use crate::write::{Kind, Statement, command};
 use crate::{checkpoint, extended};
 
 /// How often a transaction that had no effect is done again.
-pub(crate) const ATTEMPTS: u32 = 12;
+const ATTEMPTS: u32 = 12;
 
 /// A batch that is being applied.
 pub(crate) struct Work<'a> {
@@ -51,36 +51,28 @@ impl MongoSink {
         };
         let done = self.transact_in(&mut session, piece, work).await;
         self.session = Some(session);
-        done
+        Ok(match done? {
+            Some(holes) => {
+                work.holes.extend(holes);
+                Written::All
+            }
+            None => Written::KeptOut,
+        })
     }
 
     async fn transact_in(
         &self,
         session: &mut ClientSession,
         piece: &Piece<'_>,
-        work: &mut Work<'_>,
-    ) -> Result<Written> {
-        let mut attempt = 0;
+        work: &Work<'_>,
+    ) -> Result<Option<Vec<(usize, Key)>>> {
+        let mut tries = Tries::default();
         loop {
-            session.start_transaction().await.during("begin")?;
-            let done = match self.write(session, piece, work).await {
-                Ok(Some(holes)) => end(session).await.map(|()| Some(holes)),
-                other => {
-                    // Where the server has ended it already there is nothing left to undo.
-                    let _ = session.abort_transaction().await;
-                    other
-                }
-            };
-            match done {
-                Err(error) if is_worth_again(&error) && attempt < ATTEMPTS => pause(attempt).await,
-                Err(error) => return Err(error),
-                Ok(None) => return Ok(Written::KeptOut),
-                Ok(Some(holes)) => {
-                    work.holes.extend(holes);
-                    return Ok(Written::All);
-                }
+            begin(session).await?;
+            let written = self.write(session, piece, work).await;
+            if let Some(done) = tries.end(session, written).await {
+                return done;
             }
-            attempt += 1;
         }
     }
 
@@ -145,11 +137,44 @@ fn is_crawling(batch: &Batch, table: usize) -> bool {
     batch.tables.iter().any(|part| part.table == table && part.crawling)
 }
 
-pub(crate) fn is_worth_again(error: &Error) -> bool {
+/// How often a transaction was done that had no effect.
+#[derive(Default)]
+pub(crate) struct Tries(u32);
+
+impl Tries {
+    /// Commits what was done in a transaction, or undoes it if it came to nothing. Says what became of it, or nothing
+    /// if it had no effect and is to be done again.
+    pub(crate) async fn end<T>(
+        &mut self,
+        session: &mut ClientSession,
+        done: Result<Option<T>>,
+    ) -> Option<Result<Option<T>>> {
+        let ended = match done {
+            Ok(Some(given)) => commit(session).await.map(|()| Some(given)),
+            other => {
+                // Where the server has ended it already there is nothing left to undo.
+                let _ = session.abort_transaction().await;
+                // Nobody asked for a commit: it is known that there was none.
+                other.map_err(|error| match error.verdict() {
+                    Verdict::Unknown => error.verdict_is(Verdict::Retry),
+                    _ => error,
+                })
+            }
+        };
+        match ended {
+            Err(error) if is_worth_again(&error) && self.0 < ATTEMPTS => pause(self.0).await,
+            ended => return Some(ended),
+        }
+        self.0 += 1;
+        None
+    }
+}
+
+fn is_worth_again(error: &Error) -> bool {
     error.verdict() == Verdict::Retry && error.code() != code::UNREACHABLE
 }
 
-pub(crate) async fn pause(attempt: u32) {
+async fn pause(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(5 << attempt.min(7))).await;
 }
 
@@ -157,8 +182,12 @@ pub(crate) async fn start(database: &Database) -> Result<ClientSession> {
     database.client().start_session().await.during("start a session")
 }
 
+pub(crate) async fn begin(session: &mut ClientSession) -> Result<()> {
+    session.start_transaction().await.during("begin")
+}
+
 /// Commits, and asks again where it is not known whether it was committed.
-pub(crate) async fn end(session: &mut ClientSession) -> Result<()> {
+async fn commit(session: &mut ClientSession) -> Result<()> {
     let mut attempt = 0;
     loop {
         match session.commit_transaction().await.during("commit") {

@@ -1,5 +1,7 @@
 //! Turns rows into the statements that write them.
 
+use std::ops::Range;
+
 use mongodb::bson::raw::{CString, cstr};
 use mongodb::bson::{RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
@@ -9,7 +11,7 @@ use tidegate_core::{Cell, Error, Key, Result, Row, Value};
 use crate::{codec, documents, extended};
 
 /// How many statements one transaction has at most.
-const STATEMENTS_LIMIT: usize = 1_000;
+pub(crate) const STATEMENTS_LIMIT: usize = 1_000;
 /// How many bytes one transaction has at most, unless one document has more: a command is a document itself.
 const BYTES_LIMIT: usize = 8 << 20;
 
@@ -41,6 +43,12 @@ impl Statement {
     pub(crate) fn removal(&self) -> Result<Self> {
         let body = removal(self.filter()?.to_owned());
         Ok(Self { kind: Kind::Delete, table: self.table, body, row: self.row })
+    }
+
+    /// The statement that removes a document that is in no batch.
+    pub(crate) fn removal_of(table: usize, document: &RawDocument) -> Result<Self> {
+        let body = removal(by_id(codec::id_of(document)?.into()));
+        Ok(Self { kind: Kind::Delete, table, body, row: 0 })
     }
 }
 
@@ -211,18 +219,24 @@ fn removal(filter: RawDocumentBuf) -> RawDocumentBuf {
 
 /// Cuts statements into pieces of which each is one transaction. There is always one, for the checkpoint.
 pub(crate) fn pieces(statements: &[Statement]) -> Vec<&[Statement]> {
-    let mut pieces = Vec::new();
+    let places = cut(statements, STATEMENTS_LIMIT, |statement| statement.body.as_bytes().len());
+    places.into_iter().map(|places| &statements[places]).collect()
+}
+
+/// The places of items that go into one transaction each. There is always one, if it is empty.
+pub(crate) fn cut<T>(items: &[T], limit: usize, size: impl Fn(&T) -> usize) -> Vec<Range<usize>> {
+    let mut cuts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for (at, statement) in statements.iter().enumerate() {
-        let more = statement.body.as_bytes().len();
-        if at > start && (at - start == STATEMENTS_LIMIT || bytes + more > BYTES_LIMIT) {
-            pieces.push(&statements[start..at]);
+    for (at, item) in items.iter().enumerate() {
+        let more = size(item);
+        if at > start && (at - start == limit || bytes + more > BYTES_LIMIT) {
+            cuts.push(start..at);
             (start, bytes) = (at, 0);
         }
         bytes += more;
     }
-    pieces.push(&statements[start..]);
-    pieces
+    cuts.push(start..items.len());
+    cuts
 }
 
 /// The command of statements that are of one kind and table.

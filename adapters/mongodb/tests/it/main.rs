@@ -13,3 +13,5 @@ mod place;
 mod reading;
 #[cfg(test)]
 mod records;
+#[cfg(test)]
+mod zombies;
