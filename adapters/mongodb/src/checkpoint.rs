@@ -35,7 +35,8 @@ pub(crate) async fn end_earlier(database: &Database, flow: &FlowName) -> Result<
     for (name, of_flow) in
         [(CHECKPOINT, doc! { "_id": flow.as_str() }), (FENCES, doc! { "_id.flow": flow.as_str() })]
     {
-        let mut known = database.collection::<Document>(name).find(of_flow).await.during("look at the fences")?;
+        let mut known =
+            database.collection::<Document>(name).find(of_flow).await.during("look at the fences")?;
         while let Some(known) = known.try_next().await.during("look at the fences")? {
             sessions.extend(known.get_document("session").ok().cloned());
         }

@@ -94,7 +94,12 @@ impl MongoCrawler {
             out.len() - start == rows || out.len() > start && out.bytes().len() - bytes >= limit.bytes
         };
         let after = range.after.as_ref().map(|key| Bound::of(table, key)).transpose()?;
-        let upto = range.upto.as_ref().map(|key| Bound::of(table, key)).transpose()?;
+        let upto = match (&range.upto, &after) {
+            (Some(key), _) => Some(Bound::of(table, key)?),
+            // A lower bound alone leaves the last key of all out.
+            (None, Some(after)) => Bound::last_behind(after),
+            (None, None) => None,
+        };
         if let (Some(after), Some(upto)) = (&after, &upto)
             && after.identity == upto.identity
         {
@@ -229,6 +234,10 @@ impl Bound {
         let mut identity = Vec::new();
         shape(table).key_of(key.row(), &mut identity)?;
         Ok(Self { id: codec::id_of_key(table, key.row())?, identity })
+    }
+
+    fn last_behind(after: &Self) -> Option<Self> {
+        (after.id != RawBson::MaxKey).then(|| Self { id: RawBson::MaxKey, identity: Vec::new() })
     }
 
     fn is_of(&self, table: &Table, document: &RawDocument) -> Result<bool> {

@@ -77,7 +77,12 @@ type Placed<'a> = Vec<(usize, &'a RawDocumentBuf)>;
 
 impl Target<'_> {
     /// Inserts what is not there, and gives the places of the others.
-    async fn insert(&self, nth: usize, session: &mut ClientSession, documents: Placed<'_>) -> Result<Vec<usize>> {
+    async fn insert(
+        &self,
+        nth: usize,
+        session: &mut ClientSession,
+        documents: Placed<'_>,
+    ) -> Result<Vec<usize>> {
         if self.insert_all(nth, session, &documents).await? {
             return Ok(Vec::new());
         }

@@ -15,7 +15,7 @@ use tidegate_core::{Error, FlowName, Result};
 use crate::checkpoint;
 use crate::error::During;
 use crate::insert::Inserters;
-use crate::transact::{Piece, Work, Tries, Written, begin, start};
+use crate::transact::{Piece, Tries, Work, Written, begin, start};
 use crate::write::{STATEMENTS_LIMIT, Statement, Writer, pieces};
 
 /// Fewer rows than these go the ordinary way.
@@ -36,7 +36,15 @@ impl MongoSink {
     pub(crate) async fn open(database: Database, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         checkpoint::create(&database).await?;
         let writers = routes.iter().map(Writer::new).collect::<Result<_>>()?;
-        Ok(Self { database, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0, session: None, inserters: Inserters::default() })
+        Ok(Self {
+            database,
+            flow: flow.clone(),
+            routes: routes.to_vec(),
+            writers,
+            fence: 0,
+            session: None,
+            inserters: Inserters::default(),
+        })
     }
 
     pub(crate) fn writer(&self, table: usize) -> Result<&Writer> {
@@ -105,7 +113,8 @@ impl Sink for MongoSink {
             checkpoint::end_earlier(&self.database, &self.flow).await?;
             begin(&mut session).await?;
             let (database, flow, routes) = (&self.database, &self.flow, &self.routes);
-            let opened = checkpoint::open(database, &mut session, flow, routes, first, &inserters.ids()).await;
+            let opened =
+                checkpoint::open(database, &mut session, flow, routes, first, &inserters.ids()).await;
             if let Some(done) = tries.end(&mut session, opened.map(Some)).await {
                 break done?.ok_or_else(|| Error::new(code::INTERNAL, "a flow was opened and not taken"))?;
             }

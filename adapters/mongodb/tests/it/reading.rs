@@ -45,11 +45,16 @@ fn mixed() -> Vec<Bson> {
 }
 
 async fn crawl(crawler: &mut dyn Crawler, table: &Table, range: KeyRange, rows: usize) -> Vec<Vec<u8>> {
+    crawl_by(crawler, table, range, Limit::rows(rows)).await
+}
+
+async fn crawl_by(crawler: &mut dyn Crawler, table: &Table, range: KeyRange, limit: Limit) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = range;
     loop {
         let mut out = Rows::new();
-        let chunk = crawler.read(table, &rest, Limit::rows(rows), &mut out).await.unwrap();
+        let chunk = crawler.read(table, &rest, limit, &mut out).await.unwrap();
+        assert!(limit.bytes > 1 || out.len() < 2, "a row that reaches the limit ends its chunk");
         found.extend(out.iter().map(|row| row.frame().to_vec()));
         match chunk.next {
             Some(next) => rest.after = Some(next),
@@ -75,6 +80,11 @@ async fn every_key_is_read_once_whatever_its_type_and_however_the_table_is_cut()
             found.extend(crawl(crawler.as_mut(), &table, range, rows).await);
         }
         assert!(found == whole, "{parts} parts, {rows} rows: {} of {}", found.len(), whole.len());
+    }
+    // Without an upper bound, from any key on: the last key of all is read too.
+    for limit in [Limit::rows(1), Limit::rows(7), Limit { bytes: 1, ..Limit::rows(1_000) }] {
+        let found = crawl_by(crawler.as_mut(), &table, KeyRange::default(), limit).await;
+        assert!(found == whole, "{limit:?}: {} of {}", found.len(), whole.len());
     }
     // The bound is frozen: what comes behind it is not read.
     items.delete_one(doc! { "_id": Bson::MaxKey }).await.unwrap();
