@@ -81,7 +81,8 @@ fn advance(checkpoint: &mut Checkpoint, commit: &Commit) {
         checkpoint.replay = replay.clone();
     }
     checkpoint.ranges.retain(|range| !commit.forget.contains(&range.table));
-    checkpoint.excluded.retain(|(table, _)| !commit.forget.contains(table));
+    let is_replaced = |table: &usize| commit.exclude.iter().any(|(excluded, _)| excluded == table);
+    checkpoint.excluded.retain(|(table, _)| !commit.forget.contains(table) && !is_replaced(table));
     checkpoint.holes.retain(|hole| !commit.forget.contains(&hole.0) && !commit.filled.contains(hole));
     checkpoint.excluded.extend(commit.exclude.iter().cloned());
     for range in &commit.ranges {

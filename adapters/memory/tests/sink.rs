@@ -3,8 +3,8 @@
 
 use async_trait::async_trait;
 use tidegate_conformance::Seats;
-use tidegate_core::port::{Route, Sink, Store};
-use tidegate_core::{Column, FlowName, Result, TableName, Type, Value};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Route, Sink, Store};
+use tidegate_core::{Column, FlowName, Position, Result, TableName, Type, Value};
 use tidegate_memory::{MemoryStore, Write};
 
 struct Hall(MemoryStore);
@@ -48,4 +48,25 @@ async fn rows_that_are_in_each_others_way() {
     hall.0.create_table(&hall.name(), columns, &["id"]);
     hall.0.create_unique(&hall.name(), &["seat"]);
     tidegate_conformance::keeps_rivals_apart(&hall).await;
+}
+
+#[tokio::test]
+async fn the_last_reason_why_a_table_takes_no_part_holds() {
+    let store = MemoryStore::new("target");
+    let first = Checkpoint {
+        source: Identity("source".to_owned()),
+        position: Position::from_u64(1),
+        replay: Position::from_u64(1),
+        ranges: Vec::new(),
+        excluded: Vec::new(),
+        holes: Vec::new(),
+    };
+    let mut sink = store.sink(&FlowName::new("it").unwrap(), &[]).await.unwrap();
+    sink.open(&first).await.unwrap();
+    for why in [Exclusion::Failed("it broke".to_owned()), Exclusion::Skipped] {
+        let commit = Commit { exclude: vec![(0, why.clone())], ..Commit::default() };
+        sink.apply(&Batch::default(), Some(&commit)).await.unwrap();
+        let Opened::Resumed(checkpoint) = sink.open(&first).await.unwrap() else { panic!("it was here") };
+        assert_eq!(checkpoint.excluded, [(0, why)]);
+    }
 }

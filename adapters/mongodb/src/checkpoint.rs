@@ -5,7 +5,7 @@ use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, Document, doc};
 use mongodb::{ClientSession, Database};
 use tidegate_core::error::code;
-use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route};
+use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route};
 use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use crate::catalog::make;
@@ -216,9 +216,9 @@ async fn records(
         (id, held)
     });
     replace(database, session, RANGES, ranges.collect()).await?;
-    let excluded = commit.exclude.iter().map(|(table, reason)| {
+    let excluded = commit.exclude.iter().map(|(table, why)| {
         let id = doc! { "flow": flow.as_str(), "table": name(routes, *table) };
-        (id.clone(), doc! { "_id": id, "reason": reason })
+        (id.clone(), doc! { "_id": id, "reason": why.to_string() })
     });
     replace(database, session, EXCLUDED, excluded.collect()).await
 }
@@ -324,11 +324,11 @@ async fn excluded(
     session: &mut ClientSession,
     flow: &FlowName,
     routes: &[Route],
-) -> Result<Vec<(usize, String)>> {
+) -> Result<Vec<(usize, Exclusion)>> {
     let found = of_flow(database, session, EXCLUDED, flow).await?;
     let parts = found.iter().filter_map(|one| {
         let table = place(routes, one.get_document("_id").ok()?)?;
-        Some((table, one.get_str("reason").unwrap_or_default().to_owned()))
+        Some((table, Exclusion::from(one.get_str("reason").unwrap_or_default().to_owned())))
     });
     Ok(parts.collect())
 }

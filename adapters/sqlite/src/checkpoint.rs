@@ -2,7 +2,7 @@
 
 use sqlx::{Row as _, SqliteConnection};
 use tidegate_core::error::code;
-use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route};
+use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route};
 use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use crate::error::During;
@@ -125,11 +125,11 @@ pub(crate) async fn advance(
                 .during("forget a table's progress")?;
         }
     }
-    for (table, reason) in &commit.exclude {
+    for (table, why) in &commit.exclude {
         sqlx::query("INSERT OR REPLACE INTO tidegate_excluded(flow, tbl, reason) VALUES (?, ?, ?)")
             .bind(flow.as_str())
             .bind(name(routes, *table))
-            .bind(reason.clone())
+            .bind(why.to_string())
             .execute(&mut *connection)
             .await
             .during("leave a table out")?;
@@ -224,14 +224,16 @@ async fn excluded(
     connection: &mut SqliteConnection,
     flow: &FlowName,
     routes: &[Route],
-) -> Result<Vec<(usize, String)>> {
+) -> Result<Vec<(usize, Exclusion)>> {
     let rows: Vec<(String, String)> =
         sqlx::query_as("SELECT tbl, reason FROM tidegate_excluded WHERE flow = ? ORDER BY tbl")
             .bind(flow.as_str())
             .fetch_all(connection)
             .await
             .during("read what is left out")?;
-    Ok(rows.into_iter().filter_map(|(table, reason)| Some((place(routes, &table)?, reason))).collect())
+    let known =
+        rows.into_iter().filter_map(|(table, why)| Some((place(routes, &table)?, Exclusion::from(why))));
+    Ok(known.collect())
 }
 
 async fn holes(

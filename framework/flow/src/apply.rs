@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Batch, Checkpoint, Commit, RangeProgress, Sink, TableBatch};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, RangeProgress, Sink, TableBatch};
 use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
 use tokio::sync::mpsc;
 
@@ -12,12 +12,6 @@ use crate::coalesce::Coalescer;
 use crate::engine::Flow;
 use crate::holes::Hole;
 use crate::plant::{self, Bug};
-
-/// Why a table takes no part between the moment it is to be crawled anew and the moment it is empty.
-pub(crate) const CRAWL_ANEW: &str = "to be crawled anew";
-
-/// Why a table takes no part that somebody left out.
-pub(crate) const SKIPPED: &str = "skipped on request";
 
 /// Work, in the order in which it has to reach the target.
 #[derive(Debug)]
@@ -35,7 +29,7 @@ pub(crate) enum Work {
     /// There are no changes up to here, and a restart may replay from there.
     Reached { position: Position, replay: Position },
     /// This table is left out from now on.
-    Exclude { table: usize, reason: String },
+    Exclude { table: usize, why: Exclusion },
 }
 
 /// What the target has.
@@ -131,7 +125,7 @@ impl Applier {
                 self.excluded.remove(&table);
                 self.crawling.begin(table);
                 // First the intention, durably: without transactions the target may be emptied and the rest lost.
-                let exclude = vec![(table, CRAWL_ANEW.to_owned())];
+                let exclude = vec![(table, Exclusion::Restarting)];
                 let intention = Commit { forget: vec![table], exclude, ..Commit::default() };
                 self.apply(Batch::default(), Some(intention)).await?;
                 // What an earlier crawl wrote may be gone from the source by now.
@@ -169,10 +163,10 @@ impl Applier {
                 }
                 Ok(())
             }
-            Work::Exclude { table, reason } => {
+            Work::Exclude { table, why } => {
                 self.flush(None).await?;
                 self.excluded.insert(table);
-                let commit = Commit { exclude: vec![(table, reason)], ..Commit::default() };
+                let commit = Commit { exclude: vec![(table, why)], ..Commit::default() };
                 self.apply(Batch::default(), Some(commit)).await.map(drop)
             }
         }
@@ -226,7 +220,7 @@ impl Applier {
             let commit = commit.get_or_insert_default();
             commit.ranges.retain(|range| range.table != table);
             commit.filled.retain(|(filled, _)| *filled != table);
-            commit.exclude.push((table, error.line()));
+            commit.exclude.push((table, Exclusion::Failed(error.line())));
             self.report(Report::Failed { table, error });
         }
     }

@@ -16,12 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Batch, ChangeFeed, Checkpoint, Commit, Crawler, Opened, Route, Sink, Store};
+use tidegate_core::port::{
+    Batch, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Sink, Store,
+};
 use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{Applier, SKIPPED};
+use crate::apply::Applier;
 use crate::capture::capture;
 use crate::crawl::reader;
 use crate::options::Options;
@@ -262,16 +264,18 @@ impl Ends {
 /// Leaves out, durably, the tables that the flow cannot follow. Who was told to leave one out is not told again.
 async fn leave_out_refused(flow: &Flow, sink: &mut dyn Sink, checkpoint: &mut Checkpoint) -> Result<()> {
     for (table, reason) in &flow.refused {
-        if checkpoint.excluded.iter().any(|(t, why)| t == table && (why == reason || why == SKIPPED)) {
+        let failed = Exclusion::Failed(reason.clone());
+        let is_left_out = |why: &Exclusion| *why == failed || *why == Exclusion::Skipped;
+        if checkpoint.excluded.iter().any(|(t, why)| t == table && is_left_out(why)) {
             continue;
         }
-        let commit =
-            Commit { forget: vec![*table], exclude: vec![(*table, reason.clone())], ..Commit::default() };
+        let exclude = vec![(*table, failed)];
+        let commit = Commit { forget: vec![*table], exclude: exclude.clone(), ..Commit::default() };
         sink.apply(&Batch::default(), Some(&commit)).await?;
         tracing::error!(table = %flow.routes[*table].shape.table.name, reason, "a table stopped");
         checkpoint.ranges.retain(|range| range.table != *table);
         checkpoint.excluded.retain(|(t, _)| t != table);
-        checkpoint.excluded.push((*table, reason.clone()));
+        checkpoint.excluded.extend(exclude);
         checkpoint.holes.retain(|(t, _)| t != table);
     }
     Ok(())

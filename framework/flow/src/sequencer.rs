@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Checkpoint, Crawler, Limit, RangeProgress};
+use tidegate_core::port::{Checkpoint, Crawler, Exclusion, Limit, RangeProgress};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
-use crate::apply::{CRAWL_ANEW, Report, SKIPPED, Work};
+use crate::apply::{Report, Work};
 use crate::capture::Delivered;
 use crate::crawl::{Ledger, Order, ReadDone};
 use crate::engine::{Flow, MaxRate, Request};
@@ -141,7 +141,7 @@ impl<'a> Sequencer<'a> {
             self.add_holes(checkpoint.holes.clone());
         }
         // A table that was to be crawled anew when the last run ended.
-        for (table, _) in checkpoint.excluded.iter().filter(|(_, reason)| reason == CRAWL_ANEW) {
+        for (table, _) in checkpoint.excluded.iter().filter(|(_, why)| *why == Exclusion::Restarting) {
             self.restart(*table).await?;
         }
         self.end_hold();
@@ -174,7 +174,7 @@ impl<'a> Sequencer<'a> {
         let table = self.flow.table_of(&error).filter(|table| !self.excluded.contains(table));
         let Some(table) = table.filter(|_| error.kind() == Kind::Data) else { return Err(error) };
         self.leave_out(table);
-        self.send(Work::Exclude { table, reason: error.line() }).await?;
+        self.send(Work::Exclude { table, why: Exclusion::Failed(error.line()) }).await?;
         tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
         self.gauge.hear(&Report::Failed { table, error });
         Ok(())
@@ -532,7 +532,7 @@ impl<'a> Sequencer<'a> {
             Request::Skip(table) => {
                 self.leave_out(table);
                 self.gauge.skipped(table);
-                self.send(Work::Exclude { table, reason: SKIPPED.to_owned() }).await?;
+                self.send(Work::Exclude { table, why: Exclusion::Skipped }).await?;
             }
             Request::Recopy(table) => self.restart(table).await?,
         }

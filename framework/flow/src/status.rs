@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tidegate_core::port::{Checkpoint, Progress, Route};
+use tidegate_core::port::{Checkpoint, Exclusion, Progress, Route};
 use tidegate_core::{Changes, Clock, Position};
 
-use crate::apply::{Report, SKIPPED};
+use crate::apply::Report;
 use crate::options::Options;
 
 /// The state of a table.
@@ -235,11 +235,12 @@ impl Gauge {
         for table in 0..inner.status.tables.len() {
             inner.count(table);
         }
-        for (table, reason) in &checkpoint.excluded {
+        for (table, why) in &checkpoint.excluded {
             let status = &mut inner.status.tables[*table];
-            (status.state, status.error) = match reason.as_str() {
-                SKIPPED => (TableState::Skipped, None),
-                reason => (TableState::Failed, Some(reason.to_owned())),
+            (status.state, status.error) = match why {
+                Exclusion::Skipped => (TableState::Skipped, None),
+                Exclusion::Failed(error) => (TableState::Failed, Some(error.clone())),
+                Exclusion::Restarting => (TableState::NotStarted, None),
             };
         }
     }

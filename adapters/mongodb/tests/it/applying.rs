@@ -4,7 +4,7 @@ use mongodb::bson::{Bson, Document, doc};
 use std::sync::Arc;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Batch, Checkpoint, Commit, KeyRange, Opened, RangeProgress, Route, Sink, TableBatch,
+    Batch, Checkpoint, Commit, Exclusion, KeyRange, Opened, RangeProgress, Route, Sink, TableBatch,
 };
 use tidegate_core::{Cell, Key, Position, Rows, Table, Type, Value};
 
@@ -152,11 +152,11 @@ async fn the_checkpoint_comes_back_and_a_second_opening_fences_the_first() {
         assert_eq!(error.code(), code::LEASE_LOST);
     }
     assert_eq!(place.all("items").await.len(), 1, "nothing of a fenced runner stays");
-    let forget = Commit { forget: vec![0], exclude: vec![(0, "why".to_owned())], ..commit(6) };
+    let forget = Commit { forget: vec![0], exclude: vec![(0, Exclusion::Skipped)], ..commit(6) };
     new.apply(&Batch::default(), Some(&forget)).await.unwrap();
     let (_, found) = opened(&place, std::slice::from_ref(&route)).await;
     let Opened::Resumed(found) = found else { panic!("it was here") };
-    assert_eq!((found.ranges, found.excluded), (vec![], vec![(0, "why".to_owned())]));
+    assert_eq!((found.ranges, found.excluded), (vec![], vec![(0, Exclusion::Skipped)]));
     place.end().await;
 }
 

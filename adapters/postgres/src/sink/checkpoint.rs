@@ -1,7 +1,7 @@
 //! How far the target is, as it says itself: our own tables, written in the transaction of the rows.
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress};
+use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress};
 use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use tokio_postgres::Statement;
@@ -60,7 +60,7 @@ pub(crate) async fn open(
     let sql = "SELECT name, reason FROM tidegate.left_out WHERE flow = $1 ORDER BY name";
     for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
         if let Some(table) = place(row.get(0)) {
-            checkpoint.excluded.push((table, row.get(1)));
+            checkpoint.excluded.push((table, Exclusion::from(row.get::<_, String>(1))));
         }
     }
     let sql = "SELECT name, key FROM tidegate.holes WHERE flow = $1 ORDER BY name, key";
@@ -118,10 +118,10 @@ impl Statements {
                 session.execute(sql, &[&flow, &names[*table]]).await.map_err(failed)?;
             }
         }
-        for (table, reason) in &commit.exclude {
+        for (table, why) in &commit.exclude {
             let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)
                 ON CONFLICT (flow, name) DO UPDATE SET reason = excluded.reason";
-            session.execute(sql, &[&flow, &names[*table], reason]).await.map_err(failed)?;
+            session.execute(sql, &[&flow, &names[*table], &why.to_string()]).await.map_err(failed)?;
         }
         if !commit.filled.is_empty() {
             let (filled_names, keys) = columns(names, &commit.filled);

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tidegate_conformance::Seats;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Batch, Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route, Selection, Sink, Store,
-    TableBatch,
+    Batch, Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route, Selection, Sink,
+    Store, TableBatch,
 };
 use tidegate_core::{
     Canonical, Cell, Endpoint, FlowName, Key, Position, RowWriter, Rows, Shape, TableName, Value,
@@ -163,7 +163,7 @@ async fn the_ledger_survives_and_only_the_last_opener_writes() {
     let commit = Commit {
         replay: Some(Position::from_u64(8)),
         ranges: vec![range(0, 0, None), range(1, 1, key(4)), range(1, 2, None)],
-        exclude: vec![(0, "reason".to_owned())],
+        exclude: vec![(0, Exclusion::Failed("reason".to_owned()))],
         ..at(9)
     };
     older.apply(&Batch::default(), Some(&commit)).await.unwrap();
@@ -173,7 +173,7 @@ async fn the_ledger_survives_and_only_the_last_opener_writes() {
     let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
     assert_eq!((checkpoint.position, checkpoint.replay), (Position::from_u64(9), Position::from_u64(8)));
     assert_eq!(checkpoint.ranges, [range(1, 0, None), range(0, 1, key(4)), range(0, 2, None)]);
-    assert_eq!(checkpoint.excluded, [(1, "reason".to_owned())]);
+    assert_eq!(checkpoint.excluded, [(1, Exclusion::Failed("reason".to_owned()))]);
 
     let part =
         TableBatch { table: 1, upserts: rows(&[[Value::Int(1)]]), fresh: true, ..TableBatch::default() };

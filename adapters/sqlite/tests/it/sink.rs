@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use tidegate_conformance::Seats;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Batch, Checkpoint, Commit, Identity, KeyRange, Opened, RangeProgress, Route, Sink, Store, TableBatch,
+    Batch, Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route, Sink, Store,
+    TableBatch,
 };
 use tidegate_core::{Canonical, Cell, Column, Key, Position, Rows, Shape, Table, TableName, Type, Value};
 
@@ -180,7 +181,7 @@ async fn the_checkpoint_comes_back_whole() {
     let commit = Commit {
         position: Some(Position::from_u64(7)),
         ranges: vec![range(0, true), range(1, false)],
-        exclude: vec![(0, "why".to_owned())],
+        exclude: vec![(0, Exclusion::Restarting)],
         ..Commit::default()
     };
     target.sink.apply(&Batch::default(), Some(&commit)).await.unwrap();
@@ -196,7 +197,7 @@ async fn the_checkpoint_comes_back_whole() {
     let expected = Checkpoint {
         position: Position::from_u64(7),
         ranges: vec![range(0, true), range(1, false)],
-        excluded: vec![(0, "why".to_owned())],
+        excluded: vec![(0, Exclusion::Restarting)],
         ..first()
     };
     assert_eq!(checkpoint, expected);

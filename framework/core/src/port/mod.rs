@@ -25,7 +25,9 @@ pub use crawler::{Chunk, Crawler, KeyRange, Limit};
 pub use examiner::{Examiner, Finding, Side, Strain, Weight};
 pub use producer::{Producer, Sent};
 pub use settle::{Settle, Settled, Settlement};
-pub use sink::{Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch};
+pub use sink::{
+    Applied, Batch, Checkpoint, Commit, Exclusion, Opened, RangeProgress, Route, Sink, TableBatch,
+};
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;
 pub use transform::{Join, Made, MadeColumn, Recipe, Record, Transform};

@@ -1,5 +1,6 @@
 //! The target of a migration: takes rows and changes, and remembers how far it is, in one transaction.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -75,6 +76,48 @@ pub struct RangeProgress {
     pub done: bool,
 }
 
+/// Why a table takes no part. Its text is what a sink stores; it is read from there with `from`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Exclusion {
+    /// It could not go on: the line of the error.
+    Failed(String),
+    /// Somebody left it out.
+    Skipped,
+    /// It is to be crawled anew, and what is there of it is not gone yet.
+    Restarting,
+}
+
+/// No error has this line: each begins with its code.
+const SKIPPED: &str = "skipped on request";
+const RESTARTING: &str = "to be crawled anew";
+
+impl fmt::Display for Exclusion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed(line) => line,
+            Self::Skipped => SKIPPED,
+            Self::Restarting => RESTARTING,
+        })
+    }
+}
+
+impl From<String> for Exclusion {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            SKIPPED => Self::Skipped,
+            RESTARTING => Self::Restarting,
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+impl From<Exclusion> for String {
+    fn from(exclusion: Exclusion) -> Self {
+        exclusion.to_string()
+    }
+}
+
 /// What becomes durable together with a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Commit {
@@ -86,8 +129,8 @@ pub struct Commit {
     pub ranges: Vec<RangeProgress>,
     /// Tables whose ranges, holes and exclusion are forgotten first: they are to be crawled anew.
     pub forget: Vec<usize>,
-    /// Tables that take no part from here on, and why.
-    pub exclude: Vec<(usize, String)>,
+    /// Tables that take no part from here on, and why; it replaces what was said of one before.
+    pub exclude: Vec<(usize, Exclusion)>,
     /// Holes that are none any more, by table, in the source's encoding. They are forgotten before those of the same
     /// batch are noted.
     #[serde(default)]
@@ -107,7 +150,7 @@ pub struct Checkpoint {
     /// The ledger of the crawl.
     pub ranges: Vec<RangeProgress>,
     /// Tables that take no part, and why: changes to them since are not in the target.
-    pub excluded: Vec<(usize, String)>,
+    pub excluded: Vec<(usize, Exclusion)>,
     /// Rows that the target lacks: see [`Applied::holes`].
     #[serde(default)]
     pub holes: Vec<(usize, Key)>,
@@ -207,4 +250,25 @@ pub trait Sink: Send {
 
     /// Ends, with nothing lost.
     async fn close(self: Box<Self>) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an earlier version stored, or sent, is read as what it meant.
+    #[test]
+    fn an_exclusion_is_stored_and_sent_as_its_text() {
+        for (text, exclusion) in [
+            ("skipped on request", Exclusion::Skipped),
+            ("to be crawled anew", Exclusion::Restarting),
+            ("TG0012 too-long: 300", Exclusion::Failed("TG0012 too-long: 300".to_owned())),
+        ] {
+            assert_eq!(Exclusion::from(text.to_owned()), exclusion);
+            assert_eq!(exclusion.to_string(), text);
+            let sent = serde_json::to_string(&exclusion).unwrap();
+            assert_eq!(sent, format!("{text:?}"));
+            assert_eq!(serde_json::from_str::<Exclusion>(&sent).unwrap(), exclusion);
+        }
+    }
 }

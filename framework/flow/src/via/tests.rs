@@ -1,7 +1,7 @@
 //! Bodies survive being written, cut and put together again.
 
 use tidegate_core::port::{
-    Applied, Attempt, Batch, Commit, Delivery, KeyRange, RangeProgress, TableBatch, Token,
+    Applied, Attempt, Batch, Commit, Delivery, Exclusion, KeyRange, RangeProgress, TableBatch, Token,
 };
 use tidegate_core::{Cell, Error, FlowName, Key, Lane, Message, Position, Rows, Value, error::code};
 
@@ -33,7 +33,7 @@ fn batch() -> (Batch, Commit) {
     let commit = Commit {
         position: Some(Position::new(vec![0, 255, 3])),
         ranges: vec![range],
-        exclude: vec![(1, "why".to_owned())],
+        exclude: vec![(1, Exclusion::Failed("why".to_owned()))],
         ..Commit::default()
     };
     (Batch { tables: vec![TableBatch::default(), part] }, commit)
