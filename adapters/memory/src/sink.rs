@@ -105,7 +105,7 @@ fn canonical(shape: &Shape, held: &Held, row: Row<'_>, old: Option<Row<'_>>) -> 
             (None, Some(old)) => writer.cell(old.cell(at)),
             (None, None) => {
                 return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
-                    .with("table", &shape.table.name));
+                    .with("table", &held.shape.table.name));
             }
         }
     }

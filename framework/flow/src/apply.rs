@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, RangeProgress, Sink, TableBatch};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, RangeProgress, Side, Sink, TableBatch};
 use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
 use tokio::sync::mpsc;
 
@@ -54,6 +54,8 @@ pub(crate) struct Applier {
     flow: Flow,
     coalescer: Coalescer,
     excluded: BTreeSet<usize>,
+    /// Of these, what the target does not know yet.
+    excluded_since: Vec<(usize, Exclusion)>,
     /// Of which tables rows are still to come.
     crawling: Crawling,
     /// Where the last whole transaction taken by the coalescer ends.
@@ -73,7 +75,17 @@ impl Applier {
         let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
         let crawling = Crawling::new(&checkpoint.ranges);
         let coalescer = Coalescer::new(flow.routes.iter().map(|route| route.shape.clone()).collect());
-        Self { sink, flow, coalescer, excluded, crawling, position: None, open: false, reports }
+        Self {
+            sink,
+            flow,
+            coalescer,
+            excluded,
+            excluded_since: Vec::new(),
+            crawling,
+            position: None,
+            open: false,
+            reports,
+        }
     }
 
     pub(crate) async fn run(mut self, mut work: mpsc::Receiver<Work>) -> Result<()> {
@@ -92,8 +104,13 @@ impl Applier {
         match work {
             Work::Changes { changes, first } => {
                 for transaction in &changes.transactions()[first..] {
-                    for change in changes.of(transaction).filter(|c| !self.excluded.contains(&c.table)) {
-                        self.coalescer.take(change)?;
+                    for change in changes.of(transaction) {
+                        if self.excluded.contains(&change.table) {
+                            continue;
+                        }
+                        if let Err(error) = self.coalescer.take(change) {
+                            self.exclude(change.table, error)?;
+                        }
                     }
                     self.open = !transaction.ends;
                     if transaction.ends {
@@ -207,22 +224,37 @@ impl Applier {
     /// rest is applied.
     async fn apply(&mut self, mut batch: Batch, mut commit: Option<Commit>) -> Result<Vec<Hole>> {
         loop {
+            if !self.excluded_since.is_empty() {
+                let takes_part = |table: usize| !self.excluded.contains(&table);
+                batch.tables.retain(|part| takes_part(part.table));
+                let commit = commit.get_or_insert_default();
+                commit.ranges.retain(|range| takes_part(range.table));
+                commit.filled.retain(|(table, _)| takes_part(*table));
+                commit.exclude.append(&mut self.excluded_since);
+            }
             let error = match self.sink.apply(&batch, commit.as_ref()).await {
                 Ok(applied) => return Ok(applied.holes),
-                Err(error) if error.kind() == Kind::Data => error,
-                Err(error) => return Err(error),
+                Err(error) => error,
             };
-            let Some(table) = self.flow.table_of(&error) else { return Err(error) };
-            if !self.excluded.insert(table) {
-                return Err(Error::new(code::INTERNAL, "a table that is left out was refused").because(error));
-            }
-            batch.tables.retain(|part| part.table != table);
-            let commit = commit.get_or_insert_default();
-            commit.ranges.retain(|range| range.table != table);
-            commit.filled.retain(|(filled, _)| *filled != table);
-            commit.exclude.push((table, Exclusion::Failed(error.line())));
-            self.report(Report::Failed { table, error });
+            let Some(table) = self.flow.table_of(Side::Target, &error) else { return Err(error) };
+            self.exclude(table, error)?;
         }
+    }
+
+    /// A table cannot go on: it is left out, durably with what is applied next.
+    ///
+    /// # Errors
+    /// The error itself, if it is about more than one table.
+    fn exclude(&mut self, table: usize, error: Error) -> Result<()> {
+        if error.kind() != Kind::Data {
+            return Err(error);
+        }
+        if !self.excluded.insert(table) {
+            return Err(Error::new(code::INTERNAL, "a table that is left out was refused").because(error));
+        }
+        self.excluded_since.push((table, Exclusion::Failed(error.line())));
+        self.report(Report::Failed { table, error });
+        Ok(())
     }
 
     fn report_holes(&self, holes: Vec<Hole>) {

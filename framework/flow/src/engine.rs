@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Batch, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Sink, Store,
+    Batch, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Side, Sink, Store,
 };
 use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -54,12 +54,14 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Which table an error is about: its context names it.
-    pub(crate) fn table_of(&self, error: &Error) -> Option<usize> {
-        let (_, name) = error.context().iter().find(|(name, _)| *name == "table")?;
-        self.routes.iter().position(|route| {
-            route.target.name.to_string() == *name || route.shape.table.name.to_string() == *name
-        })
+    /// Which table an error of one side is about: its context names it as that side does.
+    pub(crate) fn table_of(&self, side: Side, error: &Error) -> Option<usize> {
+        let (_, named) = error.context().iter().find(|(fact, _)| *fact == "table")?;
+        let name = |route: &Route| match side {
+            Side::Source => route.shape.table.name.to_string(),
+            Side::Target => route.target.name.to_string(),
+        };
+        self.routes.iter().position(|route| name(route) == *named)
     }
 }
 

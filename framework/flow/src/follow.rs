@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Catalog, Obstacle, Route, StateStore};
+use tidegate_core::port::{Catalog, Obstacle, Route, Side, StateStore};
 use tidegate_core::{Column, Error, FlowName, Result, Shape, Table, TableName};
 
 use crate::engine::Flow;
@@ -39,15 +39,6 @@ pub struct Known {
 /// The tables of a flow, by their names in the source.
 pub type Record = BTreeMap<String, Known>;
 
-/// Why a flow is renewed.
-#[derive(Debug, Default)]
-pub struct Cause {
-    /// Tables that are to be crawled anew, by their names in the source: whatever they are now is taken as it is.
-    pub recopied: BTreeSet<String>,
-    /// The error that ended the last run, if a second look did not explain it.
-    pub unexplained: Option<Error>,
-}
-
 /// The tables as the flow knows them; none if it never ran.
 ///
 /// # Errors
@@ -57,11 +48,17 @@ pub async fn known(state: &dyn StateStore, flow: &FlowName) -> Result<Record> {
 }
 
 /// Looks at both sides anew and makes the routes follow, the target's tables with them. Tables that cannot be followed
-/// are refused. Returns whether a route is another one, or another table is refused.
+/// are refused; those in `recopied`, by their names in the source, are to be crawled anew, and whatever they are now is
+/// taken as it is. Returns whether a route is another one, or another table is refused.
 ///
 /// # Errors
 /// If a side cannot be read, or a table that did not change cannot be carried any more.
-pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Result<bool> {
+pub async fn renew(
+    flow: &mut Flow,
+    state: &dyn StateStore,
+    recopied: &BTreeSet<String>,
+    doubt: &mut Doubt,
+) -> Result<bool> {
     let record = known(state, &flow.name).await?;
     let (source, target) = (flow.source.catalog().await?, flow.target.catalog().await?);
     let (found, obstacles) = source.describe(&flow.wanted.tables).await?;
@@ -71,7 +68,7 @@ pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Res
         source: source.as_ref(),
         target: target.as_ref(),
         obstacles: &obstacles,
-        recopied: &cause.recopied,
+        recopied,
     };
     let mut renewed = record.clone();
     let mut refused = BTreeMap::new();
@@ -104,9 +101,7 @@ pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Res
             Err(error) => return Err(error),
         }
     }
-    if let Some(error) = cause.unexplained
-        && let Some(table) = flow.table_of(&error)
-    {
+    for (table, error) in std::mem::take(&mut doubt.believed) {
         refused.entry(table).or_insert_with(|| error.line());
     }
     if renewed != record {
@@ -114,35 +109,57 @@ pub async fn renew(flow: &mut Flow, state: &dyn StateStore, cause: Cause) -> Res
     }
     // Only a copy made anew brings a refused table back.
     for (table, reason) in &flow.refused {
-        if !cause.recopied.contains(&flow.routes[*table].shape.table.name.to_string()) {
+        if !recopied.contains(&flow.routes[*table].shape.table.name.to_string()) {
             refused.entry(*table).or_insert_with(|| reason.clone());
         }
     }
     changed |= refused != flow.refused;
     flow.refused = refused;
+    if changed {
+        // What was heard so far may be explained by that.
+        doubt.heard.clear();
+    }
     Ok(changed)
 }
 
 /// How long an error that the tables do not explain may be one of a change that readers do not see yet.
 const DOUBT: Duration = Duration::from_secs(5);
 
+/// An error that did not come again for so long was one of a change that is over.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
 /// Decides when a `schema-changed` that a renewal did not explain is believed.
 #[derive(Debug, Default)]
 pub struct Doubt {
-    line: String,
-    since: Duration,
+    /// When errors about a table, or about none of the flow, came first and last.
+    heard: BTreeMap<Option<usize>, (Duration, Duration)>,
+    /// What the next renewal refuses.
+    believed: BTreeMap<usize, Error>,
 }
 
 impl Doubt {
-    /// Takes the error that ended a run. Gives it back if it came before and there has been time enough for an
-    /// explanation; then its table is to be refused.
-    pub fn hear(&mut self, error: Error, now: Duration) -> Option<Error> {
-        let line = error.line();
-        if line != self.line {
-            *self = Self { line, since: now };
-            return None;
+    /// Takes the error that ended a run. Once there has been time enough for an explanation, the next renewal refuses its
+    /// table.
+    ///
+    /// # Errors
+    /// The error itself then, if it is about no table of the flow.
+    pub fn hear(&mut self, flow: &Flow, error: Error) -> Result<()> {
+        let table = flow.table_of(Side::Source, &error);
+        if self.is_over(table, flow.clock.elapsed()) {
+            let Some(table) = table else { return Err(error) };
+            self.believed.insert(table, error);
         }
-        (now.saturating_sub(self.since) > DOUBT).then_some(error)
+        Ok(())
+    }
+
+    /// Whether errors about this have come for longer than they may without an explanation.
+    fn is_over(&mut self, table: Option<usize>, now: Duration) -> bool {
+        let (first, last) = self.heard.entry(table).or_insert((now, now));
+        if now.saturating_sub(*last) > FORGET_AFTER {
+            *first = now;
+        }
+        *last = now;
+        now.saturating_sub(*first) > DOUBT
     }
 }
 
@@ -357,6 +374,20 @@ mod tests {
             assert_eq!(difference(&before, &now), found, "{now:?}");
         }
         assert_eq!(added(&before, &table(&["id int", "note", "paid int"])).len(), 1);
+    }
+
+    /// Found by reading: two tables whose errors took turns were doubted for ever.
+    #[test]
+    fn each_table_is_doubted_by_itself_and_not_for_ever() {
+        let mut doubt = Doubt::default();
+        let mut hear = |table, at| doubt.is_over(table, Duration::from_secs(at));
+        for at in 0..=5 {
+            assert!(!hear(Some(0), at) && !hear(Some(1), at), "an explanation may still come");
+        }
+        assert!(!hear(None, 6));
+        assert!(hear(Some(0), 6) && hear(Some(1), 7));
+        assert!(!hear(Some(0), 100), "what came so long ago is over");
+        assert!(hear(Some(0), 106));
     }
 
     #[test]

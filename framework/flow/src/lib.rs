@@ -24,7 +24,7 @@ mod watch;
 pub mod window;
 
 pub use engine::{Ended, Flow, MaxRate, Request, Until, run_once};
-pub use follow::{Cause, renew};
+pub use follow::{Doubt, renew};
 pub use options::Options;
 pub use plan::{Plan, PlannedTable, Wanted, plan};
 pub use status::{Gauge, Status, TableState, TableStatus};

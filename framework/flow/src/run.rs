@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Ended, Flow, MaxRate, Request, Until, run_once};
-use crate::follow::{Cause, Doubt, renew};
+use crate::follow::{Doubt, renew};
 use crate::seal;
 use crate::status::{Gauge, Status};
 use crate::watch::watch;
@@ -182,11 +182,11 @@ async fn runs(
     let mut flow = flow.clone();
     let mut pause = PAUSES.0;
     let mut broken_since = None;
-    let (mut doubt, mut unexplained) = (Doubt::default(), None);
+    let mut doubt = Doubt::default();
     loop {
         let began = flow.clock.elapsed();
-        let (cause, ends) = (unexplained.take(), (danger.as_mut(), stop));
-        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, cause, ends);
+        let ends = (danger.as_mut(), stop);
+        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, &mut doubt, ends);
         let outcome = attempt.await;
         if outcome.is_err() {
             gauge.broke();
@@ -196,11 +196,7 @@ async fn runs(
             Ok(ended) => return Ok(ended),
             Err(error) if error.code() == code::SCHEMA_CHANGED => {
                 tracing::info!(%error, "a table changed; both sides are looked at anew");
-                let is_ours = flow.table_of(&error).is_some();
-                match doubt.hear(error, flow.clock.elapsed()) {
-                    Some(error) if !is_ours => return Err(error),
-                    believed => unexplained = believed,
-                }
+                doubt.hear(&flow, error)?;
                 flow.clock.sleep(LOOK_PAUSE).await;
                 continue;
             }
@@ -234,10 +230,10 @@ async fn attempt(
     gauge: &Gauge,
     state: &dyn StateStore,
     holder: &str,
-    unexplained: Option<Error>,
+    doubt: &mut Doubt,
     (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
-    let Some(wishes) = stop.run_until_cancelled(prepare(flow, state, unexplained)).await else {
+    let Some(wishes) = stop.run_until_cancelled(prepare(flow, state, doubt)).await else {
         return Ok(Ended::Stopped);
     };
     let wishes = wishes?;
@@ -268,11 +264,11 @@ async fn attempt(
 }
 
 /// Makes the flow what its tables are now, and gives what is wanted of it.
-async fn prepare(flow: &mut Flow, state: &dyn StateStore, unexplained: Option<Error>) -> Result<Wishes> {
+async fn prepare(flow: &mut Flow, state: &dyn StateStore, doubt: &mut Doubt) -> Result<Wishes> {
     seal::renew(flow, state).await?;
     let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
     let recopied = wishes.recopies_open().into_keys().collect();
-    renew(flow, state, Cause { recopied, unexplained }).await?;
+    renew(flow, state, &recopied, doubt).await?;
     give_up_recopies(flow, state, &mut wishes).await?;
     Ok(wishes)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Checkpoint, Crawler, Exclusion, Limit, RangeProgress};
+use tidegate_core::port::{Checkpoint, Crawler, Exclusion, Limit, RangeProgress, Side};
 use tidegate_core::{AsOf, Changes, Error, Key, Op, Position, Result, Row, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
@@ -166,13 +166,17 @@ impl<'a> Sequencer<'a> {
         self.again
     }
 
-    /// Leaves out the table that an error is about.
+    /// Leaves out the table that an error of the source is about.
     ///
     /// # Errors
     /// The error itself, if it is about more than one table of this flow.
     pub(crate) async fn exclude_for(&mut self, error: Error) -> Result<()> {
-        let table = self.flow.table_of(&error).filter(|table| !self.excluded.contains(table));
+        let table = self.flow.table_of(Side::Source, &error).filter(|table| !self.excluded.contains(table));
         let Some(table) = table.filter(|_| error.kind() == Kind::Data) else { return Err(error) };
+        self.exclude(table, error).await
+    }
+
+    async fn exclude(&mut self, table: usize, error: Error) -> Result<()> {
         self.leave_out(table);
         self.send(Work::Exclude { table, why: Exclusion::Failed(error.line()) }).await?;
         tracing::error!(table = %self.flow.routes[table].shape.table.name, %error, "a table stopped");
@@ -356,7 +360,7 @@ impl<'a> Sequencer<'a> {
         let error = Error::new(code::CONSTRAINT_VIOLATED, what)
             .with("table", &route.target.name)
             .with("key", route.shape.show_key(key.row()));
-        self.exclude_for(error).await
+        self.exclude(table, error).await
     }
 
     /// The feed delivered something, or says how far it is.

@@ -1,16 +1,15 @@
 //! Simulated histories: the real engine over model stores, a fault at every port call, replayable from one number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{FlowName, Shape, SystemClock, Table};
-use tidegate_flow::follow::Doubt;
 use tidegate_flow::plant::plant;
 use tidegate_flow::{
-    Cause, Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, Wanted, renew, run_once,
+    Doubt, Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, Wanted, renew, run_once,
     seal,
 };
 use tidegate_memory::MemoryStore;
@@ -317,7 +316,7 @@ async fn drive(flow: &mut Flow, gauge: &Gauge, target: &MemoryStore, world: &Sha
     let mut at_rest = false;
     let mut skipped = None;
     let mut recopying;
-    let (mut doubt, mut unexplained) = (Doubt::default(), None);
+    let mut doubt = Doubt::default();
     for run in 0..RUNS_MAX {
         let (ask, mut requests) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
@@ -346,12 +345,11 @@ async fn drive(flow: &mut Flow, gauge: &Gauge, target: &MemoryStore, world: &Sha
                 }
             }
         }
-        let recopied =
+        let recopied: BTreeSet<String> =
             recopying.iter().map(|table| flow.routes[*table].shape.table.name.to_string()).collect();
-        let cause = Cause { recopied, unexplained: unexplained.take() };
         let renewed = async {
             seal::renew(flow, target).await?;
-            renew(flow, target, cause).await
+            renew(flow, target, &recopied, &mut doubt).await
         };
         match renewed.await {
             Ok(changed) => {
@@ -423,7 +421,7 @@ async fn drive(flow: &mut Flow, gauge: &Gauge, target: &MemoryStore, world: &Sha
             }
             Ok(Err(e)) if e.code() == code::SCHEMA_CHANGED => {
                 skipped = skipped.or(recopying);
-                unexplained = doubt.hear(e, flow.clock.elapsed());
+                doubt.hear(flow, e).map_err(|e| format!("{e:?}"))?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Ok(Err(e)) => return Err(format!("{e:?}")),

@@ -48,7 +48,8 @@ pub struct Chunk {
 /// 2. Rows come in the store's own order of the key; ranges that `split` gives cover the table's keys exactly once.
 /// 3. The upper bound of the last range is frozen when `split` is called: inserts behind it do not make a crawl endless.
 /// 4. A chunk needs nothing kept open from an earlier one: after a crash the range goes on from the last `next`.
-/// 5. If the source was dropped, renamed or hides rows, it is an error and never fewer rows.
+/// 5. If the source was dropped, renamed or hides rows, it is an error and never fewer rows. What is about one table
+///    names it, as `table`.
 /// 6. The barrier of `as_of` is not before the position of any change that its rows show.
 /// 7. Instants never go back: what one read showed is shown by every read that begins later, by any crawler of the store.
 ///

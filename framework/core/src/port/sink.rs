@@ -189,6 +189,7 @@ pub struct Applied {
 /// 6. Opening fences: whoever opened the flow before gets `lease-lost` from its next commit on.
 /// 7. Holes are noted durably with the batch that made them; without a commit, no later than the next one.
 /// 8. A value that does not fit exactly is an error that names table, key and column, and nothing of the batch is done.
+///    What is about one table names it as the target does, as `table`.
 ///
 /// # Concurrency
 /// One task. A sink may split a batch over several connections.

@@ -98,9 +98,11 @@ impl CarriedSink {
             let Some(shape) = &self.recoded[part.table] else { return Ok(part.clone()) };
             let (key, all): (Vec<usize>, Vec<usize>) =
                 (shape.table.key.clone(), (0..shape.table.columns.len()).collect());
+            let target = &self.routes[part.table].target.name;
             let rows = |rows: &Rows, columns: &[usize]| {
                 let mut out = Rows::new();
-                rows.iter().try_for_each(|row| recode(shape, row, columns, &mut out)).map(|()| out)
+                let recoded = rows.iter().try_for_each(|row| recode(shape, row, columns, &mut out));
+                recoded.map(|()| out).map_err(|error| error.with("table", target))
             };
             Ok(TableBatch {
                 deletes: rows(&part.deletes, &key)?,
@@ -139,9 +141,8 @@ impl CarriedSink {
 fn recode(shape: &Shape, row: Row<'_>, columns: &[usize], out: &mut Rows) -> Result<()> {
     let mut values = Vec::with_capacity(columns.len());
     for (cell, at) in row.cells().zip(columns) {
-        values.push(shape.value(*at, cell).map_err(|error| {
-            error.with("table", &shape.table.name).with("column", &shape.table.columns[*at].name)
-        })?);
+        let value = shape.value(*at, cell);
+        values.push(value.map_err(|error| error.with("column", &shape.table.columns[*at].name))?);
     }
     out.push_with(|row: &mut RowWriter<'_>| {
         for value in &values {

@@ -67,3 +67,27 @@ async fn a_default_is_refused_until_the_table_is_crawled_anew() {
         assert_eq!(target.rows(&t), [[int(1), int(11), int(5)], [int(2), int(20), int(7)]]);
     }
 }
+
+/// Found by reading: what had been said of a first column, and was followed long ago, made the same words of a second
+/// one be believed at once, and the table was refused.
+#[tokio::test(start_paused = true)]
+async fn a_second_column_is_followed_as_the_first_was() {
+    let (source, target, t, flow) = start(&["id", "v"]).await;
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let stop = CancellationToken::new();
+    let running = run(&flow, Until::Stopped, &gauge, &state, "test", Duration::from_secs(5), &stop);
+    let altering = async {
+        for (at, column) in [(2, "late"), (3, "later")] {
+            source.add_column(&t, Column::new(column, Type::Int { bits: 64 }), None).unwrap();
+            source.transact(&[Write::update(&t, [int(1)], [(at, int(7))])]).unwrap();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+        stop.cancel();
+    };
+    let both = async { tokio::join!(Box::pin(running), altering).0 };
+    assert_eq!(both.await.unwrap(), Ended::Stopped);
+    let status = gauge.read(flow.clock.as_ref());
+    assert_eq!(status.tables[0].error, None);
+    assert_eq!(target.rows(&t), source.rows(&t));
+}

@@ -5,6 +5,7 @@ mod following;
 mod holes;
 mod running;
 mod sealing;
+mod stopping;
 mod transforming;
 
 use std::sync::Arc;
