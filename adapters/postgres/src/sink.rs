@@ -3,9 +3,12 @@
 //! A chunk that is expected to meet no row is copied into its table, by two sessions if it is large. Everything else is
 //! copied into a temporary table first and merged from there by one statement a kind of work.
 
+mod apart;
 mod checkpoint;
+mod direct;
 mod helper;
 mod place;
+mod stage;
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,8 +24,9 @@ use tokio_postgres::{SimpleQueryMessage, Statement};
 use crate::connect::Session;
 use crate::error::from_driver;
 use crate::schema;
-use crate::sink::helper::{Helper, LOCK_TIMEOUT};
-use crate::sink::place::{Place, sent_columns};
+use crate::sink::helper::Helper;
+use crate::sink::place::Place;
+use crate::sink::stage::Stage;
 use crate::store::PostgresStore;
 
 /// How much of a copy goes to the driver at a time.
@@ -48,13 +52,6 @@ pub(crate) struct PostgresSink {
     filled: HashSet<(usize, Stage)>,
     statements: HashMap<String, Statement>,
     ledger: checkpoint::Statements,
-}
-
-/// A temporary table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Stage {
-    Rows,
-    Keys,
 }
 
 /// What is to be done to one table, in the target's form.
@@ -209,51 +206,6 @@ impl PostgresSink {
         Ok(Some(if part.batch.crawling { Vec::new() } else { holes }))
     }
 
-    /// The slow way, where rows are in each other's way: what they were before goes first, since all of it is in the
-    /// batch. A row that is kept out even so is a hole; a row that is not in the batch stays.
-    async fn put_apart(&mut self, part: &Part<'_>) -> Result<Vec<Key>> {
-        let (table, batch) = (part.batch.table, part.batch);
-        self.places[table].check_cascades(self.fires)?;
-        let all: Vec<usize> = (0..batch.upserts.len()).collect();
-        self.remove_rows(table, &cut_keys(&self.places[table], &batch.upserts, &all)).await?;
-        let mut holes = Vec::new();
-        for (sent, rows) in &part.updates {
-            if let Some(missed) = self.update(table, sent, rows.clone()).await? {
-                if !batch.crawling {
-                    holes.extend(cut_keys(&self.places[table], &batch.updates, &missed));
-                }
-                continue;
-            }
-            // One of them at least is kept out: they are read again together.
-            let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
-            let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
-            let keys = cut_keys(&self.places[table], &batch.updates, &group);
-            self.remove_rows(table, &keys).await?;
-            holes.extend(keys);
-        }
-        // All have the same columns, so that they are one group.
-        for (sent, rows) in self.places[table].encode_updates(&batch.upserts)? {
-            self.stage(table, Stage::Rows).await?;
-            let copy = self.places[table].copy_updates(&sent);
-            self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-            let mut pieces = vec![(0, batch.upserts.len())];
-            while let Some((start, end)) = pieces.pop() {
-                let insert = self.places[table].insert_some(start, end);
-                if self.attempt(&insert).await?.is_some() {
-                    continue;
-                }
-                // Halves, down to the rows that are kept out.
-                if end - start == 1 {
-                    holes.push(self.places[table].shape.cut_key(batch.upserts.row(start)));
-                } else {
-                    let middle = start.midpoint(end);
-                    pieces.extend([(middle, end), (start, middle)]);
-                }
-            }
-        }
-        Ok(holes)
-    }
-
     /// Runs a statement and gives what it answers; `None`, with nothing done, if a row is kept out.
     async fn attempt(&self, sql: &str) -> Result<Option<Vec<SimpleQueryMessage>>> {
         let within = format!("SAVEPOINT attempt; {sql}; RELEASE attempt");
@@ -265,144 +217,6 @@ impl PostgresSink {
             }
             Err(error) => Err(from_driver(error, "apply")),
         }
-    }
-
-    /// Writes rows that have these columns, and gives the numbers of those that met none; `None` if one is kept out.
-    async fn update(&mut self, table: usize, sent: &[usize], rows: Bytes) -> Result<Option<Vec<usize>>> {
-        self.stage(table, Stage::Rows).await?;
-        let place = &self.places[table];
-        let (copy, update) = (place.copy_updates(sent), place.update(sent));
-        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-        Ok(self.attempt(&update).await?.map(|missed| numbers(&missed)))
-    }
-
-    /// Removes the rows of these keys.
-    async fn remove_rows(&mut self, table: usize, keys: &[Key]) -> Result<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let mut rows = Rows::new();
-        keys.iter().for_each(|key| rows.push(key.row()));
-        let keys = self.places[table].encode_keys(&rows)?;
-        self.remove_keys(table, keys).await
-    }
-
-    /// The same, with the keys as a copy.
-    async fn remove_keys(&mut self, table: usize, keys: Bytes) -> Result<()> {
-        self.stage(table, Stage::Keys).await?;
-        let place = &self.places[table];
-        let (copy, delete) = (place.copy_keys(), place.delete_keys());
-        self.copy(copy, keys).await.map_err(|e| from_driver(e, "stage"))?;
-        self.run(&delete).await
-    }
-
-    /// Copies into the table itself; false, with nothing done, if a row was there.
-    async fn copy_direct(&mut self, table: usize, rows: &Bytes, shared: Option<&Bytes>) -> Result<bool> {
-        let sql = self.places[table].copy_direct();
-        if let Some(second) = shared
-            && let Some(mut helper) = self.helper().await
-        {
-            let done = self.copy_shared(&mut helper, &sql, rows, second).await;
-            // After an error nobody knows what its session holds.
-            self.helper = done.is_ok().then_some(helper);
-            return done;
-        }
-        self.run("SAVEPOINT copying").await?;
-        let copied = self.copy(sql.clone(), rows.clone()).await;
-        let copied = match (copied, shared) {
-            (Ok(()), Some(second)) => self.copy(sql, second.clone()).await,
-            (copied, _) => copied,
-        };
-        match copied {
-            Ok(()) => Ok(true),
-            Err(error) if is_kept_out(&error) => {
-                self.run("ROLLBACK TO copying").await?;
-                Ok(false)
-            }
-            Err(error) => Err(from_driver(error, "copy")),
-        }
-    }
-
-    /// The second session; none if the server has none for us.
-    async fn helper(&mut self) -> Option<Helper> {
-        if let Some(helper) = self.helper.take() {
-            return Some(helper);
-        }
-        match Helper::open(&self.store).await {
-            Ok(helper) => Some(helper),
-            Err(error) => {
-                tracing::debug!(%error, "no second session to the target; one does all");
-                None
-            }
-        }
-    }
-
-    /// Copies two halves at once. The second is committed when both are there, and this session's transaction follows.
-    async fn copy_shared(
-        &mut self,
-        helper: &mut Helper,
-        sql: &str,
-        first: &Bytes,
-        second: &Bytes,
-    ) -> Result<bool> {
-        self.run(&format!("SAVEPOINT copying; {LOCK_TIMEOUT}")).await?;
-        helper.begin(&self.flow, self.fence).await?;
-        let (first, second) = futures::join!(
-            copy_into(&self.session, &mut self.statements, sql.to_owned(), first.clone()),
-            helper.copy(sql.to_owned(), second.clone()),
-        );
-        // A row was there; or the halves wait for each other, which unique keys of the target alone can bring about.
-        let is_met = |error: &tokio_postgres::Error| {
-            is_kept_out(error) || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
-        };
-        match first.and(second) {
-            Ok(()) => {
-                self.run("SET LOCAL lock_timeout TO DEFAULT").await?;
-                helper.run("COMMIT").await.map_err(unsure)?;
-                Ok(true)
-            }
-            Err(error) if is_met(&error) => {
-                helper.run("ROLLBACK").await?;
-                self.run("ROLLBACK TO copying").await?;
-                Ok(false)
-            }
-            Err(error) => Err(from_driver(error, "copy")),
-        }
-    }
-
-    /// Makes the stage of a table, or empties it if the transaction has used it.
-    async fn stage(&mut self, table: usize, stage: Stage) -> Result<()> {
-        let is_new = self.make_stage(table).await?;
-        let place = &self.places[table];
-        if !is_new && self.filled.contains(&(table, stage)) {
-            self.run(&match stage {
-                Stage::Rows => place.clear_rows(),
-                Stage::Keys => place.clear_keys(),
-            })
-            .await?;
-        }
-        self.filled.insert((table, stage));
-        Ok(())
-    }
-
-    /// Makes the stage of a table if it is not there; whether it made it.
-    async fn make_stage(&mut self, table: usize) -> Result<bool> {
-        let is_new = self.staged.insert(table);
-        if is_new {
-            self.run(&self.places[table].create_stage()).await?;
-        }
-        Ok(is_new)
-    }
-
-    /// Makes the stages that a batch needs while no transaction is open, so that they stay whatever becomes of it.
-    async fn prepare(&mut self, batch: &Batch) -> Result<()> {
-        for part in &batch.tables {
-            let needs = !part.fresh || !part.deletes.is_empty() || !part.updates.is_empty();
-            if needs && !part.is_empty() {
-                self.make_stage(part.table).await?;
-            }
-        }
-        Ok(())
     }
 
     /// What is checked at the end of a transaction names the table as the server does.
@@ -440,15 +254,6 @@ fn is_kept_out(error: &tokio_postgres::Error) -> bool {
 /// The keys of the rows at these places.
 fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
     which.iter().map(|at| place.shape.cut_key(rows.row(*at))).collect()
-}
-
-/// The numbers that a statement gives.
-fn numbers(messages: &[SimpleQueryMessage]) -> Vec<usize> {
-    let number = |message: &SimpleQueryMessage| match message {
-        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-        _ => None,
-    };
-    messages.iter().filter_map(number).collect()
 }
 
 #[async_trait]

@@ -1,0 +1,90 @@
+//! The fast way: a chunk that is expected to meet no row is copied into its table, by two sessions if it is large.
+
+use bytes::Bytes;
+use tidegate_core::Result;
+use tokio_postgres::error::SqlState;
+
+use super::helper::{Helper, LOCK_TIMEOUT};
+use super::{PostgresSink, copy_into, is_kept_out, unsure};
+use crate::error::from_driver;
+
+impl PostgresSink {
+    /// Copies into the table itself; false, with nothing done, if a row was there.
+    pub(super) async fn copy_direct(
+        &mut self,
+        table: usize,
+        rows: &Bytes,
+        shared: Option<&Bytes>,
+    ) -> Result<bool> {
+        let sql = self.places[table].copy_direct();
+        if let Some(second) = shared
+            && let Some(mut helper) = self.helper().await
+        {
+            let done = self.copy_shared(&mut helper, &sql, rows, second).await;
+            // After an error nobody knows what its session holds.
+            self.helper = done.is_ok().then_some(helper);
+            return done;
+        }
+        self.run("SAVEPOINT copying").await?;
+        let copied = self.copy(sql.clone(), rows.clone()).await;
+        let copied = match (copied, shared) {
+            (Ok(()), Some(second)) => self.copy(sql, second.clone()).await,
+            (copied, _) => copied,
+        };
+        match copied {
+            Ok(()) => Ok(true),
+            Err(error) if is_kept_out(&error) => {
+                self.run("ROLLBACK TO copying").await?;
+                Ok(false)
+            }
+            Err(error) => Err(from_driver(error, "copy")),
+        }
+    }
+
+    /// The second session; none if the server has none for us.
+    async fn helper(&mut self) -> Option<Helper> {
+        if let Some(helper) = self.helper.take() {
+            return Some(helper);
+        }
+        match Helper::open(&self.store).await {
+            Ok(helper) => Some(helper),
+            Err(error) => {
+                tracing::debug!(%error, "no second session to the target; one does all");
+                None
+            }
+        }
+    }
+
+    /// Copies two halves at once. The second is committed when both are there, and this session's transaction follows.
+    async fn copy_shared(
+        &mut self,
+        helper: &mut Helper,
+        sql: &str,
+        first: &Bytes,
+        second: &Bytes,
+    ) -> Result<bool> {
+        self.run(&format!("SAVEPOINT copying; {LOCK_TIMEOUT}")).await?;
+        helper.begin(&self.flow, self.fence).await?;
+        let (first, second) = futures::join!(
+            copy_into(&self.session, &mut self.statements, sql.to_owned(), first.clone()),
+            helper.copy(sql.to_owned(), second.clone()),
+        );
+        // A row was there; or the halves wait for each other, which unique keys of the target alone can bring about.
+        let is_met = |error: &tokio_postgres::Error| {
+            is_kept_out(error) || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+        };
+        match first.and(second) {
+            Ok(()) => {
+                self.run("SET LOCAL lock_timeout TO DEFAULT").await?;
+                helper.run("COMMIT").await.map_err(unsure)?;
+                Ok(true)
+            }
+            Err(error) if is_met(&error) => {
+                helper.run("ROLLBACK").await?;
+                self.run("ROLLBACK TO copying").await?;
+                Ok(false)
+            }
+            Err(error) => Err(from_driver(error, "copy")),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Temporary tables that rows and keys are copied into, and what is done from there.
+
+use bytes::Bytes;
+use tidegate_core::port::Batch;
+use tidegate_core::{Key, Result, Rows};
+use tokio_postgres::SimpleQueryMessage;
+
+use super::PostgresSink;
+use crate::error::from_driver;
+
+/// A temporary table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    Rows,
+    Keys,
+}
+
+impl PostgresSink {
+    /// Makes the stage of a table, or empties it if the transaction has used it.
+    pub(super) async fn stage(&mut self, table: usize, stage: Stage) -> Result<()> {
+        let is_new = self.make_stage(table).await?;
+        let place = &self.places[table];
+        if !is_new && self.filled.contains(&(table, stage)) {
+            self.run(&match stage {
+                Stage::Rows => place.clear_rows(),
+                Stage::Keys => place.clear_keys(),
+            })
+            .await?;
+        }
+        self.filled.insert((table, stage));
+        Ok(())
+    }
+
+    /// Makes the stage of a table if it is not there; whether it made it.
+    async fn make_stage(&mut self, table: usize) -> Result<bool> {
+        let is_new = self.staged.insert(table);
+        if is_new {
+            self.run(&self.places[table].create_stage()).await?;
+        }
+        Ok(is_new)
+    }
+
+    /// Makes the stages that a batch needs while no transaction is open, so that they stay whatever becomes of it.
+    pub(super) async fn prepare(&mut self, batch: &Batch) -> Result<()> {
+        for part in &batch.tables {
+            let needs = !part.fresh || !part.deletes.is_empty() || !part.updates.is_empty();
+            if needs && !part.is_empty() {
+                self.make_stage(part.table).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes rows that have these columns, and gives the numbers of those that met none; `None` if one is kept out.
+    pub(super) async fn update(
+        &mut self,
+        table: usize,
+        sent: &[usize],
+        rows: Bytes,
+    ) -> Result<Option<Vec<usize>>> {
+        self.stage(table, Stage::Rows).await?;
+        let place = &self.places[table];
+        let (copy, update) = (place.copy_updates(sent), place.update(sent));
+        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
+        Ok(self.attempt(&update).await?.map(|missed| numbers(&missed)))
+    }
+
+    /// Removes the rows of these keys.
+    pub(super) async fn remove_rows(&mut self, table: usize, keys: &[Key]) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut rows = Rows::new();
+        keys.iter().for_each(|key| rows.push(key.row()));
+        let keys = self.places[table].encode_keys(&rows)?;
+        self.remove_keys(table, keys).await
+    }
+
+    /// The same, with the keys as a copy.
+    pub(super) async fn remove_keys(&mut self, table: usize, keys: Bytes) -> Result<()> {
+        self.stage(table, Stage::Keys).await?;
+        let place = &self.places[table];
+        let (copy, delete) = (place.copy_keys(), place.delete_keys());
+        self.copy(copy, keys).await.map_err(|e| from_driver(e, "stage"))?;
+        self.run(&delete).await
+    }
+}
+
+/// The numbers that a statement gives.
+fn numbers(messages: &[SimpleQueryMessage]) -> Vec<usize> {
+    let number = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    };
+    messages.iter().filter_map(number).collect()
+}
