@@ -53,14 +53,7 @@ async fn rows_that_are_in_each_others_way() {
 #[tokio::test]
 async fn the_last_reason_why_a_table_takes_no_part_holds() {
     let store = MemoryStore::new("target");
-    let first = Checkpoint {
-        source: Identity("source".to_owned()),
-        position: Position::from_u64(1),
-        replay: Position::from_u64(1),
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    };
+    let first = Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1));
     let mut sink = store.sink(&FlowName::new("it").unwrap(), &[]).await.unwrap();
     sink.open(&first).await.unwrap();
     for why in [Exclusion::Failed("it broke".to_owned()), Exclusion::Skipped] {

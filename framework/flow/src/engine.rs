@@ -306,14 +306,7 @@ async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>,
     let start = source.capture(&flow.name, &captured).await?;
     // A capture may be what gives a source its identity.
     let identity = source.identity().await?;
-    let first = Checkpoint {
-        source: identity.clone(),
-        position: start.clone(),
-        replay: start,
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    };
+    let first = Checkpoint::first(identity.clone(), start);
     let mut sink = flow.target.sink(&flow.name, &flow.routes).await?;
     let checkpoint = match sink.open(&first).await? {
         Opened::New => first,

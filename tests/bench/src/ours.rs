@@ -79,14 +79,7 @@ pub async fn begin(flow: &Flow) -> Result<Checkpoint> {
         rows: 0,
         done: true,
     });
-    Ok(Checkpoint {
-        source: catalog.identity().await?,
-        replay: position.clone(),
-        position,
-        ranges: ranges.collect(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    })
+    Ok(Checkpoint { ranges: ranges.collect(), ..Checkpoint::first(catalog.identity().await?, position) })
 }
 
 /// Lets the target know that it has every row.

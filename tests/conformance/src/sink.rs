@@ -96,14 +96,7 @@ impl<'a> Run<'a> {
     }
 
     async fn opened(seats: &dyn Seats, route: &Route) -> (Box<dyn Sink>, Opened) {
-        let first = Checkpoint {
-            source: Identity("source".to_owned()),
-            position: Position::from_u64(1),
-            replay: Position::from_u64(1),
-            ranges: Vec::new(),
-            excluded: Vec::new(),
-            holes: Vec::new(),
-        };
+        let first = Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1));
         let mut sink = seats.sink(route.clone()).await.expect("a sink");
         let opened = sink.open(&first).await.expect("it opens");
         (sink, opened)

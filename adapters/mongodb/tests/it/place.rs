@@ -69,12 +69,5 @@ pub(crate) async fn route(store: &Arc<dyn Store>, source: &Arc<Table>) -> Route 
 }
 
 pub(crate) fn first() -> Checkpoint {
-    Checkpoint {
-        source: Identity("memory:shop".to_owned()),
-        position: Position::from_u64(1),
-        replay: Position::from_u64(1),
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    }
+    Checkpoint::first(Identity("memory:shop".to_owned()), Position::from_u64(1))
 }

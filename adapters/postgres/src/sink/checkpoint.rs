@@ -34,14 +34,8 @@ pub(crate) async fn open(
         transaction.commit().await.map_err(failed)?;
         return Ok((fence, Opened::New));
     }
-    let mut checkpoint = Checkpoint {
-        source: Identity(row.get(1)),
-        position: Position::new(row.get::<_, Vec<u8>>(2)),
-        replay: Position::new(row.get::<_, Vec<u8>>(3)),
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    };
+    let mut checkpoint = Checkpoint::first(Identity(row.get(1)), Position::new(row.get::<_, Vec<u8>>(2)));
+    checkpoint.replay = Position::new(row.get::<_, Vec<u8>>(3));
     let place = |name: &str| names.iter().position(|known| *known == name);
     let key = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Key(bytes.into()));
     let sql = "SELECT name, range, after_key, upto_key, rows, done FROM tidegate.ranges WHERE flow = $1

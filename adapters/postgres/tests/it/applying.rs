@@ -28,14 +28,7 @@ async fn routes(store: &Arc<dyn Store>) -> Vec<Route> {
 }
 
 fn first() -> Checkpoint {
-    Checkpoint {
-        source: Identity("source".to_owned()),
-        position: Position::from_u64(1),
-        replay: Position::from_u64(1),
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    }
+    Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1))
 }
 
 async fn sink(store: &Arc<dyn Store>, routes: &[Route]) -> (Box<dyn Sink>, Opened) {

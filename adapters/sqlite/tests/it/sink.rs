@@ -24,14 +24,7 @@ fn rows(values: &[&[Value<'static>]]) -> Rows {
 }
 
 fn first() -> Checkpoint {
-    Checkpoint {
-        source: Identity("a".to_owned()),
-        position: Position::from_u64(1),
-        replay: Position::from_u64(1),
-        ranges: Vec::new(),
-        excluded: Vec::new(),
-        holes: Vec::new(),
-    }
+    Checkpoint::first(Identity("a".to_owned()), Position::from_u64(1))
 }
 
 fn at(position: u64) -> Commit {

@@ -156,6 +156,20 @@ pub struct Checkpoint {
     pub holes: Vec<(usize, Key)>,
 }
 
+impl Checkpoint {
+    /// What a flow begins with: nothing is in the target, and changes from here on are captured.
+    pub fn first(source: Identity, position: Position) -> Self {
+        Self {
+            source,
+            replay: position.clone(),
+            position,
+            ranges: Vec::new(),
+            excluded: Vec::new(),
+            holes: Vec::new(),
+        }
+    }
+}
+
 /// What opening a sink found.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Opened {
@@ -214,14 +228,8 @@ pub struct Applied {
 /// let target = Arc::new(tables[0].clone());
 /// let shape = Shape { table: Arc::clone(&target), codec: Arc::new(Canonical) };
 /// let routes = [Route { shape, target }];
-/// let first = Checkpoint {
-///     source: MemoryStore::new("old").catalog().await?.identity().await?,
-///     position: Position::from_u64(7),
-///     replay: Position::from_u64(7),
-///     ranges: Vec::new(),
-///     excluded: Vec::new(),
-///     holes: Vec::new(),
-/// };
+/// let source = MemoryStore::new("old").catalog().await?.identity().await?;
+/// let first = Checkpoint::first(source, Position::from_u64(7));
 /// let flow = FlowName::new("shop")?;
 /// let mut sink = store.sink(&flow, &routes).await?;
 /// assert_eq!(sink.open(&first).await?, Opened::New);
