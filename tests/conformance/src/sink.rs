@@ -33,6 +33,8 @@ pub async fn keeps_rivals_apart(seats: &dyn Seats) {
     run.a_full_row_and_a_part_of_one_exchange_their_values().await;
     run.parts_that_exchange_values_are_filled_by_full_rows().await;
     run.a_row_that_a_rival_keeps_out_is_a_hole_until_it_is_filled().await;
+    run.one_part_of_many_has_a_rival().await;
+    run.many_parts_exchange_their_values().await;
     run.a_transaction_in_pieces_notes_its_holes().await;
     run.one_row_of_a_fresh_chunk_has_a_rival().await;
     run.holes_are_forgotten_with_their_table().await;
@@ -188,6 +190,34 @@ impl<'a> Run<'a> {
         self.seats.remove(99).await;
         assert!(self.apply(full([(1, "z")]), &[1]).await.is_empty());
         assert_eq!(self.seats.all().await, ["1 z full", "2 b full", "3 c full", "4 d full"]);
+        assert!(self.noted().await.is_empty());
+    }
+
+    async fn one_part_of_many_has_a_rival(&mut self) {
+        self.set(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]).await;
+        self.seats.put(99, "z").await;
+        for _ in 0..2 {
+            let parts = partial(TableBatch::default(), &[(1, "e"), (2, "f"), (3, "z"), (4, "g")]);
+            assert_eq!(self.apply(parts, &[]).await, ["id=3"]);
+            assert_eq!(self.seats.all().await, ["1 e full", "2 f full", "4 g full", "99 z rival"]);
+        }
+        self.seats.remove(99).await;
+        assert!(self.apply(full([(3, "z")]), &[3]).await.is_empty());
+        assert_eq!(self.seats.all().await, ["1 e full", "2 f full", "3 z full", "4 g full"]);
+    }
+
+    /// Nobody has to sort them all out: what is left is filled.
+    async fn many_parts_exchange_their_values(&mut self) {
+        let names: Vec<_> = (0..300).map(|n| format!("s{n:03}")).collect();
+        let turned = |by: usize| (0..).zip(names.iter().map(|name| &**name).cycle().skip(by).take(300));
+        self.set(&turned(0).collect::<Vec<_>>()).await;
+        let parts = partial(TableBatch::default(), &turned(1).collect::<Vec<_>>());
+        assert!(!self.apply(parts, &[]).await.is_empty());
+        let expected: Vec<_> = turned(1).map(|(id, name)| format!("{id} {name} full")).collect();
+        assert!(self.seats.all().await.iter().all(|row| expected.contains(row)));
+        let ids: Vec<i64> = (0..300).collect();
+        assert!(self.apply(full(turned(1)), &ids).await.is_empty());
+        assert_eq!(self.seats.all().await, expected);
         assert!(self.noted().await.is_empty());
     }
 

@@ -1,11 +1,16 @@
 //! The slow way, where rows are in each other's way.
 
+use std::ops::Range;
+
 use tidegate_core::{Key, Result};
 
 use super::place::sent_columns;
-use super::stage::Stage;
+use super::stage::numbers;
 use super::{Part, PostgresSink, cut_keys};
-use crate::error::from_driver;
+
+/// So many updates of a group that are kept out are found one by one. If there are more, most are in each other's way:
+/// they are read again, which is one statement and not one each.
+const UPDATES_APART_MAX: usize = 100;
 
 impl PostgresSink {
     /// Writes a part and gives the keys of its holes. What rows were before goes first, since all of it is in the batch.
@@ -17,39 +22,50 @@ impl PostgresSink {
         self.remove_rows(table, &cut_keys(&self.places[table], &batch.upserts, &all)).await?;
         let mut holes = Vec::new();
         for (sent, rows) in &part.updates {
-            if let Some(missed) = self.update(table, sent, rows.clone()).await? {
-                if !batch.crawling {
-                    holes.extend(cut_keys(&self.places[table], &batch.updates, &missed));
-                }
-                continue;
-            }
-            // One of them at least is kept out: they are read again together.
+            self.stage_some(table, sent, rows.clone()).await?;
             let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
             let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
-            let keys = cut_keys(&self.places[table], &batch.updates, &group);
-            self.remove_rows(table, &keys).await?;
-            holes.extend(keys);
+            let place = &self.places[table];
+            let update = |which| place.update_some(sent, which);
+            let (missed, kept_out) = self.by_halves(&group, UPDATES_APART_MAX, update).await?;
+            let kept_out = cut_keys(place, &batch.updates, &kept_out);
+            if !batch.crawling {
+                holes.extend(cut_keys(place, &batch.updates, &missed));
+            }
+            self.remove_rows(table, &kept_out).await?;
+            holes.extend(kept_out);
         }
         // All have the same columns, so that they are one group.
         for (sent, rows) in self.places[table].encode_updates(&batch.upserts)? {
-            self.stage(table, Stage::Rows).await?;
-            let copy = self.places[table].copy_updates(&sent);
-            self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-            let mut pieces = vec![(0, batch.upserts.len())];
-            while let Some((start, end)) = pieces.pop() {
-                let insert = self.places[table].insert_some(start, end);
-                if self.attempt(&insert).await?.is_some() {
-                    continue;
-                }
-                // Halves, down to the rows that are kept out.
-                if end - start == 1 {
-                    holes.push(self.places[table].shape.cut_key(batch.upserts.row(start)));
-                } else {
-                    let middle = start.midpoint(end);
-                    pieces.extend([(middle, end), (start, middle)]);
-                }
-            }
+            self.stage_some(table, &sent, rows).await?;
+            let place = &self.places[table];
+            let (_, kept_out) = self.by_halves(&all, usize::MAX, |which| place.insert_some(which)).await?;
+            holes.extend(cut_keys(place, &batch.upserts, &kept_out));
         }
         Ok(holes)
+    }
+
+    /// Runs a statement on the staged rows of these numbers, by halves down to those that are kept out, or down to halves
+    /// that hold one once there are more than `limit`. Gives the numbers that it answers, and of rows kept out.
+    async fn by_halves(
+        &self,
+        staged: &[usize],
+        limit: usize,
+        statement: impl Fn(Range<usize>) -> String,
+    ) -> Result<(Vec<usize>, Vec<usize>)> {
+        let (mut answered, mut kept_out) = (Vec::new(), Vec::new());
+        let mut pieces = vec![staged];
+        while let Some(piece) = pieces.pop() {
+            let (Some(first), Some(last)) = (piece.first(), piece.last()) else { continue };
+            match self.attempt(&statement(*first..*last + 1)).await? {
+                Some(answer) => answered.extend(numbers(&answer)),
+                None if piece.len() > 1 && kept_out.len() < limit => {
+                    let (start, end) = piece.split_at(piece.len() / 2);
+                    pieces.extend([end, start]);
+                }
+                None => kept_out.extend(piece),
+            }
+        }
+        Ok((answered, kept_out))
     }
 }

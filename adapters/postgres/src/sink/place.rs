@@ -167,9 +167,9 @@ impl Place {
         format!("{} ON CONFLICT ({}) DO {action}", self.insert(), key.join(", "))
     }
 
-    /// Inserts the staged rows from one number up to another.
-    pub(crate) fn insert_some(&self, start: usize, end: usize) -> String {
-        format!("{} WHERE s.n >= {start} AND s.n < {end}", self.insert())
+    /// Inserts the staged rows of these numbers.
+    pub(crate) fn insert_some(&self, which: Range<usize>) -> String {
+        format!("{} WHERE {}", self.insert(), is_among(&which))
     }
 
     /// # Errors
@@ -192,6 +192,15 @@ impl Place {
 
     /// Writes the staged columns, and gives the numbers of the rows that met none.
     pub(crate) fn update(&self, sent: &[usize]) -> String {
+        self.update_where(sent, "true")
+    }
+
+    /// The same with the staged rows of these numbers.
+    pub(crate) fn update_some(&self, sent: &[usize], which: Range<usize>) -> String {
+        self.update_where(sent, &is_among(&which))
+    }
+
+    fn update_where(&self, sent: &[usize], which: &str) -> String {
         let set: Vec<String> = sent
             .iter()
             .filter(|at| !self.key().contains(at))
@@ -200,12 +209,12 @@ impl Place {
         let (table, staged, same) = (&self.table, self.staged(), self.same_key());
         if set.is_empty() {
             return format!(
-                "SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM {table} t WHERE {same})"
+                "SELECT s.n FROM {staged} s WHERE {which} AND NOT EXISTS (SELECT FROM {table} t WHERE {same})"
             );
         }
         format!(
-            "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {same} RETURNING s.n)
-            SELECT s.n FROM {staged} s WHERE NOT EXISTS (SELECT FROM hit WHERE hit.n = s.n)",
+            "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {which} AND {same} RETURNING s.n)
+            SELECT s.n FROM {staged} s WHERE {which} AND NOT EXISTS (SELECT FROM hit WHERE hit.n = s.n)",
             set.join(", ")
         )
     }
@@ -293,6 +302,10 @@ impl Place {
                 .with("column", &self.shape.table.columns[at].name)
         })
     }
+}
+
+fn is_among(numbers: &Range<usize>) -> String {
+    format!("s.n >= {} AND s.n < {}", numbers.start, numbers.end)
 }
 
 /// The places of the cells that were sent.

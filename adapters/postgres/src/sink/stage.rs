@@ -58,11 +58,16 @@ impl PostgresSink {
         sent: &[usize],
         rows: Bytes,
     ) -> Result<Option<Vec<usize>>> {
+        self.stage_some(table, sent, rows).await?;
+        let missed = self.attempt(&self.places[table].update(sent)).await?;
+        Ok(missed.map(|missed| numbers(&missed)))
+    }
+
+    /// Stages rows that have these columns, with their numbers.
+    pub(super) async fn stage_some(&mut self, table: usize, sent: &[usize], rows: Bytes) -> Result<()> {
         self.stage(table, Stage::Rows).await?;
-        let place = &self.places[table];
-        let (copy, update) = (place.copy_updates(sent), place.update(sent));
-        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))?;
-        Ok(self.attempt(&update).await?.map(|missed| numbers(&missed)))
+        let copy = self.places[table].copy_updates(sent);
+        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))
     }
 
     /// Removes the rows of these keys.
@@ -87,7 +92,7 @@ impl PostgresSink {
 }
 
 /// The numbers that a statement gives.
-fn numbers(messages: &[SimpleQueryMessage]) -> Vec<usize> {
+pub(super) fn numbers(messages: &[SimpleQueryMessage]) -> Vec<usize> {
     let number = |message: &SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
         _ => None,
