@@ -64,6 +64,8 @@ pub(crate) struct Inner {
     /// Logged transactions that readers do not see yet.
     pub(crate) hidden: BTreeMap<Mark, Vec<Effect>>,
     pub(crate) flows: BTreeMap<FlowName, FlowState>,
+    /// How often a flow was taken over; never again what it was, also for one that was forgotten.
+    pub(crate) fences: u64,
     pub(crate) seals: BTreeMap<FlowName, String>,
 }
 

@@ -28,9 +28,10 @@ impl MemorySink {
 impl Sink for MemorySink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
         let mut inner = self.store.lock();
+        inner.fences += 1;
+        self.fence = inner.fences;
         let state = inner.flows.entry(self.flow.clone()).or_default();
-        state.fence += 1;
-        self.fence = state.fence;
+        state.fence = self.fence;
         Ok(match &state.checkpoint {
             Some(checkpoint) => Opened::Resumed(checkpoint.clone()),
             None => {

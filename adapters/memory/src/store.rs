@@ -34,6 +34,7 @@ impl MemoryStore {
             next_mark: 1,
             hidden: BTreeMap::new(),
             flows: BTreeMap::new(),
+            fences: 0,
             seals: BTreeMap::new(),
         };
         Self {

@@ -3,8 +3,8 @@
 
 use async_trait::async_trait;
 use tidegate_conformance::Seats;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Route, Sink, Store};
-use tidegate_core::{Column, FlowName, Position, Result, TableName, Type, Value};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Sink, Store};
+use tidegate_core::{Column, FlowName, Position, TableName, Type, Value};
 use tidegate_memory::{MemoryStore, Write};
 
 struct Hall(MemoryStore);
@@ -15,8 +15,8 @@ impl Seats for Hall {
         TableName::new("", "seats")
     }
 
-    async fn sink(&self, route: Route) -> Result<Box<dyn Sink>> {
-        self.0.sink(&FlowName::new("it")?, &[route]).await
+    fn store(&self) -> &dyn Store {
+        &self.0
     }
 
     async fn put(&self, id: i64, seat: &str) {

@@ -2,7 +2,7 @@
 
 use futures::TryStreamExt;
 use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{Binary, Bson, Document, doc};
+use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use mongodb::{ClientSession, Database};
 use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route};
@@ -69,8 +69,10 @@ pub(crate) async fn open(
         .await
         .during("take the flow over")?;
     let Some(known) = known else {
+        // The time, so that nobody has it who opened a flow of this name that was forgotten since.
+        let fence = DateTime::now().timestamp_millis();
         let new = doc! {
-            "_id": flow.as_str(), "fence": 1_i64, "writes": 0_i64, "session": session.id(), "source": &first.source.0,
+            "_id": flow.as_str(), "fence": fence, "writes": 0_i64, "session": session.id(), "source": &first.source.0,
             "position": bytes(first.position.bytes()), "replay": bytes(first.replay.bytes()),
         };
         collection.insert_one(new).session(&mut *session).await.during("store the checkpoint")?;
@@ -78,8 +80,8 @@ pub(crate) async fn open(
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         records(database, session, flow, routes, &commit).await?;
         note(database, session, flow, routes, &first.holes).await?;
-        set_fences(database, session, flow, 1, inserters).await?;
-        return Ok((1, Opened::New));
+        set_fences(database, session, flow, fence, inserters).await?;
+        return Ok((fence, Opened::New));
     };
     let malformed = |e| Error::new(code::STATE_NEWER, "the checkpoint cannot be read").because(e);
     let position =

@@ -260,7 +260,8 @@ fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
 impl Sink for PostgresSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
         let names: Vec<&str> = self.places.iter().map(|place| place.name.as_str()).collect();
-        let (fence, opened) = checkpoint::open(&mut self.session, &self.flow, &names, first).await?;
+        let (fence, opened) =
+            checkpoint::open(&mut self.session, &self.ledger, &self.flow, &names, first).await?;
         self.fence = fence;
         Ok(opened)
     }

@@ -40,21 +40,23 @@ pub(crate) async fn open(
         .await
         .during("read the checkpoint")?;
     let Some(known) = known else {
-        sqlx::query(
-            "INSERT INTO tidegate_checkpoint(flow, fence, source, position, replay) VALUES (?, 1, ?, ?, ?)",
+        // The first fence is the time, so that nobody has it who opened a flow of this name that was forgotten since.
+        let fence = sqlx::query_scalar(
+            "INSERT INTO tidegate_checkpoint(flow, fence, source, position, replay)
+             VALUES (?, CAST(unixepoch('subsec') * 1000000 AS INTEGER), ?, ?, ?) RETURNING fence",
         )
         .bind(flow.as_str())
         .bind(first.source.0.clone())
         .bind(first.position.bytes().to_vec())
         .bind(first.replay.bytes().to_vec())
-        .execute(&mut *connection)
+        .fetch_one(&mut *connection)
         .await
         .during("store the checkpoint")?;
         let commit =
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         advance(connection, flow, routes, &commit).await?;
         note(connection, flow, routes, &first.holes).await?;
-        return Ok((1, Opened::New));
+        return Ok((fence, Opened::New));
     };
     let fence = known.get::<i64, _>(0) + 1;
     sqlx::query("UPDATE tidegate_checkpoint SET fence = ? WHERE flow = ?")

@@ -1,11 +1,12 @@
-//! What a sink does with rows that are in each other's way.
+//! What a sink does with rows that are in each other's way, and with runners that are.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, TableBatch};
+use tidegate_core::error::code;
+use tidegate_core::port::{Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, Store, TableBatch};
 use tidegate_core::{
-    Canonical, Cell, Column, Key, Position, Result, Rows, Shape, Table, TableName, Type, Value,
+    Canonical, Cell, Column, FlowName, Key, Position, Rows, Shape, Table, TableName, Type, Value,
 };
 
 /// A target with a table `seats` of `id` (64-bit number, the key), `seat` (text, unique) and `note` (text).
@@ -13,8 +14,8 @@ use tidegate_core::{
 pub trait Seats: Send + Sync {
     /// The table's name there.
     fn name(&self) -> TableName;
-    /// A new sink of one flow, always of the same name.
-    async fn sink(&self, route: Route) -> Result<Box<dyn Sink>>;
+    /// Where it is.
+    fn store(&self) -> &dyn Store;
     /// Writes a row as somebody else does.
     async fn put(&self, id: i64, seat: &str);
     /// Removes it.
@@ -23,13 +24,16 @@ pub trait Seats: Send + Sync {
     async fn all(&self) -> Vec<String>;
 }
 
-/// Rows exchange unique values, are kept out by others, and are holes until they are filled.
+/// Rows exchange unique values, are kept out by others, and are holes until they are filled. Whoever opened the flow
+/// before writes no more.
 ///
 /// # Panics
-/// If the sink breaks rule 3, 4 or 7 of its contract.
+/// If the sink breaks rule 3, 4, 6 or 7 of its contract.
 pub async fn keeps_rivals_apart(seats: &dyn Seats) {
     let mut run = Run::begin(seats).await;
+    run.an_earlier_runner_writes_no_more().await;
     run.full_rows_trade_their_values().await;
+    run.rows_far_apart_in_a_batch_do_not_keep_each_other_out().await;
     run.a_full_row_and_a_part_of_one_exchange_their_values().await;
     run.parts_that_exchange_values_are_filled_by_full_rows().await;
     run.a_row_that_a_rival_keeps_out_is_a_hole_until_it_is_filled().await;
@@ -38,6 +42,7 @@ pub async fn keeps_rivals_apart(seats: &dyn Seats) {
     run.a_transaction_in_pieces_notes_its_holes().await;
     run.one_row_of_a_fresh_chunk_has_a_rival().await;
     run.holes_are_forgotten_with_their_table().await;
+    run.holes_of_the_first_checkpoint_are_known().await;
 }
 
 struct Run<'a> {
@@ -47,7 +52,8 @@ struct Run<'a> {
     position: u64,
 }
 
-fn full<'v>(rows: impl IntoIterator<Item = (i64, &'v str)>) -> TableBatch {
+/// Full rows of [`Seats`], with the note `full`.
+pub fn full<'v>(rows: impl IntoIterator<Item = (i64, &'v str)>) -> TableBatch {
     let mut of = TableBatch::default();
     for (id, seat) in rows {
         of.upserts.push_values([Value::Int(id), Value::Text(seat.into()), Value::Text("full".into())]);
@@ -55,7 +61,7 @@ fn full<'v>(rows: impl IntoIterator<Item = (i64, &'v str)>) -> TableBatch {
     of
 }
 
-/// With rows that leave the note out.
+/// With rows of [`Seats`] that leave the note out.
 fn partial(mut of: TableBatch, rows: &[(i64, &str)]) -> TableBatch {
     for (id, seat) in rows {
         of.updates.push_with(|row| {
@@ -71,6 +77,14 @@ fn key(id: i64) -> Key {
     let mut rows = Rows::new();
     rows.push_values([Value::Int(id)]);
     Key(rows.row(0).frame().into())
+}
+
+fn flow() -> FlowName {
+    FlowName::new("seats").expect("a name")
+}
+
+fn first() -> Checkpoint {
+    Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1))
 }
 
 fn route(target: TableName) -> Route {
@@ -98,9 +112,8 @@ impl<'a> Run<'a> {
     }
 
     async fn opened(seats: &dyn Seats, route: &Route) -> (Box<dyn Sink>, Opened) {
-        let first = Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1));
-        let mut sink = seats.sink(route.clone()).await.expect("a sink");
-        let opened = sink.open(&first).await.expect("it opens");
+        let mut sink = seats.store().sink(&flow(), std::slice::from_ref(route)).await.expect("a sink");
+        let opened = sink.open(&first()).await.expect("it opens");
         (sink, opened)
     }
 
@@ -134,6 +147,35 @@ impl<'a> Run<'a> {
         self.sink = sink;
         let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
         self.shown(&checkpoint.holes)
+    }
+
+    /// Nor when the flow was forgotten, and begun anew, since.
+    async fn an_earlier_runner_writes_no_more(&mut self) {
+        self.set(&[(1, "a")]).await;
+        let names: Vec<_> = (100..200).map(|n| format!("s{n}")).collect();
+        let chunk = full((100..).zip(names.iter().map(|name| &**name)));
+        for is_forgotten in [true, false] {
+            if is_forgotten {
+                let state = self.seats.store().state().await.expect("the state");
+                state.forget(&flow()).await.expect("it is forgotten");
+            }
+            let (sink, opened) = Self::opened(self.seats, &self.route).await;
+            assert_eq!(opened == Opened::New, is_forgotten);
+            let mut earlier = std::mem::replace(&mut self.sink, sink);
+            for late in [
+                TableBatch::default(),
+                full([(2, "b")]),
+                partial(TableBatch::default(), &[(1, "c")]),
+                TableBatch { truncate: true, ..TableBatch::default() },
+                TableBatch { fresh: true, crawling: true, ..chunk.clone() },
+            ] {
+                let commit = Commit { position: Some(Position::from_u64(99)), ..Commit::default() };
+                let refused = earlier.apply(&Batch { tables: vec![late] }, Some(&commit)).await;
+                assert_eq!(refused.expect_err("it is fenced").code(), code::LEASE_LOST);
+            }
+            assert_eq!(self.seats.all().await, ["1 a full"]);
+        }
+        self.position = 1;
     }
 
     async fn full_rows_trade_their_values(&mut self) {
@@ -262,5 +304,27 @@ impl<'a> Run<'a> {
         self.sink.apply(&Batch::default(), Some(&forget)).await.expect("it forgets");
         assert!(self.noted().await.is_empty());
         assert!(self.seats.all().await.is_empty());
+    }
+
+    /// Each of these rows waits for one that another statement of the batch writes, or removes.
+    async fn rows_far_apart_in_a_batch_do_not_keep_each_other_out(&mut self) {
+        let names: Vec<_> = (0..=2_500).map(|n| format!("s{n}")).collect();
+        let seats = |from: usize| (1..=2_500).zip(names[from..].iter().map(String::as_str));
+        self.set(&seats(0).collect::<Vec<_>>()).await;
+        let change = partial(full(seats(1).take(2_499)), &[(2_500, "elsewhere")]);
+        assert!(self.apply(change, &[]).await.is_empty());
+        let all = self.seats.all().await;
+        assert_eq!(all.len(), 2_500);
+        assert_eq!((all[0].as_str(), all[2_498].as_str()), ("1 s1 full", "2499 s2499 full"));
+        assert_eq!(all[2_499], "2500 elsewhere full");
+        assert!(self.noted().await.is_empty());
+        self.set(&[]).await;
+    }
+
+    async fn holes_of_the_first_checkpoint_are_known(&mut self) {
+        self.seats.store().state().await.expect("the state").forget(&flow()).await.expect("it is forgotten");
+        let known = Checkpoint { holes: vec![(0, key(7))], ..first() };
+        assert_eq!(self.sink.open(&known).await.expect("it opens"), Opened::New);
+        assert_eq!(self.noted().await, ["id=7"]);
     }
 }

@@ -38,15 +38,18 @@ async fn held_up<T>(
     let admin = admin.database("admin");
     let fail = doc! { "configureFailPoint": "failCommand", "mode": "alwaysOn", "data": data };
     let before = admin.run_command(fail).await.unwrap().get_i32("count").unwrap();
-    let applying = tokio::spawn(async move { sink.apply(&batch(of), Some(&commit(2))).await.map(drop) });
-    let wait = doc! {
-        "waitForFailPoint": "failCommand", "timesEntered": i64::from(before + 1), "maxTimeMS": 20_000,
+    let applying = async { sink.apply(&batch(of), Some(&commit(2))).await.map(drop) };
+    let taking_over = async {
+        let wait = doc! {
+            "waitForFailPoint": "failCommand", "timesEntered": i64::from(before + 1), "maxTimeMS": 20_000,
+        };
+        admin.run_command(wait).await.unwrap();
+        let done = meanwhile.await;
+        admin.run_command(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+        done
     };
-    admin.run_command(wait).await.unwrap();
-    let done = meanwhile.await;
-    admin.run_command(doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
-    let applied = tokio::time::timeout(Duration::from_secs(60), applying).await.unwrap().unwrap();
-    (applied, done)
+    let both = async { tokio::join!(applying, taking_over) };
+    tokio::time::timeout(Duration::from_secs(60), both).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

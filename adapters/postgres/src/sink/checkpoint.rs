@@ -3,8 +3,7 @@
 use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress};
 use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
-
-use tokio_postgres::Statement;
+use tokio_postgres::{Client, Statement};
 
 use crate::connect::Session;
 use crate::error::from_driver;
@@ -16,14 +15,16 @@ fn failed(error: tokio_postgres::Error) -> Error {
 /// Takes the flow over. `names` are the tables by their place. Returns the fence and what was there.
 pub(crate) async fn open(
     session: &mut Session,
-    flow: &FlowName,
+    ledger: &Statements,
+    name: &FlowName,
     names: &[&str],
     first: &Checkpoint,
 ) -> Result<(i64, Opened)> {
-    let flow = flow.as_str();
+    let flow = name.as_str();
     let transaction = session.transaction().await.map_err(failed)?;
-    let sql =
-        "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence) VALUES ($1, $2, $3, $4, 1)
+    // The first fence is the time, so that nobody has it who opened a flow of this name that was forgotten since.
+    let sql = "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence)
+        VALUES ($1, $2, $3, $4, (extract(epoch FROM clock_timestamp()) * 1000000)::int8)
         ON CONFLICT (flow) DO UPDATE SET fence = f.fence + 1
         RETURNING fence, source, position, replay, xmax = 0";
     let (position, replay) = (first.position.bytes(), first.replay.bytes());
@@ -31,6 +32,10 @@ pub(crate) async fn open(
         transaction.query_one(sql, &[&flow, &first.source.0, &position, &replay]).await.map_err(failed)?;
     let fence = row.get(0);
     if row.get::<_, bool>(4) {
+        let known =
+            Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
+        ledger.write(transaction.client(), name, fence, names, &known).await?;
+        note(transaction.client(), name, names, &first.holes).await?;
         transaction.commit().await.map_err(failed)?;
         return Ok((fence, Opened::New));
     }
@@ -91,7 +96,7 @@ impl Statements {
     /// Writes a commit into the running transaction, if the flow is still ours.
     pub(crate) async fn write(
         &self,
-        session: &Session,
+        session: &Client,
         flow: &FlowName,
         fence: i64,
         names: &[&str],
@@ -148,7 +153,7 @@ impl Statements {
 
 /// Notes rows that are not there, in the running transaction.
 pub(crate) async fn note(
-    session: &Session,
+    session: &Client,
     flow: &FlowName,
     names: &[&str],
     holes: &[(usize, Key)],

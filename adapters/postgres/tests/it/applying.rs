@@ -266,8 +266,8 @@ impl Seats for Hall {
         TableName::new("public", "seats")
     }
 
-    async fn sink(&self, route: Route) -> tidegate_core::Result<Box<dyn Sink>> {
-        self.store.sink(&FlowName::new("it").unwrap(), &[route]).await
+    fn store(&self) -> &dyn Store {
+        self.store.as_ref()
     }
 
     async fn put(&self, id: i64, seat: &str) {

@@ -111,8 +111,8 @@ impl Seats for Hall {
         name("seats")
     }
 
-    async fn sink(&self, route: Route) -> tidegate_core::Result<Box<dyn Sink>> {
-        self.0.store.sink(&flow(), &[route]).await
+    fn store(&self) -> &dyn Store {
+        self.0.store.as_ref()
     }
 
     async fn put(&self, id: i64, seat: &str) {
