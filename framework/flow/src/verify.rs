@@ -30,6 +30,8 @@ const NAMED_ROWS_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 const TABLES_AT_ONCE: usize = 4;
 /// How long to wait before looking again how far the target is.
 const POSITION_WAIT: Duration = Duration::from_millis(100);
+/// A runner that has not written its record for so long is not there any more; one that was killed has not said so.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// How a row differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -244,12 +246,18 @@ async fn settle(
 async fn reach(verification: &Verification<'_>, state: &dyn StateStore, position: Position) -> Result<()> {
     let wanted = hex(position.bytes());
     let until = verification.clock.elapsed() + verification.patience;
+    let (mut written_at, mut heard) = (None, verification.clock.elapsed());
     loop {
         let status = match verification.run {
             Some(gauge) => Status { running: true, ..gauge.read(verification.clock) },
             None => read::<Status>(state, verification.name, STATUS).await?.0,
         };
-        if !status.running || status.position >= wanted {
+        // By the time that passes here: the clock of its machine may be another.
+        if written_at.replace(status.at) != Some(status.at) {
+            heard = verification.clock.elapsed();
+        }
+        let is_gone = verification.run.is_none() && verification.clock.elapsed() > heard + QUIET;
+        if !status.running || is_gone || status.position >= wanted {
             return Ok(());
         }
         if verification.clock.elapsed() > until {
@@ -271,31 +279,61 @@ mod tests {
 
     use super::*;
 
-    async fn compare(rows: i64, differ: impl Fn(i64) -> bool) -> Report {
-        let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
-        let name = TableName::new("", "t");
-        for (store, is_target) in [(&source, false), (&target, true)] {
-            let columns = ["id", "v"].map(|column| Column::new(column, Type::Int { bits: 64 }));
-            store.create_table(&name, columns.to_vec(), &["id"]);
-            let row = |id| [Value::Int(id), Value::Int(i64::from(is_target && differ(id)))];
-            let rows: Vec<_> = (0..rows).map(|id| Write::insert(&name, row(id))).collect();
-            store.transact(&rows).unwrap();
+    /// Two stores with a table of `id` and `v`.
+    struct Pair {
+        source: MemoryStore,
+        target: MemoryStore,
+    }
+
+    impl Pair {
+        /// With `v` 0 in all rows of the source, and 1 in the target where it is to differ.
+        fn new(rows: i64, differ: impl Fn(i64) -> bool) -> Self {
+            let pair = Self { source: MemoryStore::new("a"), target: MemoryStore::new("b") };
+            for (store, is_target) in [(&pair.source, false), (&pair.target, true)] {
+                let columns = ["id", "v"].map(|column| Column::new(column, Type::Int { bits: 64 }));
+                store.create_table(&table(), columns.to_vec(), &["id"]);
+                let row = |id| [Value::Int(id), Value::Int(i64::from(is_target && differ(id)))];
+                let rows: Vec<_> = (0..rows).map(|id| Write::insert(&table(), row(id))).collect();
+                store.transact(&rows).unwrap();
+            }
+            pair
         }
-        let catalog = source.catalog().await.unwrap();
-        let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
-        let table = Arc::new(tables[0].clone());
-        let shape = Shape { codec: catalog.codec(&table), table: Arc::clone(&table) };
-        let (name, clock) = (FlowName::new("shop").unwrap(), SystemClock::shared());
-        let verification = Verification {
-            name: &name,
-            source: &source,
-            target: &target,
-            routes: &[Route { shape, target: table }],
-            run: None,
-            patience: Duration::from_secs(1),
-            clock: clock.as_ref(),
-        };
-        verify(&verification, &target.state().await.unwrap()).await.unwrap()
+
+        /// Changes a row of the target.
+        fn set(&self, id: i64, v: i64) {
+            let change = Write::update(&table(), [Value::Int(id)], [(1, Value::Int(v))]);
+            self.target.transact(&[change]).unwrap();
+        }
+
+        async fn compare(&self) -> Report {
+            let catalog = self.source.catalog().await.unwrap();
+            let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
+            let table = Arc::new(tables[0].clone());
+            let shape = Shape { codec: catalog.codec(&table), table: Arc::clone(&table) };
+            let (name, clock) = (flow(), SystemClock::shared());
+            let verification = Verification {
+                name: &name,
+                source: &self.source,
+                target: &self.target,
+                routes: &[Route { shape, target: table }],
+                run: None,
+                patience: Duration::from_secs(60),
+                clock: clock.as_ref(),
+            };
+            verify(&verification, &self.target.state().await.unwrap()).await.unwrap()
+        }
+    }
+
+    fn table() -> TableName {
+        TableName::new("", "t")
+    }
+
+    fn flow() -> FlowName {
+        FlowName::new("shop").unwrap()
+    }
+
+    async fn compare(rows: i64, differ: impl Fn(i64) -> bool) -> Report {
+        Pair::new(rows, differ).compare().await
     }
 
     /// Found by reading: what did not fit into the first look was left out, and the rest could be called equal.
@@ -306,5 +344,38 @@ mod tests {
         assert!(compare(1_000, |_| false).await.equal);
         let found = compare(1_000, |_| true).await;
         assert!(!found.equal && !found.complete && found.different >= 100, "{found:?}");
+    }
+
+    /// A row that is late, and one that is never at rest.
+    #[tokio::test(start_paused = true)]
+    async fn a_difference_that_does_not_last_is_not_believed() {
+        let pair = Pair::new(10, |id| id == 3);
+        let late = async {
+            tokio::time::sleep(POSITION_WAIT + POSITION_WAIT / 2).await;
+            pair.set(3, 0);
+        };
+        let (report, ()) = tokio::join!(pair.compare(), late);
+        assert!(report.equal, "{report:?}");
+
+        let pair = Pair::new(10, |id| id == 3);
+        let restless = async {
+            for v in 2.. {
+                tokio::time::sleep(POSITION_WAIT).await;
+                pair.set(3, v);
+            }
+        };
+        let report =
+            tokio::select! { report = pair.compare() => report, () = restless => panic!("it never ends") };
+        assert_eq!((report.equal, report.different, report.unsettled), (false, 0, 1));
+    }
+
+    /// Found by reading: the record of a runner that was killed says that it runs.
+    #[tokio::test(start_paused = true)]
+    async fn a_runner_that_was_killed_is_not_waited_for() {
+        let pair = Pair::new(10, |id| id == 3);
+        let state = pair.target.state().await.unwrap();
+        let record = Status { running: true, ..Status::default() };
+        state.put(&flow(), STATUS, &serde_json::to_string(&record).unwrap(), 0).await.unwrap();
+        assert_eq!(pair.compare().await.different, 1);
     }
 }
