@@ -120,6 +120,18 @@ fn check_version(version: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// A power cut is not to be had in a test; what makes the file outlive one is.
+    #[tokio::test]
+    async fn a_commit_is_on_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shop.db");
+        std::fs::write(&path, "").unwrap();
+        let mut connection = connect(options(&path)).await.unwrap();
+        // FULL is 2.
+        let is: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(is, 2);
+    }
+
     #[test]
     fn older_libraries_are_refused() {
         for (version, is_good) in [
