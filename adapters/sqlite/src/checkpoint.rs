@@ -136,15 +136,8 @@ pub(crate) async fn advance(
             .await
             .during("leave a table out")?;
     }
-    for (table, key) in &commit.filled {
-        sqlx::query("DELETE FROM tidegate_holes WHERE flow = ? AND tbl = ? AND key = ?")
-            .bind(flow.as_str())
-            .bind(name(routes, *table))
-            .bind(key.0.to_vec())
-            .execute(&mut *connection)
-            .await
-            .during("forget a hole")?;
-    }
+    let forget = "DELETE FROM tidegate_holes WHERE flow = ? AND tbl = ? AND key = ?";
+    each(connection, flow, routes, &commit.filled, forget).await?;
     for range in &commit.ranges {
         let key = |key: &Option<Key>| key.as_ref().map(|key| key.0.to_vec());
         sqlx::query(
@@ -172,14 +165,26 @@ pub(crate) async fn note(
     routes: &[Route],
     holes: &[(usize, Key)],
 ) -> Result<()> {
+    let note = "INSERT OR IGNORE INTO tidegate_holes(flow, tbl, key) VALUES (?, ?, ?)";
+    each(connection, flow, routes, holes, note).await
+}
+
+/// Runs a statement for each hole.
+async fn each(
+    connection: &mut SqliteConnection,
+    flow: &FlowName,
+    routes: &[Route],
+    holes: &[(usize, Key)],
+    statement: &'static str,
+) -> Result<()> {
     for (table, key) in holes {
-        sqlx::query("INSERT OR IGNORE INTO tidegate_holes(flow, tbl, key) VALUES (?, ?, ?)")
+        sqlx::query(statement)
             .bind(flow.as_str())
             .bind(name(routes, *table))
             .bind(key.0.to_vec())
             .execute(&mut *connection)
             .await
-            .during("note a hole")?;
+            .during("note what the target lacks")?;
     }
     Ok(())
 }
