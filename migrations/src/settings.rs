@@ -72,6 +72,8 @@ pub(crate) struct End {
 pub(crate) struct Copy {
     /// Rows a chunk has at most.
     pub(crate) chunk_rows: Option<usize>,
+    /// Bytes a chunk has at most, but for its last row.
+    pub(crate) chunk_bytes: Option<usize>,
     /// Reads at the same time.
     pub(crate) workers: Option<usize>,
     /// Changes applied in one transaction at most.
@@ -151,6 +153,7 @@ impl Settings {
         }
         let mut options = Options::default();
         options.chunk_rows = file.copy.chunk_rows.unwrap_or(options.chunk_rows);
+        options.chunk_bytes = file.copy.chunk_bytes.unwrap_or(options.chunk_bytes);
         options.workers = file.copy.workers.unwrap_or(options.workers);
         options.batch_changes = file.copy.batch_changes.unwrap_or(options.batch_changes);
         options.held_bytes_max = file.limits.held_bytes_max.unwrap_or(options.held_bytes_max);

@@ -49,12 +49,14 @@ fn a_configuration_that_is_wrong_shows_the_place(#[case] text: &str, #[case] wor
 fn a_configuration_that_is_right_says_so_and_has_a_schema() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("shop.toml");
-    std::fs::write(&file, "[source]\nurl = \"sqlite:a.db\"\ntables = [\"orders\"]\n[copy]\nworkers = 2\n")
-        .unwrap();
+    let text = "[source]\nurl = \"sqlite:a.db\"\ntables = [\"orders\"]\n[copy]\nworkers = 2\nchunk_bytes = 1048576\n";
+    std::fs::write(&file, text).unwrap();
     let answer = tidegate(&["-c", file.to_str().unwrap(), "config", "check"]).ended(0);
     assert!(answer.out.ends_with("is valid\n"));
     let schema = tidegate(&["config", "schema"]).ended(0).json();
     assert!(schema["properties"]["source"].is_object());
+    let copy = &schema["$defs"]["Copy"]["properties"];
+    assert_eq!(copy["chunk_bytes"]["description"], "Bytes a chunk has at most, but for its last row.");
 }
 
 #[test]

@@ -150,3 +150,18 @@ fn a_source_that_was_restored_is_not_followed() {
     std::fs::copy(&backup, &file).unwrap();
     tidegate(&words).failed(1, "TG0042 source-replaced", &[]);
 }
+
+/// A chunk ends with the row that reaches its bytes.
+#[test]
+fn chunks_have_as_many_bytes_as_the_configuration_says() {
+    let (folder, from, to) = shop("CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT)");
+    let rows = (0..50).map(|id| format!("({id}, 'a note')")).collect::<Vec<_>>().join(", ");
+    sqlite(&folder.path().join("shop.db"), &format!("INSERT INTO orders VALUES {rows}"));
+    let file = folder.path().join("small.toml");
+    std::fs::write(&file, "[copy]\nchunk_bytes = 1\n").unwrap();
+    let words = ["-c", file.to_str().unwrap(), "migrate", "run", "--until", "caught-up"];
+    tidegate(&[&words[..], &["--from", &from, "--to", &to]].concat()).ended(0);
+    let status = wait(&from, &to, |status| status["tables"][0]["state"] == "live");
+    let chunks = status["tables"][0]["chunks_done"].as_u64();
+    assert!(chunks >= Some(50), "{chunks:?} chunks for 50 rows");
+}
