@@ -3,12 +3,13 @@
 
 mod following;
 mod holes;
+mod hooked;
 mod running;
 mod sealing;
 mod stopping;
 mod transforming;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tidegate_core::port::{Catalog, Route, Store};
 use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, TableName, Type, Value};
@@ -97,6 +98,35 @@ async fn another_source_is_refused() {
     let error =
         run_once(&flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.code().name(), "source-replaced");
+}
+
+/// What was too many changes may have been one large transaction.
+#[tokio::test(start_paused = true)]
+async fn chunks_that_were_made_smaller_grow_again() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    let orders = TableName::new("", "orders");
+    let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("v", Type::Text)];
+    source.create_table(&orders, columns, &["id"]);
+    let rows = (0..5_000).map(|id| Write::insert(&orders, [Value::Int(id), text("old")]));
+    source.transact(&rows.collect::<Vec<_>>()).unwrap();
+    let mut flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
+    (flow.options.chunk_rows, flow.options.window_bytes) = (400, 10_000);
+    let limits = Arc::new(Mutex::new(Vec::new()));
+    let (seen, store) = (Arc::clone(&limits), source.clone());
+    flow.source = Arc::new(hooked::Hooked::new(&source).on_read(move |table, limit| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(limit.rows);
+        if seen.len() == 2 {
+            let new = |id| Write::update(table, [Value::Int(id)], [(1, text(&"new".repeat(30)))]);
+            store.transact(&(0..200).map(new).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }));
+    assert_eq!(catch_up(&flow).await, Ended::CaughtUp);
+    assert_eq!(target.rows(&orders), source.rows(&orders));
+    let mut limits = limits.lock().unwrap().clone();
+    limits.dedup();
+    assert_eq!(limits, [400, 200, 226, 255, 287, 323, 364, 400]);
 }
 
 /// Found by simulation: a table crawled anew took its last bound while a commit was logged and not yet seen, so that

@@ -3,120 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tidegate_core::error::code;
-use tidegate_core::port::{
-    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Examiner, Identity, KeyRange,
-    Limit, Opened, Route, Sink, StateStore, Store,
-};
-use tidegate_core::{
-    AsOf, Column, Error, FlowName, Key, Position, Result, Rows, Table, TableName, Type, Value,
-};
+use tidegate_core::port::{StateStore, Store};
+use tidegate_core::{Column, Error, Table, TableName, Type, Value};
 use tidegate_flow::run::run;
 use tidegate_flow::{Ended, Gauge, TableState, Until};
 use tidegate_memory::{MemoryStore, Write};
 use tokio_util::sync::CancellationToken;
 
-/// A store with a table whose rows it neither gives nor takes.
-#[derive(Clone, Debug)]
-struct Picky {
-    inner: MemoryStore,
-    refuses: TableName,
-}
-
-impl Picky {
-    fn check(&self, table: &TableName) -> Result<()> {
-        if *table != self.refuses {
-            return Ok(());
-        }
-        Err(Error::new(code::VALUE_UNFIT, "it is refused").with("table", table))
-    }
-}
-
-#[async_trait]
-impl Store for Picky {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-
-    async fn catalog(&self) -> Result<Arc<dyn Catalog>> {
-        self.inner.catalog().await
-    }
-
-    async fn crawler(&self) -> Result<Box<dyn Crawler>> {
-        Ok(Box::new(PickyCrawler { store: self.clone(), inner: self.inner.crawler().await? }))
-    }
-
-    async fn change_feed(
-        &self,
-        flow: &FlowName,
-        tables: &[Arc<Table>],
-        source: &Identity,
-        from: &Position,
-    ) -> Result<Box<dyn ChangeFeed>> {
-        self.inner.change_feed(flow, tables, source, from).await
-    }
-
-    async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
-        let inner = self.inner.sink(flow, routes).await?;
-        Ok(Box::new(PickySink { store: self.clone(), inner, routes: routes.to_vec() }))
-    }
-
-    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
-        self.inner.examiner().await
-    }
-
-    async fn state(&self) -> Result<Arc<dyn StateStore>> {
-        self.inner.state().await
-    }
-}
-
-struct PickyCrawler {
-    store: Picky,
-    inner: Box<dyn Crawler>,
-}
-
-#[async_trait]
-impl Crawler for PickyCrawler {
-    async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
-        self.inner.split(table, parts).await
-    }
-
-    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
-        self.store.check(&table.name)?;
-        self.inner.read(table, range, limit, out).await
-    }
-
-    async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
-        self.inner.fetch(table, keys, out).await
-    }
-
-    async fn as_of(&mut self) -> Result<AsOf> {
-        self.inner.as_of().await
-    }
-}
-
-struct PickySink {
-    store: Picky,
-    inner: Box<dyn Sink>,
-    routes: Vec<Route>,
-}
-
-#[async_trait]
-impl Sink for PickySink {
-    async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        self.inner.open(first).await
-    }
-
-    async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
-        batch.tables.iter().try_for_each(|part| self.store.check(&self.routes[part.table].target.name))?;
-        self.inner.apply(batch, commit).await
-    }
-
-    async fn close(self: Box<Self>) -> Result<()> {
-        self.inner.close().await
-    }
-}
+use crate::hooked::Hooked;
 
 /// What is wrong with the table `one`.
 #[derive(Clone, Copy, Debug)]
@@ -144,10 +39,18 @@ async fn stopped(trouble: Trouble, order: [&str; 2]) -> Vec<String> {
         route.target = Arc::new(Table { name: name.clone(), ..route.target.as_ref().clone() });
     }
     let one = TableName::new("", "one");
-    let picky = |inner: &MemoryStore| Arc::new(Picky { inner: inner.clone(), refuses: one.clone() });
+    let refused = one.clone();
+    let check = move |table: &TableName| {
+        if *table != refused {
+            return Ok(());
+        }
+        Err(Error::new(code::VALUE_UNFIT, "it is refused").with("table", table))
+    };
     match trouble {
-        Trouble::SourceGivesNoRow => flow.source = picky(&source),
-        Trouble::TargetTakesNoRow => flow.target = picky(&target),
+        Trouble::SourceGivesNoRow => {
+            flow.source = Arc::new(Hooked::new(&source).on_read(move |table, _| check(table)));
+        }
+        Trouble::TargetTakesNoRow => flow.target = Arc::new(Hooked::new(&target).on_write(check)),
         Trouble::TargetKeepsRowsOut => target.create_unique(&one, &["v"]),
     }
     let gauge = Gauge::new(&flow.routes, &flow.options);

@@ -1,0 +1,135 @@
+//! A store in memory that says first what it is asked for, and may refuse it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidegate_core::port::{
+    Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Examiner, Identity, KeyRange,
+    Limit, Opened, Route, Sink, StateStore, Store,
+};
+use tidegate_core::{AsOf, FlowName, Key, Position, Result, Rows, Table, TableName};
+use tidegate_memory::MemoryStore;
+
+type Hook<T> = Arc<dyn Fn(&TableName, T) -> Result<()> + Send + Sync>;
+
+/// Calls `read` before a chunk of a table is read, and `write` before anything is done to one.
+#[derive(Clone)]
+pub(crate) struct Hooked {
+    inner: MemoryStore,
+    read: Hook<Limit>,
+    write: Hook<()>,
+}
+
+impl Hooked {
+    pub(crate) fn new(inner: &MemoryStore) -> Self {
+        Self { inner: inner.clone(), read: Arc::new(|_, _| Ok(())), write: Arc::new(|_, ()| Ok(())) }
+    }
+
+    pub(crate) fn on_read(
+        mut self,
+        hook: impl Fn(&TableName, Limit) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.read = Arc::new(hook);
+        self
+    }
+
+    pub(crate) fn on_write(
+        mut self,
+        hook: impl Fn(&TableName) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.write = Arc::new(move |table, ()| hook(table));
+        self
+    }
+}
+
+impl fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hooked").field(&self.inner).finish()
+    }
+}
+
+#[async_trait]
+impl Store for Hooked {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    async fn catalog(&self) -> Result<Arc<dyn Catalog>> {
+        self.inner.catalog().await
+    }
+
+    async fn crawler(&self) -> Result<Box<dyn Crawler>> {
+        Ok(Box::new(HookedCrawler { read: Arc::clone(&self.read), inner: self.inner.crawler().await? }))
+    }
+
+    async fn change_feed(
+        &self,
+        flow: &FlowName,
+        tables: &[Arc<Table>],
+        source: &Identity,
+        from: &Position,
+    ) -> Result<Box<dyn ChangeFeed>> {
+        self.inner.change_feed(flow, tables, source, from).await
+    }
+
+    async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
+        let inner = self.inner.sink(flow, routes).await?;
+        Ok(Box::new(HookedSink { write: Arc::clone(&self.write), inner, routes: routes.to_vec() }))
+    }
+
+    async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
+        self.inner.examiner().await
+    }
+
+    async fn state(&self) -> Result<Arc<dyn StateStore>> {
+        self.inner.state().await
+    }
+}
+
+struct HookedCrawler {
+    read: Hook<Limit>,
+    inner: Box<dyn Crawler>,
+}
+
+#[async_trait]
+impl Crawler for HookedCrawler {
+    async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
+        self.inner.split(table, parts).await
+    }
+
+    async fn read(&mut self, table: &Table, range: &KeyRange, limit: Limit, out: &mut Rows) -> Result<Chunk> {
+        (self.read)(&table.name, limit)?;
+        self.inner.read(table, range, limit, out).await
+    }
+
+    async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        self.inner.fetch(table, keys, out).await
+    }
+
+    async fn as_of(&mut self) -> Result<AsOf> {
+        self.inner.as_of().await
+    }
+}
+
+struct HookedSink {
+    write: Hook<()>,
+    inner: Box<dyn Sink>,
+    routes: Vec<Route>,
+}
+
+#[async_trait]
+impl Sink for HookedSink {
+    async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
+        self.inner.open(first).await
+    }
+
+    async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
+        batch.tables.iter().try_for_each(|part| (self.write)(&self.routes[part.table].target.name, ()))?;
+        self.inner.apply(batch, commit).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
+    }
+}
