@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use tidegate_conformance::Seats;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Sink, Store};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Store};
 use tidegate_core::{Column, FlowName, Position, TableName, Type, Value};
 use tidegate_memory::{MemoryStore, Write};
 
