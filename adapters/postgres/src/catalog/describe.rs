@@ -20,7 +20,7 @@ struct Found {
     identity: String,
     hidden: bool,
     readable: bool,
-    rows: f64,
+    rows: i64,
     bytes: i64,
 }
 
@@ -120,12 +120,16 @@ impl Types {
     }
 }
 
+/// A table that was never analysed has no number of rows: then its size says something, without long values, which are
+/// kept apart.
 const TABLES: &str = "
     SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
         row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT'),
-        CASE WHEN c.relkind = 'p' THEN (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::float8
-            FROM pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf)
-            ELSE c.reltuples::float8 END,
+        (SELECT coalesce(sum(greatest(l.reltuples, CASE WHEN l.reltuples <= 0
+                THEN pg_relation_size(l.oid) / 100 END, 0)), 0)::int8
+            FROM (SELECT c.oid WHERE c.relkind <> 'p' UNION ALL
+                SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf AND c.relkind = 'p') leaf
+            JOIN pg_class l USING (oid)),
         CASE WHEN c.relkind = 'p' THEN (SELECT coalesce(sum(pg_table_size(p.relid)), 0)::bigint
             FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
             WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END
@@ -175,7 +179,7 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
             native_id: found.oid,
             columns: Vec::new(),
             key: Vec::new(),
-            rows_estimated: rows_estimated(&found),
+            rows_estimated: u64::try_from(found.rows).unwrap_or(0),
             bytes_estimated: u64::try_from(found.bytes).unwrap_or(0),
         };
         let mut numbers = HashMap::new();
@@ -284,13 +288,6 @@ async fn native_of(session: &Session, resolved: &Resolved) -> Result<String> {
     let sql = "SELECT format_type($1, $2)";
     let row = session.query_one(sql, &[&resolved.oid, &resolved.modifier]).await;
     Ok(row.map_err(|e| from_driver(e, "describe"))?.get(0))
-}
-
-/// A table that was never analysed has no estimate: then its size says something.
-fn rows_estimated(found: &Found) -> u64 {
-    const ROW_BYTES: u64 = 100;
-    let bytes = u64::try_from(found.bytes).unwrap_or(0);
-    if found.rows > 0.0 { found.rows as u64 } else { bytes / ROW_BYTES }
 }
 
 /// The key: what the server's log names rows by, if that tells every row from every other.
