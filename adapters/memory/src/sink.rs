@@ -101,7 +101,8 @@ fn canonical(shape: &Shape, held: &Held, row: Row<'_>, old: Option<Row<'_>>) -> 
     let mut out = Vec::new();
     let mut writer = RowWriter::new(&mut out);
     for (at, cell) in row.cells().enumerate() {
-        match (shape.value(at, cell)?, old) {
+        let value = shape.value(at, cell).map_err(|error| error.with("table", &held.shape.table.name))?;
+        match (value, old) {
             (Some(value), _) => writer.value(&value),
             (None, Some(old)) => writer.cell(old.cell(at)),
             (None, None) => {
@@ -131,7 +132,8 @@ fn plan(
     let identity = |row: Row<'_>| -> Result<Vec<u8>> {
         let mut values = Vec::new();
         for (&at, cell) in shape.table.key.iter().zip(row.cells()) {
-            values.extend(shape.value(at, cell)?.map(tidegate_core::Value::into_owned));
+            let value = shape.value(at, cell).map_err(|error| error.with("table", &table))?;
+            values.extend(value.map(tidegate_core::Value::into_owned));
         }
         let mut key = Vec::new();
         held.shape.key_of(Row::parse(&frame(&values))?, &mut key)?;

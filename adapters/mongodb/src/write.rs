@@ -179,7 +179,7 @@ impl Writer {
     }
 
     fn held(&self, at: usize, cell: Cell<'_>, key: Row<'_>) -> Result<RawBson> {
-        let value = self.route.shape.value(at, cell)?;
+        let value = self.route.shape.value(at, cell).map_err(|error| self.blame(error, key))?;
         let (Some(value), Some(column)) = (value, self.route.target.columns.get(at)) else {
             return Err(self.not_full());
         };
@@ -195,10 +195,12 @@ impl Writer {
     fn unfit(&self, at: usize, kind: &str, reason: &str, key: Row<'_>) -> Error {
         let column = self.route.target.columns.get(at).map_or("?", |column| column.name.as_str());
         let message = format!("a {kind} does not fit {}.{column}: {reason}", self.route.target.name);
-        Error::new(code::VALUE_UNFIT, message)
-            .with("column", column)
-            .with("table", &self.route.target.name)
-            .with("key", self.route.shape.show_key(key))
+        self.blame(Error::new(code::VALUE_UNFIT, message).with("column", column), key)
+    }
+
+    /// Names the table and the row.
+    fn blame(&self, error: Error, key: Row<'_>) -> Error {
+        error.with("table", &self.route.target.name).with("key", self.route.shape.show_key(key))
     }
 }
 

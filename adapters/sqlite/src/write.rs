@@ -242,9 +242,10 @@ impl Writer {
 
     fn bind_row(&self, arguments: &mut SqliteArguments, row: Row<'_>) -> Result<()> {
         for (at, cell) in row.cells().enumerate() {
-            if let Err(reason) = self.try_bind(arguments, at, cell)? {
+            let bound = self.try_bind(arguments, at, cell);
+            if !matches!(bound, Ok(Ok(()))) {
                 let key = self.route.shape.cut_key(row);
-                return Err(self.unfit(at, cell, reason, key.row()));
+                self.check(bound, at, cell, key.row())?;
             }
         }
         Ok(())
@@ -257,7 +258,19 @@ impl Writer {
         cell: Cell<'_>,
         key: Row<'_>,
     ) -> Result<()> {
-        self.try_bind(arguments, at, cell)?.map_err(|reason| self.unfit(at, cell, reason, key))
+        self.check(self.try_bind(arguments, at, cell), at, cell, key)
+    }
+
+    /// Says of what could not be bound where it is.
+    fn check(
+        &self,
+        bound: Result<Result<(), &'static str>>,
+        at: usize,
+        cell: Cell<'_>,
+        key: Row<'_>,
+    ) -> Result<()> {
+        let bound = bound.map_err(|error| self.blame(error, key))?;
+        bound.map_err(|reason| self.unfit(at, cell, reason, key))
     }
 
     fn bind_key(&self, arguments: &mut SqliteArguments, key: Row<'_>) -> Result<()> {
@@ -275,8 +288,7 @@ impl Writer {
     ) -> Result<Result<(), &'static str>> {
         let (Some(value), Some(affinity)) = (self.route.shape.value(at, cell)?, self.affinities.get(at))
         else {
-            return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
-                .with("table", &self.route.target.name));
+            return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent"));
         };
         Ok(cells::bind(arguments, value, *affinity))
     }
