@@ -19,7 +19,12 @@ use crate::settings::Settings;
 /// Compares both sides, while a run goes on in this process or none does, and keeps what was found on record.
 pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<Report> {
     let state = settings.state().await?;
-    let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
+    let clock = SystemClock::shared();
+    let status = match run {
+        // What a run has on record is older than what it knows.
+        Some(gauge) => gauge.read(clock.as_ref()),
+        None => read::<Status>(state.as_ref(), &settings.name, STATUS).await?.0,
+    };
     let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty = true;
@@ -40,8 +45,9 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     if matches!(&wanted.tables, Selection::These(names) if names.is_empty()) {
         return Ok(Report { stopped, ..Report::default() });
     }
-    let plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
-    let clock = SystemClock::shared();
+    let mut plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
+    // It may have been named without its schema.
+    plan.tables.retain(|planned| !left_out.contains(&planned.route.shape.table.name));
     let verification = Verification {
         name: &settings.name,
         source: settings.source.as_ref(),

@@ -179,9 +179,13 @@ fn moved(name: &str, from: &str, to: &str) -> BTreeMap<String, &'static str> {
         }
     }
     let mut stopped = BTreeSet::new();
-    for _ in 0..2 {
+    loop {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let answer = tidegate(&words);
+        if answer.status == 0 {
+            break;
+        }
+        let before = stopped.len();
         let status = tidegate(&[&["--json", "migrate", "status"], &ends[..]].concat()).ended(0).json();
         for table in status["tables"].as_array().unwrap() {
             if table["state"] == "failed" {
@@ -190,10 +194,7 @@ fn moved(name: &str, from: &str, to: &str) -> BTreeMap<String, &'static str> {
                 stopped.insert(table["source"].as_str().unwrap().trim_start_matches("public.").to_owned());
             }
         }
-        if answer.status == 0 {
-            break;
-        }
-        assert!(!stopped.is_empty(), "{answer:?}");
+        assert!(stopped.len() > before, "{answer:?}");
         // What stopped is left out; the rest has to be equal.
         let names: Vec<_> = stopped.iter().flat_map(|table| ["--table", table.as_str()]).collect();
         tidegate(&[&["migrate", "skip"], &ends[..], &names[..]].concat()).ended(0);
@@ -235,7 +236,8 @@ async fn every_type_arrives_exactly_in_sqlite_or_is_refused_by_name() {
     tokio::task::block_in_place(|| {
         let outcome = moved("values_sqlite", &from, &to);
         abort("values_sqlite", &from, &to);
-        assert_eq!(of(&outcome, "stopped"), ["float4", "float8"], "{outcome:?}");
+        let stopped = ["float4", "float8", "int2vector", "oidvector", "timestamp"];
+        assert_eq!(of(&outcome, "stopped"), stopped, "{outcome:?}");
         for kind in
             ["bool", "bytea", "int8", "text", "date", "timestamptz", "numeric", "uuid", "json", "time"]
         {
@@ -258,6 +260,8 @@ async fn every_type_arrives_exactly_in_mongodb_or_is_refused_by_name() {
         for kind in ["bool", "bytea", "int8", "text", "float8", "numeric_plain", "uuid", "jsonb"] {
             assert_eq!(outcome[kind], "exact", "{kind}");
         }
-        assert!(of(&outcome, "stopped").contains(&"numeric".to_owned()), "{outcome:?}");
+        for kind in ["numeric", "int2vector", "oidvector"] {
+            assert_eq!(outcome[kind], "stopped", "{kind}");
+        }
     });
 }
