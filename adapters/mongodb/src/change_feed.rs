@@ -19,6 +19,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{ChangeFeed, Progress};
 use tidegate_core::{Changes, Error, Op, Position, Result, Row, RowWriter, Scope, Table};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::During;
 use crate::{codec, extended, stream};
@@ -32,6 +33,8 @@ const CHANGES_LIMIT: usize = 5_000;
 
 /// How much news waits to be taken.
 const QUEUE: usize = 64;
+/// How many bytes of it, unless one event has more: each has a whole document.
+const QUEUE_BYTES: u32 = 8 << 20;
 
 struct Change {
     table: usize,
@@ -42,16 +45,24 @@ struct Change {
 
 /// What the pump has read.
 enum News {
-    /// A change.
-    Event(RawDocumentBuf),
+    /// A change, and its part of the queue's bytes.
+    Event(RawDocumentBuf, OwnedSemaphorePermit),
     /// There is nothing more for now, and this is the stream's token.
     Idle(Option<String>),
 }
 
 async fn pump(mut stream: ChangeStream<RawDocumentBuf>, out: Sender<News>) -> Result<()> {
+    let room = Arc::new(Semaphore::new(QUEUE_BYTES as usize));
     loop {
         let news = match stream.next_if_any().await.during("read the change stream")? {
-            Some(event) => News::Event(event),
+            Some(event) => {
+                let bytes = u32::try_from(event.as_bytes().len()).unwrap_or(u32::MAX).min(QUEUE_BYTES);
+                let taken = Arc::clone(&room).acquire_many_owned(bytes).await;
+                News::Event(
+                    event,
+                    taken.map_err(|e| Error::new(code::INTERNAL, "the queue has ended").because(e))?,
+                )
+            }
             None => News::Idle(stream.resume_token().as_ref().map(stream::text_of).transpose()?),
         };
         if out.send(news).await.is_err() {
@@ -124,10 +135,11 @@ impl MongoFeed {
         let Some(mut news) = self.news.recv().await else { return Err(self.broken().await) };
         loop {
             match news {
-                News::Event(event) => {
+                News::Event(event, room) => {
                     changes += 1;
                     bytes += event.as_bytes().len();
                     self.take(&event)?;
+                    drop(room);
                 }
                 News::Idle(token) => {
                     self.close_open();
@@ -209,7 +221,8 @@ impl MongoFeed {
         if group.bytes > BYTES_LIMIT {
             let changes = std::mem::take(&mut group.changes);
             group.bytes = 0;
-            let position = Position::from_u64(time);
+            // Behind this change: the time alone is where a flow may begin, before all changes of that time.
+            let position = group.position.clone();
             self.whole.push_back(Group { time, position, committed_at, ends: false, changes, bytes: 0 });
         }
         Ok(())

@@ -233,16 +233,15 @@ impl PostgresSink {
         self.places.iter().map(|place| place.name.as_str()).collect()
     }
 
-    /// Takes back what a batch did: it, or with `all` the whole transaction.
-    async fn take_back(&mut self, all: bool) {
-        // What was made within may be gone; it is made anew if it is not there.
+    /// Takes the transaction back, with the batches before of which it has more.
+    async fn take_back(&mut self) {
+        // What was made within is gone; it is made anew if it is not there.
         self.staged.clear();
         self.filled.clear();
-        let sql = if all { "ROLLBACK" } else { "ROLLBACK TO batch" };
-        if self.session.batch_execute(sql).await.is_err() {
+        if self.session.batch_execute("ROLLBACK").await.is_err() {
             tracing::debug!("a transaction could not be taken back: its connection is gone");
         }
-        self.is_open &= !all;
+        self.is_open = false;
     }
 }
 
@@ -268,10 +267,7 @@ impl Sink for PostgresSink {
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
         let mut parts = self.parts(batch)?;
-        let goes_on = self.is_open;
-        if goes_on {
-            self.run("SAVEPOINT batch").await?;
-        } else {
+        if !self.is_open {
             self.prepare(batch).await?;
             self.run("BEGIN").await?;
             self.is_open = true;
@@ -287,8 +283,7 @@ impl Sink for PostgresSink {
             result = checkpoint::note(&self.session, &self.flow, &self.names(), &applied.holes).await;
         }
         if let Err(error) = result {
-            let lost = error.code() == code::LEASE_LOST;
-            self.take_back(!goes_on || lost).await;
+            self.take_back().await;
             return Err(error);
         }
         if commit.is_some() {
@@ -300,8 +295,6 @@ impl Sink for PostgresSink {
                 self.staged.clear();
                 return Err(self.name_table(error));
             }
-        } else if goes_on {
-            self.run("RELEASE batch").await?;
         }
         Ok(applied)
     }

@@ -21,11 +21,14 @@ pub(crate) struct PostgresStore {
     settings: Arc<Settings>,
 }
 
-/// What every session of ours relies on, whatever the server, the database or the role has set.
+/// What every session of ours relies on, whatever the server, the database or the role has set. The server ends a session
+/// whose host is gone within a minute, and not within hours: what it holds the next runner needs.
 const SETUP: &str = "
     SET search_path = ''; SET row_security = off; SET timezone = 'UTC'; SET datestyle = 'ISO, YMD';
     SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET bytea_output = 'hex';
-    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0";
+    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0;
+    SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 60000";
 
 impl PostgresStore {
     pub(crate) fn open(endpoint: &Endpoint) -> Result<Self> {

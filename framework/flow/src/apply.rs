@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tidegate_core::error::{Kind, code};
+use tidegate_core::error::{Kind, Verdict, code};
 use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, RangeProgress, Side, Sink, TableBatch};
 use tidegate_core::{Changes, Error, Key, Position, Result, Rows};
 use tokio::sync::mpsc;
@@ -62,6 +62,8 @@ pub(crate) struct Applier {
     position: Option<Position>,
     /// The sink holds a piece of a transaction that has not ended.
     open: bool,
+    /// Pieces of that transaction were applied without a commit.
+    has_pieces: bool,
     reports: mpsc::UnboundedSender<Report>,
 }
 
@@ -84,6 +86,7 @@ impl Applier {
             crawling,
             position: None,
             open: false,
+            has_pieces: false,
             reports,
         }
     }
@@ -224,21 +227,37 @@ impl Applier {
     /// rest is applied.
     async fn apply(&mut self, mut batch: Batch, mut commit: Option<Commit>) -> Result<Vec<Hole>> {
         loop {
+            // Also what was collected before a table was left out.
+            let takes_part = |table: usize| !self.excluded.contains(&table);
+            batch.tables.retain(|part| takes_part(part.table));
             if !self.excluded_since.is_empty() {
-                let takes_part = |table: usize| !self.excluded.contains(&table);
-                batch.tables.retain(|part| takes_part(part.table));
                 let commit = commit.get_or_insert_default();
                 commit.ranges.retain(|range| takes_part(range.table));
                 commit.filled.retain(|(table, _)| takes_part(*table));
                 commit.exclude.append(&mut self.excluded_since);
             }
             let error = match self.sink.apply(&batch, commit.as_ref()).await {
-                Ok(applied) => return Ok(applied.holes),
+                Ok(applied) => {
+                    self.has_pieces = commit.is_none();
+                    return Ok(applied.holes);
+                }
                 Err(error) => error,
             };
             let Some(table) = self.flow.table_of(Side::Target, &error) else { return Err(error) };
             self.exclude(table, error)?;
+            if self.has_pieces {
+                return Err(self.begin_again().await?);
+            }
         }
+    }
+
+    /// Leaves tables out durably, and gives the error that ends the run: what the target had of the transaction may be
+    /// gone with the piece that it refused.
+    async fn begin_again(&mut self) -> Result<Error> {
+        let commit = Commit { exclude: std::mem::take(&mut self.excluded_since), ..Commit::default() };
+        self.sink.apply(&Batch::default(), Some(&commit)).await?;
+        let what = "a table was left out within a transaction of the source; the transaction is read again";
+        Ok(Error::new(code::STORE_FAILED, what).verdict_is(Verdict::Retry))
     }
 
     /// A table cannot go on: it is left out, durably with what is applied next.

@@ -256,6 +256,8 @@ async fn a_large_transaction_comes_in_pieces() {
     let pieces = changes.transactions();
     assert!(pieces.len() > 1 && pieces.iter().all(|piece| piece.mark == pieces[0].mark));
     assert!(pieces.is_sorted_by_key(|piece| &piece.position));
+    // A flow that begins at that time has none of it yet.
+    assert!(pieces[0].position > Position::from_u64(pieces[0].mark));
     assert_eq!(pieces.iter().filter(|piece| piece.ends).count(), 1);
     assert_eq!(changes.count(), 8);
     place.end().await;

@@ -298,8 +298,8 @@ impl Reader {
     fn current(&mut self, xid: u32, commit: Lsn, end: Lsn, committed_at: i64) -> Current {
         Current {
             mark: self.widen(xid),
-            // Behind the transaction before, which may end just where this commit begins.
-            within: commit.max(Lsn(self.position.0 + 1)),
+            // Behind the transaction before, which may end just where this commit begins, as may where a flow began.
+            within: Lsn(commit.max(self.position).0 + 1),
             end,
             committed_at: Timestamp(committed_at).unix_micros().unwrap_or(0),
             first: self.changes.count(),

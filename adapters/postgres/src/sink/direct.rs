@@ -71,7 +71,8 @@ impl PostgresSink {
         );
         // A row was there; or the halves wait for each other, which unique keys of the target alone can bring about.
         let is_met = |error: &tokio_postgres::Error| {
-            is_kept_out(error) || error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+            let waits = [&SqlState::LOCK_NOT_AVAILABLE, &SqlState::T_R_DEADLOCK_DETECTED].map(Some);
+            is_kept_out(error) || waits.contains(&error.code())
         };
         match first.and(second) {
             Ok(()) => {

@@ -115,6 +115,10 @@ async fn each_kind_of_work_is_done_and_repeated_without_harm() {
     let error = sink.apply(&batch(bad), None).await.unwrap_err();
     assert_eq!(error.code(), code::VALUE_UNFIT, "{error:?}");
     assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
+    // The one before is gone with it.
+    sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
+    assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)"]);
+    sink.apply(&batch(piece(10)), None).await.unwrap();
     assert_eq!(there(&session).await.len(), 2);
     sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
     assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)", "(10,p,p)"]);

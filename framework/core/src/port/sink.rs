@@ -200,6 +200,7 @@ pub struct Applied {
 ///    by one that is not in the batch, or by one that is and stays, is a hole: neither its old nor its new form is
 ///    there.
 /// 5. A batch without a commit belongs to a transaction that goes on: the target may keep it open, or commit it alone.
+///    If a later batch of the transaction fails, those before it may be gone; the next one begins anew.
 /// 6. Opening fences: whoever opened the flow before writes nothing more, and gets `lease-lost`; also if the flow was
 ///    forgotten in between.
 /// 7. Holes are noted durably with the batch that made them; without a commit, no later than the next one.

@@ -6,24 +6,44 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tidegate_core::port::{
     Applied, Batch, Catalog, ChangeFeed, Checkpoint, Chunk, Commit, Crawler, Examiner, Identity, KeyRange,
-    Limit, Opened, Route, Sink, StateStore, Store,
+    Limit, Opened, Progress, Route, Sink, StateStore, Store,
 };
-use tidegate_core::{AsOf, FlowName, Key, Position, Result, Rows, Table, TableName};
+use tidegate_core::{AsOf, Changes, FlowName, Key, Position, Result, Rows, Table, TableName};
 use tidegate_memory::MemoryStore;
 
 type Hook<T> = Arc<dyn Fn(&TableName, T) -> Result<()> + Send + Sync>;
 
-/// Calls `read` before a chunk of a table is read, and `write` before anything is done to one.
+/// Calls `read` before a chunk of a table is read, and `write` before anything is done to one. With `holds`, what comes
+/// without a commit is done with the next one, as a server's transaction does, and lost if that is refused.
 #[derive(Clone)]
 pub(crate) struct Hooked {
     inner: MemoryStore,
     read: Hook<Limit>,
     write: Hook<()>,
+    holds: bool,
+    cuts: bool,
 }
 
 impl Hooked {
     pub(crate) fn new(inner: &MemoryStore) -> Self {
-        Self { inner: inner.clone(), read: Arc::new(|_, _| Ok(())), write: Arc::new(|_, ()| Ok(())) }
+        Self {
+            inner: inner.clone(),
+            read: Arc::new(|_, _| Ok(())),
+            write: Arc::new(|_, ()| Ok(())),
+            holds: false,
+            cuts: false,
+        }
+    }
+
+    /// Transactions come in pieces.
+    pub(crate) fn cutting(mut self) -> Self {
+        self.cuts = true;
+        self
+    }
+
+    pub(crate) fn holding(mut self) -> Self {
+        self.holds = true;
+        self
     }
 
     pub(crate) fn on_read(
@@ -70,12 +90,14 @@ impl Store for Hooked {
         source: &Identity,
         from: &Position,
     ) -> Result<Box<dyn ChangeFeed>> {
-        self.inner.change_feed(flow, tables, source, from).await
+        let inner = self.inner.change_feed(flow, tables, source, from).await?;
+        Ok(if self.cuts { Box::new(CutFeed(inner)) } else { inner })
     }
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
         let inner = self.inner.sink(flow, routes).await?;
-        Ok(Box::new(HookedSink { write: Arc::clone(&self.write), inner, routes: routes.to_vec() }))
+        let (write, held) = (Arc::clone(&self.write), self.holds.then(Vec::new));
+        Ok(Box::new(HookedSink { write, held, inner, routes: routes.to_vec() }))
     }
 
     async fn examiner(&self) -> Result<Arc<dyn Examiner>> {
@@ -112,8 +134,44 @@ impl Crawler for HookedCrawler {
     }
 }
 
+/// Delivers transactions in pieces.
+struct CutFeed(Box<dyn ChangeFeed>);
+
+#[async_trait]
+impl ChangeFeed for CutFeed {
+    async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress> {
+        const PIECE: usize = 5;
+        let mut whole = Changes::new();
+        let progress = self.0.next(want, &mut whole).await?;
+        for transaction in whole.transactions() {
+            let places = whole.places(transaction);
+            let end = |out: &mut Changes, ends| {
+                out.end(transaction.mark, transaction.position.clone(), transaction.committed_at, ends);
+            };
+            for (nth, at) in places.enumerate() {
+                if nth > 0 && nth % PIECE == 0 {
+                    end(out, false);
+                }
+                let change = whole.change(at);
+                out.push_rows(change.table, change.op, change.row, change.old_key);
+            }
+            end(out, transaction.ends);
+        }
+        Ok(progress)
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<()> {
+        self.0.acknowledge(position).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.0.close().await
+    }
+}
+
 struct HookedSink {
     write: Hook<()>,
+    held: Option<Vec<Batch>>,
     inner: Box<dyn Sink>,
     routes: Vec<Route>,
 }
@@ -125,7 +183,18 @@ impl Sink for HookedSink {
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
-        batch.tables.iter().try_for_each(|part| (self.write)(&self.routes[part.table].target.name, ()))?;
+        if commit.is_none()
+            && let Some(held) = &mut self.held
+        {
+            held.push(batch.clone());
+            return Ok(Applied::default());
+        }
+        let held = self.held.as_mut().map(std::mem::take).unwrap_or_default();
+        let parts = held.iter().chain([batch]).flat_map(|batch| &batch.tables);
+        parts.into_iter().try_for_each(|part| (self.write)(&self.routes[part.table].target.name, ()))?;
+        for batch in &held {
+            self.inner.apply(batch, None).await?;
+        }
         self.inner.apply(batch, commit).await
     }
 

@@ -1,6 +1,7 @@
 //! Which table stops when one of them cannot go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidegate_core::error::code;
@@ -79,4 +80,40 @@ async fn only_the_table_that_an_error_is_about_stops() {
         assert_eq!(stopped(Trouble::TargetTakesNoRow, order).await, ["two"], "{order:?}");
         assert_eq!(stopped(Trouble::TargetKeepsRowsOut, order).await, ["two"], "{order:?}");
     }
+}
+
+/// Found by reading: the target took back a transaction of several pieces because of one table, and only the last piece
+/// was applied again, with the position.
+#[tokio::test(start_paused = true)]
+async fn no_piece_is_lost_with_a_table_that_is_refused_at_the_end() {
+    let tables = ["good", "bad"].map(|name| TableName::new("", name));
+    let (source, target) = (MemoryStore::new("source"), MemoryStore::new("target"));
+    for table in &tables {
+        source.create_table(table, vec![Column::new("id", Type::Int { bits: 64 })], &["id"]);
+    }
+    let mut flow = crate::flow(&source, &target, &tables).await;
+    flow.options.batch_changes = 5;
+    flow.source = Arc::new(Hooked::new(&source).cutting());
+    let refuses = Arc::new(AtomicBool::new(false));
+    let (bad, is_refused) = (tables[1].clone(), Arc::clone(&refuses));
+    flow.target = Arc::new(Hooked::new(&target).holding().on_write(move |table| {
+        if *table == bad && is_refused.load(Ordering::Relaxed) {
+            return Err(Error::new(code::CONSTRAINT_VIOLATED, "it is refused").with("table", table));
+        }
+        Ok(())
+    }));
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let (patience, stop) = (Duration::from_secs(60), CancellationToken::new());
+    for round in 0..2 {
+        let ended = Box::pin(run(&flow, Until::CaughtUp, &gauge, &state, "me", patience, &stop)).await;
+        assert_eq!(ended.unwrap(), Ended::CaughtUp);
+        if round == 0 {
+            let insert = |id| Write::insert(&tables[usize::from(id % 7 == 0)], [Value::Int(id)]);
+            source.transact(&(0..33).map(insert).collect::<Vec<_>>()).unwrap();
+            refuses.store(true, Ordering::Relaxed);
+        }
+    }
+    assert_eq!(target.rows(&tables[0]), source.rows(&tables[0]));
+    assert_eq!(gauge.read(flow.clock.as_ref()).tables[1].state, TableState::Failed);
 }
