@@ -52,8 +52,13 @@ impl Holes {
         self.waits.entry(hole).or_insert(Wait { under_way: false, due: now, kept_out: (0, now) });
     }
 
-    /// Holes of one table that are to be read now. They are under way from here on.
-    pub(crate) fn take(&mut self, now: Duration) -> Option<(usize, Vec<Key>)> {
+    /// Holes of one table that are to be read now, at least one and at most `limit` of that table. They are under way from
+    /// here on.
+    pub(crate) fn take(
+        &mut self,
+        now: Duration,
+        limit: impl Fn(usize) -> usize,
+    ) -> Option<(usize, Vec<Key>)> {
         if now < self.idle_until {
             return None;
         }
@@ -62,7 +67,7 @@ impl Holes {
         let is_due = |(_, wait): &(&Hole, &mut Wait)| !wait.under_way && wait.due <= now;
         let mut due = self.waits.iter_mut().filter(is_due).peekable();
         let table = due.peek()?.0.0;
-        let taken = due.filter(|(hole, _)| hole.0 == table).take(READ_MAX);
+        let taken = due.filter(|(hole, _)| hole.0 == table).take(limit(table).clamp(1, READ_MAX));
         let keys = taken.map(|(hole, wait)| {
             wait.under_way = true;
             hole.1.clone()
@@ -135,16 +140,28 @@ mod tests {
         let mut holes = Holes::default();
         holes.add((0, key(1)), at(0));
         holes.add((1, key(1)), at(0));
-        assert_eq!(holes.take(at(0)), Some((0, vec![key(1)])));
+        assert_eq!(holes.take(at(0), |_| READ_MAX), Some((0, vec![key(1)])));
         holes.add((0, key(1)), at(0));
-        assert_eq!(holes.take(at(0)), Some((1, vec![key(1)])), "what is under way is not read twice");
-        assert_eq!(holes.take(at(0)), None);
+        assert_eq!(
+            holes.take(at(0), |_| READ_MAX),
+            Some((1, vec![key(1)])),
+            "what is under way is not read twice"
+        );
+        assert_eq!(holes.take(at(0), |_| READ_MAX), None);
         holes.again(0, vec![key(1)], at(2));
-        assert_eq!(holes.take(at(1)), None, "not before its time");
-        assert_eq!(holes.take(at(2)), Some((0, vec![key(1)])));
+        assert_eq!(holes.take(at(1), |_| READ_MAX), None, "not before its time");
+        assert_eq!(holes.take(at(2), |_| READ_MAX), Some((0, vec![key(1)])));
         holes.filled(0, vec![key(1)]);
         holes.forget(1);
         assert!(holes.is_empty());
+        (0..3).for_each(|byte| holes.add((0, key(byte)), at(3)));
+        for byte in 0..3 {
+            assert_eq!(
+                holes.take(at(3), |_| 0),
+                Some((0, vec![key(byte)])),
+                "rows may be as large as a chunk"
+            );
+        }
     }
 
     #[test]

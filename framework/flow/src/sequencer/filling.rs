@@ -8,12 +8,14 @@ use crate::apply::Work;
 use crate::holes::Hole;
 
 impl Sequencer<'_> {
-    /// Reads rows that the target lacks, if no read is to wait.
+    /// Reads rows that the target lacks, if no read is to wait, as many as a chunk has at a time.
     pub(super) async fn read_holes(&mut self) -> Result<()> {
-        if self.hold.is_some() {
+        if self.hold.is_some() || self.waiting.iter().any(|waiting| matches!(waiting.what, What::Holes(_))) {
             return Ok(());
         }
-        let Some((table, keys)) = self.holes.take(self.flow.clock.elapsed()) else { return Ok(()) };
+        let (bytes, row_bytes) = (self.flow.options.chunk_bytes, &self.row_bytes);
+        let limit = |table: usize| bytes / row_bytes[table].max(1);
+        let Some((table, keys)) = self.holes.take(self.flow.clock.elapsed(), limit) else { return Ok(()) };
         let read = self.window.begin_read();
         let mut rows = Rows::new();
         let as_of = self.asker.fetch(&self.flow.routes[table].shape.table, &keys, &mut rows).await?;
