@@ -21,7 +21,7 @@ pub struct Stored {
 /// # Contract
 /// 1. `put` is compare-and-set: it writes only if the version is still `expected` (0: not there), and says whether it did.
 /// 2. A record that was put is durable and seen by every process.
-/// 3. Keys are our own words, of at most 100 bytes; values are text of at most 1 MiB.
+/// 3. Keys are our own words, of at most 100 bytes; values are text of at most 8 MiB.
 ///
 /// # Concurrency
 /// May be used from several tasks and processes at once.
