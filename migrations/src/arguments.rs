@@ -29,7 +29,7 @@ pub(crate) struct Common {
     /// Where the state is kept [default: in the target]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) state: Option<String>,
-    /// How long to wait for a server that does not answer
+    /// How long to wait for a server that does not answer; a run under way waits a minute at least
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub(crate) timeout: Duration,
     /// Print one JSON document instead of text
