@@ -74,7 +74,7 @@ impl Registry {
         self.brokers.insert(scheme.to_owned(), Arc::new(open));
     }
 
-    /// Adds an encoding in which rows may go through a broker as they are; rows in others go as canonical values.
+    /// Adds an encoding in which rows may go through a broker; rows in others are refused there.
     pub fn add_codec(&mut self, codec: Arc<dyn Codec>) {
         self.codecs.push(codec);
     }

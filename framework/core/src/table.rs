@@ -137,6 +137,11 @@ pub trait Codec: Send + Sync + fmt::Debug {
     /// The encoding it reads.
     fn encoding(&self) -> Encoding;
 
+    /// The encoding of this column's cells: another one only where rows are put together of several.
+    fn encoding_of(&self, _column: &Column) -> Encoding {
+        self.encoding()
+    }
+
     /// The value of a cell of this column.
     ///
     /// # Errors

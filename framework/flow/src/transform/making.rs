@@ -274,14 +274,22 @@ fn invalid(table: &Table, why: String) -> Error {
 
 /// Reads carried cells as the source's, computed ones as canonical.
 #[derive(Debug)]
-struct MadeCodec {
-    source: Arc<dyn Codec>,
-    computed: BTreeSet<String>,
+pub(crate) struct MadeCodec {
+    pub(crate) source: Arc<dyn Codec>,
+    pub(crate) computed: BTreeSet<String>,
 }
 
 impl Codec for MadeCodec {
     fn encoding(&self) -> Encoding {
         Encoding("made")
+    }
+
+    fn encoding_of(&self, column: &Column) -> Encoding {
+        if self.computed.contains(&column.name) {
+            Encoding::CANONICAL
+        } else {
+            self.source.encoding_of(column)
+        }
     }
 
     fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>> {

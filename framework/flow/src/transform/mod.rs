@@ -27,6 +27,7 @@ use tidegate_core::{Clock, Error, FlowName, Position, Result, Shape, Table, Tabl
 use catalog::MadeCatalog;
 use change_feed::MadeFeed;
 use crawler::MadeCrawler;
+pub(crate) use making::MadeCodec;
 use making::Making;
 
 /// A store whose tables, as a source, are what a [`Transform`] makes of them.

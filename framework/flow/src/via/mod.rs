@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Via {
     /// The broker.
     pub broker: Arc<dyn Broker>,
-    /// The encodings that both ends know. Rows in another one are carried as canonical values.
+    /// The encodings that the target's end reads. Rows in another one are refused.
     pub codecs: Vec<Arc<dyn Codec>>,
     /// Its clock.
     pub clock: Arc<dyn Clock>,

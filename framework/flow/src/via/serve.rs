@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::wire::{Call, CarriedRoute, Parts, Place, REPLY, Reply, Whole, messages};
 use super::{PATIENCE, Via};
 use crate::plant::{self, Bug};
+use crate::transform::MadeCodec;
 
 /// How often it is said that a call is being worked on.
 const WORKING: Duration = Duration::from_secs(2);
@@ -209,9 +210,14 @@ async fn open(
                     code::CAPABILITY_MISSING,
                     format!("rows come in the encoding {:?}, which this program cannot read", route.encoding),
                 )
-                .hint("both ends have to be built with the same stores")
+                .with("table", &route.target.name)
+                .hint("both ends have to be built with the same stores and their encodings (Registry::add_codec)")
             })?;
-        let shape = Shape { table: Arc::new(route.source.clone()), codec: Arc::clone(codec) };
+        let mut codec = Arc::clone(codec);
+        if !route.computed.is_empty() {
+            codec = Arc::new(MadeCodec { source: codec, computed: route.computed.clone() });
+        }
+        let shape = Shape { table: Arc::new(route.source.clone()), codec };
         Ok(Route { shape, target: Arc::new(route.target.clone()) })
     };
     let routes = routes.iter().map(route).collect::<Result<Vec<_>>>()?;

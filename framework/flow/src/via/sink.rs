@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
-use tidegate_core::{Canonical, Cell, Codec as _, Error, FlowName, Key, Result, Row, RowWriter, Rows, Shape};
+use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink};
+use tidegate_core::{Column, Encoding, Error, FlowName, Result, Shape};
 use tidegate_runtime::{Publisher, Receiver};
 
 use super::wire::{CALL, Call, CarriedRoute, Parts, Place, Reply, messages};
@@ -22,8 +22,6 @@ const CLOSE: Duration = Duration::from_secs(5);
 pub(super) struct CarriedSink {
     flow: FlowName,
     routes: Vec<CarriedRoute>,
-    /// Of each route whose rows are carried as canonical values, how they are read.
-    recoded: Vec<Option<Shape>>,
     publisher: Publisher,
     receiver: Receiver,
     parts: Parts,
@@ -35,24 +33,9 @@ impl CarriedSink {
     pub(super) async fn open(via: &Via, flow: &FlowName, routes: &[Route]) -> Result<Self> {
         let ways = via.prepare(flow).await?;
         let broker = via.broker.as_ref();
-        let is_known =
-            |shape: &Shape| via.codecs.iter().any(|codec| codec.encoding() == shape.codec.encoding());
-        let carried = |route: &Route| CarriedRoute {
-            source: route.shape.table.as_ref().clone(),
-            encoding: if is_known(&route.shape) {
-                route.shape.codec.encoding()
-            } else {
-                Canonical.encoding()
-            }
-            .0
-            .to_owned(),
-            target: route.target.as_ref().clone(),
-        };
-        let recoded = |route: &Route| (!is_known(&route.shape)).then(|| route.shape.clone());
         Ok(Self {
             flow: flow.clone(),
             routes: routes.iter().map(carried).collect(),
-            recoded: routes.iter().map(recoded).collect(),
             publisher: Publisher::open(broker, &ways.calls, Arc::clone(&via.clock), PATIENCE).await?,
             receiver: Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?,
             parts: Parts::default(),
@@ -91,68 +74,21 @@ impl CarriedSink {
             }
         }
     }
-
-    /// The batch with its rows in an encoding that the other end knows.
-    fn recode(&self, batch: &Batch) -> Result<Batch> {
-        let part = |part: &TableBatch| {
-            let Some(shape) = &self.recoded[part.table] else { return Ok(part.clone()) };
-            let (key, all): (Vec<usize>, Vec<usize>) =
-                (shape.table.key.clone(), (0..shape.table.columns.len()).collect());
-            let target = &self.routes[part.table].target.name;
-            let rows = |rows: &Rows, columns: &[usize]| {
-                let mut out = Rows::new();
-                let recoded = rows.iter().try_for_each(|row| recode(shape, row, columns, &mut out));
-                recoded.map(|()| out).map_err(|error| error.with("table", target))
-            };
-            Ok(TableBatch {
-                deletes: rows(&part.deletes, &key)?,
-                upserts: rows(&part.upserts, &all)?,
-                updates: rows(&part.updates, &all)?,
-                ..*part
-            })
-        };
-        Ok(Batch { tables: batch.tables.iter().map(part).collect::<Result<_>>()? })
-    }
-
-    /// The keys of holes as the source has them.
-    fn restore(&self, batch: &Batch, holes: Vec<(usize, Key)>) -> Result<Vec<(usize, Key)>> {
-        let mut out = Vec::with_capacity(holes.len());
-        for (table, key) in holes {
-            let Some(shape) = self.recoded.get(table).and_then(Option::as_ref) else {
-                out.push((table, key));
-                continue;
-            };
-            let parts = batch.tables.iter().filter(|part| part.table == table);
-            for row in parts.flat_map(|part| part.updates.iter()) {
-                let own = shape.cut_key(row);
-                let mut carried = Rows::new();
-                recode(shape, own.row(), &shape.table.key, &mut carried)?;
-                if carried.row(0) == key.row() {
-                    out.push((table, own));
-                    break;
-                }
-            }
-        }
-        Ok(out)
-    }
 }
 
-/// Writes a row whose cells stand for these columns as canonical values.
-fn recode(shape: &Shape, row: Row<'_>, columns: &[usize], out: &mut Rows) -> Result<()> {
-    let mut values = Vec::with_capacity(columns.len());
-    for (cell, at) in row.cells().zip(columns) {
-        let value = shape.value(*at, cell);
-        values.push(value.map_err(|error| error.with("column", &shape.table.columns[*at].name))?);
+/// Its rows and keys travel byte for byte: the target notes holes by keys, and has to tell them as the source has them.
+fn carried(route: &Route) -> CarriedRoute {
+    let Shape { table, codec } = &route.shape;
+    let is_canonical = |column: &&Column| codec.encoding_of(column) == Encoding::CANONICAL;
+    let own = table.columns.iter().find(|column| !is_canonical(column));
+    let encoding = own.map_or(Encoding::CANONICAL, |column| codec.encoding_of(column));
+    let computed = table.columns.iter().filter(is_canonical).filter(|_| own.is_some());
+    CarriedRoute {
+        source: table.as_ref().clone(),
+        encoding: encoding.0.to_owned(),
+        computed: computed.map(|column| column.name.clone()).collect(),
+        target: route.target.as_ref().clone(),
     }
-    out.push_with(|row: &mut RowWriter<'_>| {
-        for value in &values {
-            match value {
-                Some(value) => row.value(value),
-                None => row.cell(Cell::Unchanged),
-            }
-        }
-    });
-    Ok(())
 }
 
 fn unexpected() -> Error {
@@ -168,9 +104,8 @@ impl Sink for CarriedSink {
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
-        let call = Call::Apply { batch: self.recode(batch)?, commit: commit.cloned() };
-        let Reply::Applied(mut applied) = self.call(call).await? else { return Err(unexpected()) };
-        applied.holes = self.restore(batch, applied.holes)?;
+        let call = Call::Apply { batch: batch.clone(), commit: commit.cloned() };
+        let Reply::Applied(applied) = self.call(call).await? else { return Err(unexpected()) };
         Ok(applied)
     }
 

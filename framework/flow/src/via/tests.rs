@@ -1,11 +1,22 @@
-//! Bodies survive being written, cut and put together again.
+//! Bodies survive being written, cut and put together again, and rows arrive as they were sent.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tidegate_core::port::{
-    Applied, Attempt, Batch, Commit, Delivery, Exclusion, KeyRange, RangeProgress, TableBatch, Token,
+    Applied, Attempt, Batch, Checkpoint, Commit, Delivery, Exclusion, Identity, KeyRange, Opened,
+    RangeProgress, Route, Sink, Store, TableBatch, Token,
 };
-use tidegate_core::{Cell, Error, FlowName, Key, Lane, Message, Position, Rows, Value, error::code};
+use tidegate_core::{
+    Canonical, Cell, Codec, Column, Encoding, Error, FlowName, Key, Lane, Message, Position, Result, Rows,
+    Shape, SystemClock, SystemIds, Table, TableName, Type, Value, error::code,
+};
+use tidegate_memory::{MemoryBroker, MemoryStore};
+use tokio_util::sync::CancellationToken;
 
 use super::wire::{CALL, Call, Parts, Place, Reply, messages};
+use super::{Carried, Via, serve};
+use crate::transform::MadeCodec;
 
 fn delivery(message: Message, number: u64) -> Delivery {
     let token = Token { lane: Lane(0), epoch: 1, number };
@@ -108,4 +119,108 @@ fn what_is_cut_or_of_somebody_else_is_refused_by_name() {
     let error = Parts::default().take(delivery(message, 0)).unwrap_err();
     assert_eq!(error.code(), code::MESSAGE_INVALID);
     assert!(error.hint_text().unwrap().contains("nobody else may publish"));
+}
+
+/// Integers as decimal digits, so that a key of the source is no canonical one.
+#[derive(Debug)]
+struct Decimal;
+
+impl Codec for Decimal {
+    fn encoding(&self) -> Encoding {
+        Encoding("decimal")
+    }
+
+    fn value<'a>(&self, _: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
+        let number = std::str::from_utf8(cell).ok().and_then(|digits| digits.parse().ok());
+        number.map(Value::Int).ok_or_else(|| Error::new(code::STREAM_MALFORMED, "not a number"))
+    }
+}
+
+/// The target of `made` rows behind a broker, and the way of its one table.
+fn made(codecs: Vec<Arc<dyn Codec>>) -> (MemoryStore, Via, Route) {
+    let name = TableName::new("", "parts");
+    let int = |name| Column::new(name, Type::Int { bits: 64 });
+    let columns = vec![int("id"), int("code"), Column::new("loud", Type::Text)];
+    let store = MemoryStore::new("b");
+    store.create_table(&name, columns.clone(), &["id"]);
+    store.create_unique(&name, &["code"]);
+    let table =
+        Arc::new(Table { name, native_id: 0, columns, key: vec![0], rows_estimated: 0, bytes_estimated: 0 });
+    let computed = BTreeSet::from(["loud".to_owned()]);
+    let codec = Arc::new(MadeCodec { source: Arc::new(Decimal), computed });
+    let route = Route { shape: Shape { table: Arc::clone(&table), codec }, target: table };
+    let broker = Arc::new(MemoryBroker::new(SystemClock::shared()));
+    let via = Via { broker, codecs, clock: SystemClock::shared(), ids: Arc::new(SystemIds) };
+    (store, via, route)
+}
+
+fn made_row(id: &str, number: &str) -> Rows {
+    let mut rows = Rows::new();
+    rows.push_with(|row| {
+        row.cell(Cell::Bytes(id.as_bytes()));
+        row.cell(Cell::Bytes(number.as_bytes()));
+        row.value(&Value::Text(format!("{id}!").into()));
+    });
+    rows
+}
+
+async fn opened(target: &Carried, route: &Route) -> Result<(Box<dyn Sink>, Opened)> {
+    let flow = FlowName::new("shop")?;
+    let mut sink = target.sink(&flow, std::slice::from_ref(route)).await?;
+    let first = Checkpoint::first(Identity("a".to_owned()), Position::from_u64(1));
+    let opened = sink.open(&first).await?;
+    Ok((sink, opened))
+}
+
+async fn holes(target: &Carried, route: &Route) -> Vec<(usize, Key)> {
+    let (_, Opened::Resumed(checkpoint)) = opened(target, route).await.unwrap() else {
+        panic!("it was here")
+    };
+    checkpoint.holes
+}
+
+/// Found by reading: rows with a computed column were carried as canonical values, and so were their keys. A hole of an
+/// upsert was dropped, and after a restart its canonical key was taken for one of the source.
+#[tokio::test(start_paused = true)]
+async fn holes_of_made_rows_are_told_and_filled_by_the_sources_own_keys() {
+    let (store, via, route) = made(vec![Arc::new(Canonical), Arc::new(Decimal)]);
+    let store: Arc<dyn Store> = Arc::new(store);
+    let target = Carried::new(Arc::clone(&store), via.clone());
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let near = async {
+        let (mut sink, new) = opened(&target, &route).await.unwrap();
+        assert_eq!(new, Opened::New);
+        let upsert = |upserts| Batch { tables: vec![TableBatch { upserts, ..TableBatch::default() }] };
+        let commit = Commit { position: Some(Position::from_u64(2)), ..Commit::default() };
+        sink.apply(&upsert(made_row("2", "7")), Some(&commit)).await.unwrap();
+        let applied = sink.apply(&upsert(made_row("1", "7")), Some(&commit)).await.unwrap();
+        let kept_out = vec![(0, route.shape.cut_key(made_row("1", "7").row(0)))];
+        assert_eq!(applied.holes, kept_out);
+        drop(sink);
+        assert_eq!(holes(&target, &route).await, kept_out, "the target says them in the same form");
+
+        let (mut sink, _) = opened(&target, &route).await.unwrap();
+        let filled = Commit { filled: kept_out, ..Commit::default() };
+        sink.apply(&Batch::default(), Some(&filled)).await.unwrap();
+        drop(sink);
+        assert_eq!(holes(&target, &route).await, []);
+    };
+    tokio::select! {
+        ended = serve(&flow, &store, &via, &never) => panic!("it ended: {ended:?}"),
+        () = near => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_encoding_that_the_other_end_cannot_read_is_refused_by_name() {
+    let (store, via, route) = made(vec![Arc::new(Canonical)]);
+    let store: Arc<dyn Store> = Arc::new(store);
+    let target = Carried::new(Arc::clone(&store), via.clone());
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let error = tokio::select! {
+        ended = serve(&flow, &store, &via, &never) => panic!("it ended: {ended:?}"),
+        opened = opened(&target, &route) => opened.err().unwrap(),
+    };
+    assert_eq!(error.code(), code::CAPABILITY_MISSING);
+    assert!(error.line().contains("rows come in the encoding \"decimal\""), "{}", error.line());
 }

@@ -3,7 +3,7 @@
 //! A body is the length of its head (32 bits, big endian), the head as JSON, and the frames of its rows as they are.
 //! It is cut into parts that the broker carries. A part's headers say which session and number it belongs to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -29,6 +29,8 @@ pub(super) struct CarriedRoute {
     pub(super) source: Table,
     /// The name of the encoding in which its rows come.
     pub(super) encoding: String,
+    /// The columns whose cells are canonical values instead.
+    pub(super) computed: BTreeSet<String>,
     /// The table of the target.
     pub(super) target: Table,
 }
