@@ -164,6 +164,16 @@ impl Doubt {
 }
 
 impl Plan {
+    /// Tables that the flow knows and that would go elsewhere than they went so far.
+    pub fn elsewhere(&self, record: &Record) -> Vec<Obstacle> {
+        let obstacle = |PlannedTable { route, .. }: &PlannedTable| {
+            let name = &route.shape.table.name;
+            let error = elsewhere(record.get(&name.to_string())?, &route.target.name)?;
+            Some(Obstacle { table: Some(name.clone()), column: None, error })
+        };
+        self.tables.iter().filter_map(obstacle).collect()
+    }
+
     /// The plan of a flow that ran before. What stands in the way of a table that it knows, because that table is
     /// another one now, is left to [`renew`]; the table is planned as the flow knows it.
     #[must_use]
@@ -179,6 +189,9 @@ impl Plan {
             let mut now = planned.filter(|table| table.name == known.source.name);
             now.all(|now| !is_same(&known.source, now))
         };
+        // Said first: what is found under the new name does not matter then.
+        let elsewhere = self.elsewhere(record);
+        self.obstacles.splice(..0, elsewhere);
         let mut others = BTreeMap::new();
         self.obstacles.retain(|obstacle| {
             let Some(name) = &obstacle.table else { return true };
@@ -198,6 +211,18 @@ impl Plan {
         }));
         self
     }
+}
+
+/// Why a table cannot go on to another one of the target than the one that has its rows.
+fn elsewhere(known: &Known, target: &TableName) -> Option<Error> {
+    let (source, held) = (&known.source.name, &known.target.name);
+    (held != target).then(|| {
+        let text =
+            format!("table {source} was moved to {held} and would go to {target} now; nothing was written");
+        Error::new(code::MAPPING_INVALID, text)
+            .hint(format!("keep the name {held}, or begin anew: tidegate migrate abort, or a new --name"))
+            .with("table", source)
+    })
 }
 
 struct Follower<'a> {
@@ -246,6 +271,9 @@ impl Follower<'_> {
                 return Err(refusal(now, &column, &what));
             }
         };
+        if let Some(error) = elsewhere(known, &route.target.name) {
+            return Err(error);
+        }
         if !same {
             self.extend(now, &added, &route).await?;
         }

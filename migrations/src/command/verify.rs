@@ -46,6 +46,9 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
         return Ok(Report { stopped, ..Report::default() });
     }
     let mut plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
+    if let Some(obstacle) = plan.elsewhere(&record).into_iter().next() {
+        return Err(obstacle.error);
+    }
     // It may have been named without its schema.
     plan.tables.retain(|planned| !left_out.contains(&planned.route.shape.table.name));
     let verification = Verification {

@@ -73,6 +73,32 @@ fn a_table_can_be_renamed_by_a_flag() {
     assert_eq!(sqlite_rows(&folder.path().join("new.db"), "SELECT o || '.' || n FROM order_lines"), ["1.1"]);
 }
 
+/// Found by reading: the new name was taken without a word, and the table got only the changes from then on.
+#[test]
+fn a_table_that_was_moved_does_not_go_elsewhere_later() {
+    let (folder, from, to) = shop(SHOP);
+    let file = folder.path().join("map.toml");
+    std::fs::write(&file, "[[map]]\ntable = \"lines\"\nto = \"order_lines\"\n").unwrap();
+    let verb = |words: &[&str], more: &[&str]| {
+        tidegate(&[&["migrate"], words, &["--from", &from, "--to", &to], more].concat())
+    };
+    let run = ["run", "--until", "caught-up"];
+    verb(&run, &[]).ended(0);
+    let elsewhere = ["--map", "lines=order_lines"];
+    let error = "TG0003 mapping-invalid: table lines was moved to lines and would go to order_lines now; nothing was written";
+    let ways =
+        ["hint: keep the name lines, or begin anew: tidegate migrate abort, or a new --name", "table: lines"];
+    verb(&run, &elsewhere).failed(2, error, &ways);
+    verb(&run, &["--transform", file.to_str().unwrap()]).failed(2, error, &ways);
+    verb(&["verify"], &elsewhere).failed(2, error, &ways);
+    verb(&["recopy", "--table", "lines"], &[]).ended(0);
+    verb(&run, &elsewhere).failed(2, error, &ways);
+    let there =
+        sqlite_rows(&folder.path().join("new.db"), "SELECT name FROM sqlite_master WHERE name LIKE '%lines'");
+    assert_eq!(there, ["lines"]);
+    verb(&["run", "--until", "verified"], &["--map", "lines=lines"]).ended(0);
+}
+
 #[rstest]
 #[case::syntax("filter = 'row.status ='", "filter = \"row.status =\" is no expression", "caused by:")]
 #[case::name("filter = 'status == 1'", "uses status, which is not there", "row.NAME")]

@@ -91,3 +91,19 @@ async fn a_second_column_is_followed_as_the_first_was() {
     assert_eq!(status.tables[0].error, None);
     assert_eq!(target.rows(&t), source.rows(&t));
 }
+
+/// Whatever the program that runs the flow has planned: the ledger in the target is that of the old name.
+#[tokio::test(start_paused = true)]
+async fn a_table_does_not_go_elsewhere_than_it_went() {
+    let (_, target, t, mut flow) = start(&["id", "v"]).await;
+    flow.wanted.names.insert("t".to_owned(), TableName::new("", "elsewhere"));
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let state: Arc<dyn StateStore> = target.state().await.unwrap();
+    let (patience, stop) = (Duration::from_secs(5), CancellationToken::new());
+    let ended = run(&flow, Until::CaughtUp, &gauge, &state, "test", patience, &stop).await;
+    assert_eq!(
+        ended.unwrap_err().line(),
+        "TG0003 mapping-invalid: table t was moved to t and would go to elsewhere now; nothing was written (table: t)"
+    );
+    assert_eq!(target.rows(&t).len(), 2);
+}
