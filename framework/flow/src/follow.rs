@@ -174,8 +174,8 @@ impl Plan {
         self.tables.iter().filter_map(obstacle).collect()
     }
 
-    /// The plan of a flow that ran before. What stands in the way of a table that it knows, because that table is
-    /// another one now, is left to [`renew`]; the table is planned as the flow knows it.
+    /// The plan of a flow that ran before. The rows of a table that it knows are its own. What stands in the way of one,
+    /// because that table is another one now, is left to [`renew`]; the table is planned as the flow knows it.
     #[must_use]
     pub fn resumed(mut self, record: &Record, source: &dyn Catalog) -> Self {
         let key = |name: &TableName, in_target: bool| {
@@ -192,9 +192,19 @@ impl Plan {
         // Said first: what is found under the new name does not matter then.
         let elsewhere = self.elsewhere(record);
         self.obstacles.splice(..0, elsewhere);
+        let is_known = |target: &TableName| {
+            let mut planned = self.tables.iter().map(|planned| &planned.route);
+            planned.any(|route| {
+                let known = record.get(&route.shape.table.name.to_string());
+                route.target.name == *target && known.is_some_and(|known| known.target.name == *target)
+            })
+        };
         let mut others = BTreeMap::new();
         self.obstacles.retain(|obstacle| {
             let Some(name) = &obstacle.table else { return true };
+            if obstacle.error.code() == code::TARGET_NOT_EMPTY && is_known(name) {
+                return false;
+            }
             let differs = obstacle.error.code() == code::TARGET_DIFFERS;
             let gone = obstacle.error.code() == code::TABLE_MISSING;
             let is_about = |known: &&Known| gone || (differs || obstacle.column.is_some()) && changed(known);

@@ -156,14 +156,12 @@ async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -
     }
 }
 
-/// Plans, and creates what is missing in the target. A flow that is known there already skips the guards for new ones;
-/// what became of its tables since is looked at when it runs.
+/// Plans, and creates what is missing in the target. A table that the flow knows already skips the guards for new ones;
+/// what became of it since is looked at when it runs.
 pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let state = settings.state().await?;
-    let is_known = state.get(&settings.name, tidegate_flow::run::STATUS).await?.is_some();
     let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
-    wanted.allow_non_empty |= is_known;
     wanted.tables = plan::of_flow(&record, wanted.tables);
     let none = BTreeSet::new();
     let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &none)).await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::runner::Runner;
-use crate::{shop, sqlite, tidegate};
+use crate::{shop, sqlite, sqlite_rows, tidegate};
 
 const MANY: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
@@ -86,6 +86,30 @@ fn it_runs_stops_goes_on_is_compared_and_ends() {
     verb(&["abort", "--yes"]).ended(0);
     verb(&["status"]).failed(3, "TG0031 state-missing", &[]);
     verb(&["run", "--until", "caught-up"]).failed(3, "TG0024 target-not-empty", &[]);
+}
+
+/// Found by reading: the guard was off for every table of a migration that had run before.
+#[test]
+fn a_table_that_joins_later_finds_rows_that_are_not_the_migrations() {
+    let (folder, from, to) = shop(
+        "CREATE TABLE a (id INTEGER PRIMARY KEY); INSERT INTO a VALUES (1);
+         CREATE TABLE b (id INTEGER PRIMARY KEY); INSERT INTO b VALUES (1)",
+    );
+    let run = |more: &[&str]| {
+        let words = ["migrate", "run", "--until", "caught-up", "--from", &from, "--to", &to, "--table", "a"];
+        tidegate(&[&words, more].concat())
+    };
+    run(&[]).ended(0);
+    let target = folder.path().join("new.db");
+    sqlite(&target, "CREATE TABLE b (id INTEGER PRIMARY KEY); INSERT INTO b VALUES (7)");
+    let joins = ["--table", "b"];
+    run(&joins).failed(3, "TG0024 target-not-empty: table b has rows already", &["table: b"]);
+    assert_eq!(sqlite_rows(&target, "SELECT id FROM b"), ["7"]);
+    run(&[]).ended(0);
+    run(&[&joins[..], &["--allow-non-empty"]].concat()).ended(0);
+    assert_eq!(sqlite_rows(&target, "SELECT id FROM b ORDER BY id"), ["1", "7"]);
+    // From then on it is one of the migration.
+    run(&joins).ended(0);
 }
 
 #[test]
