@@ -229,8 +229,9 @@ impl PostgresSink {
         }
     }
 
+    /// The tables as the ledger has them.
     fn names(&self) -> Vec<&str> {
-        self.places.iter().map(|place| place.name.as_str()).collect()
+        self.places.iter().map(|place| place.source.as_str()).collect()
     }
 
     /// Takes the transaction back, with the batches before of which it has more.
@@ -258,7 +259,7 @@ fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
 #[async_trait]
 impl Sink for PostgresSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        let names: Vec<&str> = self.places.iter().map(|place| place.name.as_str()).collect();
+        let names: Vec<&str> = self.places.iter().map(|place| place.source.as_str()).collect();
         let (fence, opened) =
             checkpoint::open(&mut self.session, &self.ledger, &self.flow, &names, first).await?;
         self.fence = fence;

@@ -21,8 +21,10 @@ use crate::sql;
 /// One table of the target, with the statements that write it.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Its name as people and the ledger have it.
+    /// Its name as people have it.
     pub(crate) name: String,
+    /// The name of the source's table, by which the ledger knows it.
+    pub(crate) source: String,
     /// Its name in statements.
     pub(crate) table: String,
     pub(crate) shape: Shape,
@@ -72,6 +74,7 @@ impl Place {
             shape: route.shape.clone(),
             held: Arc::clone(&route.target),
             name,
+            source: route.shape.table.name.to_string(),
             taken,
             passes,
             number,

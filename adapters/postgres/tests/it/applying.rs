@@ -11,7 +11,7 @@ use tidegate_core::port::{
     Store, TableBatch,
 };
 use tidegate_core::{
-    Canonical, Cell, Endpoint, FlowName, Key, Position, RowWriter, Rows, Shape, TableName, Value,
+    Canonical, Cell, Endpoint, FlowName, Key, Position, RowWriter, Rows, Shape, Table, TableName, Value,
 };
 
 use crate::{Session, database, drop_database, url_of};
@@ -369,5 +369,46 @@ async fn rows_of_other_tables_are_not_taken_along() {
     assert_eq!(there(&session).await.len(), 3);
     drop(sink);
     session.batch_execute("DROP OWNED BY it_plain; DROP ROLE it_plain").await.unwrap();
+    drop_database(session).await;
+}
+
+/// Found by reading: the ledger was kept by the target's name, unlike everywhere else.
+#[tokio::test]
+async fn the_ledger_is_the_source_tables() {
+    let (store, session) = database("it_ledger").await;
+    session
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
+        .await
+        .unwrap();
+    let found = routes(&store).await;
+    let way = |from: &str, to: usize| {
+        let table =
+            Arc::new(Table { name: TableName::new("", from), ..found[0].shape.table.as_ref().clone() });
+        let shape = Shape { table, codec: Arc::new(Canonical) };
+        Route { shape, target: Arc::clone(&found[to].target) }
+    };
+    let (mut sink_of_both, _) = sink(&store, &[way("a", 0), way("b", 1)]).await;
+    let range =
+        RangeProgress { table: 1, range: 3, rest: KeyRange { after: None, upto: None }, rows: 5, done: true };
+    let mut key = Rows::new();
+    key.push_values([Value::Int(7)]);
+    let hole = Key(key.row(0).frame().into());
+    let mut updates = Rows::new();
+    updates.push_values([Value::Int(7)]);
+    let part = TableBatch { table: 1, updates, ..TableBatch::default() };
+    let exclude = vec![(1, Exclusion::Skipped)];
+    let commit = Commit { ranges: vec![range.clone()], exclude, ..at(2) };
+    sink_of_both.apply(&batch(part), Some(&commit)).await.unwrap();
+    let names = "SELECT name FROM tidegate.ranges UNION SELECT name FROM tidegate.left_out
+        UNION SELECT name FROM tidegate.holes";
+    let names: Vec<String> = session.query(names, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(names, ["b"]);
+    // The same targets, of each other's sources.
+    let (_, Opened::Resumed(checkpoint)) = sink(&store, &[way("b", 0), way("a", 1)]).await else {
+        panic!("it was here")
+    };
+    assert_eq!(checkpoint.ranges, [RangeProgress { table: 0, ..range }]);
+    assert_eq!(checkpoint.excluded, [(0, Exclusion::Skipped)]);
+    assert_eq!(checkpoint.holes, [(0, hole)]);
     drop_database(session).await;
 }

@@ -206,6 +206,8 @@ pub struct Applied {
 /// 7. Holes are noted durably with the batch that made them; without a commit, no later than the next one.
 /// 8. A value that does not fit exactly is an error that names table, key and column, and nothing of the batch is done.
 ///    What is about one table names it as the target does, as `table`.
+/// 9. The ledger (ranges, exclusions and holes) is kept by the name of the source's table: a table that is not among the
+///    routes keeps its own, and the order of the routes does not matter.
 ///
 /// # Concurrency
 /// One task. A sink may split a batch over several connections.
