@@ -108,7 +108,10 @@ pub(crate) struct LoggedChange {
 pub(crate) struct FlowState {
     pub(crate) records: BTreeMap<String, Stored>,
     pub(crate) lease: Option<(String, Duration)>,
+    /// Its tables are numbered by their places in `tables`.
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// The tables of the source that it was ever opened with.
+    pub(crate) tables: Vec<TableName>,
     pub(crate) fence: u64,
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use tidegate_core::error::code;
-use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
+use tidegate_core::port::{
+    Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch,
+};
 use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape, TableName};
 
 use crate::inner::{Effect, Held, Inner, frame};
@@ -15,12 +17,14 @@ pub(crate) struct MemorySink {
     store: MemoryStore,
     flow: FlowName,
     routes: Vec<Route>,
+    /// The number of each route's table in the checkpoint.
+    numbers: Vec<usize>,
     fence: u64,
 }
 
 impl MemorySink {
     pub(crate) fn new(store: MemoryStore, flow: &FlowName, routes: &[Route]) -> Self {
-        Self { store, flow: flow.clone(), routes: routes.to_vec(), fence: 0 }
+        Self { store, flow: flow.clone(), routes: routes.to_vec(), numbers: Vec::new(), fence: 0 }
     }
 }
 
@@ -32,10 +36,21 @@ impl Sink for MemorySink {
         self.fence = inner.fences;
         let state = inner.flows.entry(self.flow.clone()).or_default();
         state.fence = self.fence;
+        for route in &self.routes {
+            let name = &route.shape.table.name;
+            if !state.tables.contains(name) {
+                state.tables.push(name.clone());
+            }
+        }
+        let number = |route: &Route| state.tables.iter().position(|name| *name == route.shape.table.name);
+        self.numbers = self.routes.iter().filter_map(number).collect();
         Ok(match &state.checkpoint {
-            Some(checkpoint) => Opened::Resumed(checkpoint.clone()),
+            Some(checkpoint) => {
+                let place = |number| self.numbers.iter().position(|known| *known == number);
+                Opened::Resumed(renumbered(checkpoint, place))
+            }
             None => {
-                state.checkpoint = Some(first.clone());
+                state.checkpoint = Some(renumbered(first, |place| self.numbers.get(place).copied()));
                 Opened::New
             }
         })
@@ -57,11 +72,12 @@ impl Sink for MemorySink {
         let state = inner.flows.entry(self.flow.clone()).or_default();
         if let Some(checkpoint) = &mut state.checkpoint {
             if let Some(commit) = commit {
-                advance(checkpoint, commit);
+                advance(checkpoint, &numbered(commit, &self.numbers));
             }
-            for hole in &applied.holes {
-                if !checkpoint.holes.contains(hole) {
-                    checkpoint.holes.push(hole.clone());
+            for (place, key) in &applied.holes {
+                let hole = (self.numbers[*place], key.clone());
+                if !checkpoint.holes.contains(&hole) {
+                    checkpoint.holes.push(hole);
                 }
             }
         }
@@ -70,6 +86,32 @@ impl Sink for MemorySink {
 
     async fn close(self: Box<Self>) -> Result<()> {
         Ok(())
+    }
+}
+
+/// A checkpoint with its tables numbered anew; what is of none of them is left out.
+fn renumbered(checkpoint: &Checkpoint, number: impl Fn(usize) -> Option<usize>) -> Checkpoint {
+    let Checkpoint { ranges, excluded, holes, .. } = checkpoint;
+    let range = |range: &RangeProgress| Some(RangeProgress { table: number(range.table)?, ..range.clone() });
+    Checkpoint {
+        ranges: ranges.iter().filter_map(range).collect(),
+        excluded: excluded.iter().filter_map(|(at, why)| Some((number(*at)?, why.clone()))).collect(),
+        holes: holes.iter().filter_map(|(at, key)| Some((number(*at)?, key.clone()))).collect(),
+        ..checkpoint.clone()
+    }
+}
+
+/// A commit with its tables numbered as in the checkpoint.
+fn numbered(commit: &Commit, numbers: &[usize]) -> Commit {
+    let Commit { position, replay, ranges, forget, exclude, filled } = commit.clone();
+    let range = |range: RangeProgress| RangeProgress { table: numbers[range.table], ..range };
+    Commit {
+        position,
+        replay,
+        ranges: ranges.into_iter().map(range).collect(),
+        forget: forget.into_iter().map(|at| numbers[at]).collect(),
+        exclude: exclude.into_iter().map(|(at, why)| (numbers[at], why)).collect(),
+        filled: filled.into_iter().map(|(at, key)| (numbers[at], key)).collect(),
     }
 }
 

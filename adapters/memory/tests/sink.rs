@@ -1,10 +1,12 @@
 //! The model's sink, held to what every sink does.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tidegate_conformance::Seats;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Store};
-use tidegate_core::{Column, FlowName, Position, TableName, Type, Value};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Exclusion, Identity, Opened, Route, Selection, Store};
+use tidegate_core::{Canonical, Column, FlowName, Position, Shape, TableName, Type, Value};
 use tidegate_memory::{MemoryStore, Write};
 
 struct Hall(MemoryStore);
@@ -53,8 +55,12 @@ async fn rows_that_are_in_each_others_way() {
 #[tokio::test]
 async fn the_last_reason_why_a_table_takes_no_part_holds() {
     let store = MemoryStore::new("target");
+    store.create_table(&TableName::new("", "t"), vec![Column::new("id", Type::Int { bits: 64 })], &["id"]);
+    let (mut tables, _) = store.catalog().await.unwrap().describe(&Selection::All).await.unwrap();
+    let target = Arc::new(tables.remove(0));
+    let shape = Shape { table: Arc::clone(&target), codec: Arc::new(Canonical) };
     let first = Checkpoint::first(Identity("source".to_owned()), Position::from_u64(1));
-    let mut sink = store.sink(&FlowName::new("it").unwrap(), &[]).await.unwrap();
+    let mut sink = store.sink(&FlowName::new("it").unwrap(), &[Route { shape, target }]).await.unwrap();
     sink.open(&first).await.unwrap();
     for why in [Exclusion::Failed("it broke".to_owned()), Exclusion::Skipped] {
         let commit = Commit { exclude: vec![(0, why.clone())], ..Commit::default() };

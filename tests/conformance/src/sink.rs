@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tidegate_core::error::code;
-use tidegate_core::port::{Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, Store, TableBatch};
+use tidegate_core::port::{
+    Batch, Checkpoint, Commit, Exclusion, Identity, KeyRange, Opened, RangeProgress, Route, Sink, Store,
+    TableBatch,
+};
 use tidegate_core::{
     Canonical, Cell, Column, FlowName, Key, Position, Rows, Shape, Table, TableName, Type, Value,
 };
@@ -25,10 +28,10 @@ pub trait Seats: Send + Sync {
 }
 
 /// Rows exchange unique values, are kept out by others, and are holes until they are filled. Whoever opened the flow
-/// before writes no more.
+/// before writes no more. What is known of a table is known by its name in the source.
 ///
 /// # Panics
-/// If the sink breaks rule 3, 4, 6 or 7 of its contract.
+/// If the sink breaks rule 3, 4, 6, 7 or 9 of its contract.
 pub async fn keeps_rivals_apart(seats: &dyn Seats) {
     let mut run = Run::begin(seats).await;
     run.an_earlier_runner_writes_no_more().await;
@@ -43,6 +46,7 @@ pub async fn keeps_rivals_apart(seats: &dyn Seats) {
     run.one_row_of_a_fresh_chunk_has_a_rival().await;
     run.holes_are_forgotten_with_their_table().await;
     run.holes_of_the_first_checkpoint_are_known().await;
+    run.the_ledger_is_the_source_tables().await;
 }
 
 struct Run<'a> {
@@ -326,5 +330,29 @@ impl<'a> Run<'a> {
         let known = Checkpoint { holes: vec![(0, key(7))], ..first() };
         assert_eq!(self.sink.open(&known).await.expect("it opens"), Opened::New);
         assert_eq!(self.noted().await, ["id=7"]);
+    }
+
+    async fn the_ledger_is_the_source_tables(&mut self) {
+        let rest = KeyRange { after: None, upto: None };
+        let range = RangeProgress { table: 0, range: 3, rest, rows: 5, done: true };
+        let exclude = vec![(0, Exclusion::Skipped)];
+        let commit = Commit { ranges: vec![range.clone()], exclude: exclude.clone(), ..Commit::default() };
+        self.sink.apply(&Batch::default(), Some(&commit)).await.expect("it is known");
+        // Another table of the source, of which it knows nothing, takes the same way; then the first one again.
+        let mut other = self.route.clone();
+        other.shape.table = Arc::new(Table {
+            name: TableName::new("", "benches"),
+            ..self.route.shape.table.as_ref().clone()
+        });
+        let own = Checkpoint { ranges: vec![range], excluded: exclude, holes: vec![(0, key(7))], ..first() };
+        for (route, known) in [(&other, first()), (&self.route, own)] {
+            let (sink, opened) = Self::opened(self.seats, route).await;
+            self.sink = sink;
+            let Opened::Resumed(found) = opened else { panic!("it was here before") };
+            assert_eq!(
+                (found.ranges, found.excluded, found.holes),
+                (known.ranges, known.excluded, known.holes)
+            );
+        }
     }
 }
