@@ -1,6 +1,7 @@
 //! The configuration file, and what it and the flags come to.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,13 +72,15 @@ pub(crate) struct End {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Copy {
     /// Rows a chunk has at most.
-    pub(crate) chunk_rows: Option<usize>,
+    pub(crate) chunk_rows: Option<NonZeroUsize>,
     /// Bytes a chunk has at most, but for its last row.
-    pub(crate) chunk_bytes: Option<usize>,
-    /// Reads at the same time.
+    pub(crate) chunk_bytes: Option<NonZeroUsize>,
+    /// Reads at the same time, from 1 to 64.
+    #[serde(deserialize_with = "workers")]
+    #[schemars(range(min = 1, max = 64))]
     pub(crate) workers: Option<usize>,
     /// Changes applied in one transaction at most.
-    pub(crate) batch_changes: Option<usize>,
+    pub(crate) batch_changes: Option<NonZeroUsize>,
     /// Allow rows in the target's tables.
     pub(crate) allow_non_empty: bool,
 }
@@ -88,6 +91,18 @@ pub(crate) struct Copy {
 pub(crate) struct Limits {
     /// Bytes of log or journal that the source may keep for the migration; the run stops beyond it.
     pub(crate) held_bytes_max: Option<u64>,
+}
+
+/// The most that read at the same time.
+pub(crate) const WORKERS_MAX: u64 = 64;
+
+fn workers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    let number = u64::deserialize(from)?;
+    let is_fine = (1..=WORKERS_MAX).contains(&number);
+    let number = usize::try_from(number).ok().filter(|_| is_fine);
+    number
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom(format!("workers is a number from 1 to {WORKERS_MAX}")))
 }
 
 impl File {
@@ -152,10 +167,10 @@ impl Settings {
             source = Arc::new(Transformed::new(source, transform, SystemClock::shared()));
         }
         let mut options = Options::default();
-        options.chunk_rows = file.copy.chunk_rows.unwrap_or(options.chunk_rows);
-        options.chunk_bytes = file.copy.chunk_bytes.unwrap_or(options.chunk_bytes);
+        options.chunk_rows = file.copy.chunk_rows.map_or(options.chunk_rows, NonZeroUsize::get);
+        options.chunk_bytes = file.copy.chunk_bytes.map_or(options.chunk_bytes, NonZeroUsize::get);
         options.workers = file.copy.workers.unwrap_or(options.workers);
-        options.batch_changes = file.copy.batch_changes.unwrap_or(options.batch_changes);
+        options.batch_changes = file.copy.batch_changes.map_or(options.batch_changes, NonZeroUsize::get);
         options.held_bytes_max = file.limits.held_bytes_max.unwrap_or(options.held_bytes_max);
         Ok(Self {
             name,

@@ -37,7 +37,10 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => PathBuf::new(),
     };
-    std::fs::create_dir_all(&folder).map_err(io)?;
+    std::fs::create_dir_all(&folder).map_err(|error| {
+        Error::new(code::CONFIG_INVALID, format!("the folder {} cannot be made", folder.display()))
+            .because(error)
+    })?;
     let (shop, new) = (folder.join("shop.db"), folder.join("new.db"));
     for file in [&shop, &new] {
         if file.exists() {

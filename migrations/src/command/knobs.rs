@@ -7,7 +7,7 @@ use tidegate_core::{Error, Result};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read};
 use tidegate_flow::{MaxRate, Status};
 
-use crate::settings::Settings;
+use crate::settings::{Settings, WORKERS_MAX};
 
 /// The names of tables as the status has them.
 async fn known(settings: &Settings, tables: &[String]) -> Result<Vec<String>> {
@@ -124,7 +124,7 @@ impl Knob {
             ("max_rate", "kB/s") => Ok(Knob::MaxRate(bytes(1_000))),
             ("max_rate", "MB/s") => Ok(Knob::MaxRate(bytes(1_000_000))),
             ("max_rate", "GB/s") => Ok(Knob::MaxRate(bytes(1_000_000_000))),
-            ("workers", "") if (1..=64).contains(&number) => {
+            ("workers", "") if (1..=WORKERS_MAX).contains(&number) => {
                 Ok(Knob::Workers(usize::try_from(number).map_err(|_| unknown())?))
             }
             _ => Err(unknown()),

@@ -18,7 +18,7 @@ use super::{plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
-use crate::render::failure_with;
+use crate::render::{exit_status, failure_with};
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
@@ -194,6 +194,7 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(
 }
 
 /// The first signal drains; the second one ends the process at once, with nothing lost.
+#[expect(clippy::exit, reason = "whatever still waits is not to be waited for")]
 pub(super) async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let broken = |e: std::io::Error| Error::new(code::INTERNAL, "signals cannot be received").because(e);
@@ -209,5 +210,6 @@ pub(super) async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
             stop.cancel();
         }
     }
-    std::process::abort()
+    // What the target has is whole: nothing is written on the way out.
+    std::process::exit(i32::from(exit_status(code::STOPPED.kind())))
 }

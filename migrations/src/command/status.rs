@@ -100,6 +100,12 @@ fn next(status: &Status, verified: Option<&verify::Report>) -> Vec<String> {
     next
 }
 
+/// Whether a table stopped that was compared before.
+fn is_overtaken(status: &Status, report: &verify::Report) -> bool {
+    let mut failed = status.tables.iter().filter(|table| table.state == TableState::Failed);
+    failed.any(|table| !report.stopped.contains(&table.source))
+}
+
 fn throttle(status: &Status, wishes: &Wishes) -> Option<String> {
     if !status.running {
         return Some("nobody runs it".to_owned());
@@ -134,7 +140,7 @@ fn document(
     let verify = verified.map(|report| {
         serde_json::json!({
             "at": report.at, "compared": report.compared, "missing": report.missing, "extra": report.extra,
-            "different": report.different, "stale": status.at - report.at > STALE,
+            "different": report.different, "stale": status.at - report.at > STALE || is_overtaken(status, report),
         })
     });
     serde_json::json!({
@@ -194,6 +200,7 @@ fn print(
     });
     say!("{}", table(&["table", "target", "state", "rows", "changes", ""], rows.collect()));
     match verified {
+        Some(report) if is_overtaken(status, report) => say!("verified: not since a table stopped"),
         Some(report) if report.equal => say!("verified: {} rows equal", count(report.compared)),
         Some(report) => say!(
             "verified: {} missing, {} extra, {} different",

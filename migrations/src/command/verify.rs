@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
-use tidegate_core::port::Selection;
+use tidegate_core::port::{Selection, StateStore};
 use tidegate_core::{Error, Result, SystemClock, TableName};
 use tidegate_flow::follow::{Record, known};
 use tidegate_flow::run::{STATUS, change, read};
@@ -43,7 +43,10 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     let failed = status.tables.iter().filter(|table| table.state == TableState::Failed);
     let stopped: Vec<String> = failed.map(|table| table.source.clone()).collect();
     if matches!(&wanted.tables, Selection::These(names) if names.is_empty()) {
-        return Ok(Report { stopped, ..Report::default() });
+        let (equal, at) = (stopped.is_empty(), clock.now());
+        let report = Report { equal, complete: true, stopped, at, ..Report::default() };
+        note(state.as_ref(), settings, &report).await?;
+        return Ok(report);
     }
     let mut plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
     if let Some(obstacle) = plan.elsewhere(&record).into_iter().next() {
@@ -63,13 +66,17 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     let mut report = verify(&verification, &state).await?;
     report.equal &= stopped.is_empty();
     report.stopped = stopped;
+    note(state.as_ref(), settings, &report).await?;
+    Ok(report)
+}
+
+/// Keeps what was found on record.
+async fn note(state: &dyn StateStore, settings: &Settings, report: &Report) -> Result<()> {
     let mut kept = report.clone();
     kept.rows.truncate(1_000);
-    change(state.as_ref(), &settings.name, VERIFIED, |record: &mut Option<Report>| {
-        *record = Some(kept.clone())
-    })
-    .await?;
-    Ok(report)
+    change(state, &settings.name, VERIFIED, |record: &mut Option<Report>| *record = Some(kept.clone()))
+        .await?;
+    Ok(())
 }
 
 /// Shows what was found; `is_run` says whether somebody runs the migration.

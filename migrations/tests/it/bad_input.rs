@@ -37,6 +37,11 @@ fn a_flag_that_does_not_exist_is_named_with_its_neighbour() {
 #[rstest]
 #[case::unknown_key("[source]\nurll = \"sqlite:a.db\"", &["line 2", "urll", "url"])]
 #[case::wrong_type("[copy]\nworkers = \"two\"", &["line 2", "workers"])]
+#[case::no_workers("[copy]\nworkers = 0", &["line 2", "workers is a number from 1 to 64"])]
+#[case::many_workers("[copy]\nworkers = 100000", &["line 2", "workers is a number from 1 to 64"])]
+#[case::no_rows("[copy]\nchunk_rows = 0", &["line 2", "nonzero"])]
+#[case::no_bytes("[copy]\nchunk_bytes = 0", &["line 2", "nonzero"])]
+#[case::no_changes("[copy]\nbatch_changes = 0", &["line 2", "nonzero"])]
 #[case::not_toml("[source\nurl = 1", &["line 1"])]
 fn a_configuration_that_is_wrong_shows_the_place(#[case] text: &str, #[case] words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

@@ -189,3 +189,37 @@ fn chunks_have_as_many_bytes_as_the_configuration_says() {
     let chunks = status["tables"][0]["chunks_done"].as_u64();
     assert!(chunks >= Some(50), "{chunks:?} chunks for 50 rows");
 }
+
+/// Found by trying: a run that was to compare waited for ever.
+#[test]
+fn a_migration_without_a_table_left_has_nothing_to_compare() {
+    let (_folder, from, to) = shop("CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &["--from", &from, "--to", &to]].concat());
+    verb(&["run", "--until", "caught-up"]).ended(0);
+    verb(&["skip", "--table", "t"]).ended(0);
+    for words in [&["run", "--until", "verified"][..], &["verify"]] {
+        let answer = verb(words).ended(0);
+        assert!(answer.out.contains("equal: 0 rows compared"), "{}", answer.out);
+    }
+}
+
+/// Found by trying: both sides were called equal beside a table that had stopped.
+#[test]
+fn what_was_verified_before_a_table_stopped_is_not_said_again() {
+    let (folder, from, to) =
+        shop("CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT); INSERT INTO t VALUES (1, 'a')");
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &["--from", &from, "--to", &to]].concat());
+    verb(&["run", "--until", "verified"]).ended(0);
+    sqlite(&folder.path().join("shop.db"), "INSERT INTO t VALUES (2, CAST(x'ff' AS TEXT))");
+    verb(&["run", "--until", "caught-up"]).ended(1);
+    let status = verb(&["status"]).ended(0);
+    assert!(status.out.contains("verified: not since a table stopped"), "{}", status.out);
+    let words = ["--json", "migrate", "status", "--from", &from, "--to", &to];
+    assert_eq!(tidegate(&words).ended(0).json()["verify"]["stale"], true);
+    let report = verb(&["verify"]).ended(4);
+    assert!(
+        report.out.contains("not compared: t stopped") && !report.out.contains("and more"),
+        "{}",
+        report.out
+    );
+}
