@@ -22,6 +22,9 @@ use crate::{codec, documents, fit, stream};
 /// What collections were created for, by their names.
 const TABLES: &str = "tidegate.tables";
 
+/// What forgets its oldest documents by itself; neither snapshots nor transactions are to be had of it.
+const CAPPED: &str = "capped collection";
+
 /// The document that is a flow's seal, and its field.
 const SEAL: &str = "seal";
 /// How long the members may take to agree that the primary is one.
@@ -43,9 +46,10 @@ async fn list(database: &Database) -> Result<BTreeMap<String, Listed>> {
     let mut found = BTreeMap::new();
     while let Some(one) = cursor.try_next().await.during("list collections")? {
         let kind = match one.collection_type {
+            mongodb::results::CollectionType::Collection if one.options.capped == Some(true) => CAPPED,
             mongodb::results::CollectionType::Collection => "collection",
             mongodb::results::CollectionType::View => "view",
-            _ => "timeseries",
+            _ => "time series",
         };
         if one.name.starts_with("system.") || one.name.starts_with(OURS) {
             continue;
@@ -106,7 +110,7 @@ impl Catalog for MongoStore {
         let names: Vec<TableName> = match which {
             Selection::All => listed
                 .iter()
-                .filter(|(_, one)| one.kind == "collection")
+                .filter(|(_, one)| one.kind != "view")
                 .map(|(name, _)| TableName::new("", name))
                 .collect(),
             Selection::These(names) => names.clone(),
@@ -120,7 +124,12 @@ impl Catalog for MongoStore {
                 continue;
             };
             if one.kind != "collection" {
-                let what = format!("{full} is a {} and has no changes of its own", one.kind);
+                let why = if one.kind == CAPPED {
+                    "cannot be read at one instant"
+                } else {
+                    "has no changes of its own"
+                };
+                let what = format!("{full} is a {} and {why}", one.kind);
                 obstacles
                     .push(obstacle(&name, Error::new(code::CAPABILITY_MISSING, what).hint("leave it out")));
                 continue;

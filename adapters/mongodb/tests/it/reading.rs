@@ -347,3 +347,26 @@ async fn a_set_that_was_set_back_does_not_have_the_change_where_the_flow_stands(
     };
     assert_eq!(error.code(), code::SOURCE_REPLACED, "{error:?}");
 }
+
+/// Found by trying: a capped collection stopped every other one, and a time series was left out without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_is_named_before_anything_is_done() {
+    let Some(place) = Place::new("kinds").await else { return };
+    let create = async |command: Document| place.database.run_command(command).await.unwrap();
+    create(doc! { "create": "log", "capped": true, "size": 10_000 }).await;
+    create(doc! { "create": "heat", "timeseries": { "timeField": "at" } }).await;
+    create(doc! { "create": "seen", "viewOn": "log" }).await;
+    create(doc! { "create": "items" }).await;
+    let catalog = place.store.catalog().await.unwrap();
+    let (tables, obstacles) = catalog.describe(&Selection::All).await.unwrap();
+    assert_eq!(tables.iter().map(|table| table.name.to_string()).collect::<Vec<_>>(), ["items"]);
+    let said: Vec<_> = obstacles.iter().map(|obstacle| obstacle.error.message()).collect();
+    assert_eq!(
+        said,
+        [
+            "heat is a time series and has no changes of its own",
+            "log is a capped collection and cannot be read at one instant"
+        ]
+    );
+    place.end().await;
+}
