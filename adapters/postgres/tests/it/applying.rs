@@ -375,7 +375,7 @@ async fn rows_of_other_tables_are_not_taken_along() {
 /// Found by reading: the ledger was kept by the target's name, unlike everywhere else.
 #[tokio::test]
 async fn the_ledger_is_the_source_tables() {
-    let (store, session) = database("it_ledger").await;
+    let (store, session) = database("it_ledger_names").await;
     session
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
         .await
