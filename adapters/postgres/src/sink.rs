@@ -229,11 +229,6 @@ impl PostgresSink {
         }
     }
 
-    /// The tables as the ledger has them.
-    fn names(&self) -> Vec<&str> {
-        self.places.iter().map(|place| place.source.as_str()).collect()
-    }
-
     /// Takes the transaction back, with the batches before of which it has more.
     async fn take_back(&mut self) {
         // What was made within is gone; it is made anew if it is not there.
@@ -251,6 +246,11 @@ fn is_kept_out(error: &tokio_postgres::Error) -> bool {
     [&SqlState::UNIQUE_VIOLATION, &SqlState::EXCLUSION_VIOLATION].map(Some).contains(&error.code())
 }
 
+/// The tables as the ledger has them.
+fn names(places: &[Place]) -> Vec<&str> {
+    places.iter().map(|place| place.source.as_str()).collect()
+}
+
 /// The keys of the rows at these places.
 fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
     which.iter().map(|at| place.shape.cut_key(rows.row(*at))).collect()
@@ -259,7 +259,7 @@ fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
 #[async_trait]
 impl Sink for PostgresSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        let names: Vec<&str> = self.places.iter().map(|place| place.source.as_str()).collect();
+        let names = names(&self.places);
         let (fence, opened) =
             checkpoint::open(&mut self.session, &self.ledger, &self.flow, &names, first).await?;
         self.fence = fence;
@@ -278,10 +278,11 @@ impl Sink for PostgresSink {
         if result.is_ok()
             && let Some(commit) = commit
         {
-            result = self.ledger.write(&self.session, &self.flow, self.fence, &self.names(), commit).await;
+            result =
+                self.ledger.write(&self.session, &self.flow, self.fence, &names(&self.places), commit).await;
         }
         if result.is_ok() {
-            result = checkpoint::note(&self.session, &self.flow, &self.names(), &applied.holes).await;
+            result = checkpoint::note(&self.session, &self.flow, &names(&self.places), &applied.holes).await;
         }
         if let Err(error) = result {
             self.take_back().await;
