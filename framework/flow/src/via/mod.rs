@@ -11,8 +11,10 @@
 //! target's, the source is told to forget only what is in the target, and a broker that loses messages costs time
 //! and never a row: a call without a reply ends the run, and the next one goes on from the checkpoint.
 //!
-//! Each opening of the target is a session, and the calls of a session are numbered. What comes from another session
-//! than the last one opened is not done; a number that was done already is answered again and not done again.
+//! Each opening of the target is a session, which whoever serves the target names, and the calls of a session are
+//! numbered. What comes from another session than the last one opened is not done; a number that was done already is
+//! answered again and not done again. A message that the broker stored once more, and delivers when a later session is
+//! under way, can open the target again, which ends the later session, and can write nothing: its name is of the past.
 
 mod serve;
 mod sink;

@@ -58,10 +58,24 @@ pub async fn serve(
 
 /// A session that was opened, and how far it is.
 struct Session {
+    /// The call that opened it.
+    opened_by: Place,
+    /// Its own name and the last call done. The name is given here, at every opening: were it the caller's, calls of an
+    /// earlier runner that come late, its opening first, would be done again.
     place: Place,
     sink: Box<dyn Sink>,
     /// What was answered last, should it be asked again.
     last: Reply,
+}
+
+impl Session {
+    fn has_done(&self, place: &Place) -> bool {
+        self.opened_by == *place || self.place.session == place.session && place.number <= self.place.number
+    }
+
+    fn is_next(&self, place: &Place) -> bool {
+        self.place.session == place.session && place.number == self.place.number + 1
+    }
 }
 
 struct Server<'a> {
@@ -105,12 +119,11 @@ impl<'a> Server<'a> {
     }
 
     async fn answer(&mut self, Whole { place, body }: Whole) -> Result<()> {
-        let known = self.session.as_ref().filter(|session| session.place.session == place.session);
-        let known = known.map(|session| session.place.number);
-        if known.is_some_and(|done| place.number <= done) {
+        if self.session.as_ref().is_some_and(|session| session.has_done(&place)) {
             return self.answer_again(&place).await;
         }
-        let is_next = known.is_some_and(|done| place.number == done + 1) || plant::is(Bug::AnySession);
+        let is_next = self.session.as_ref().is_some_and(|session| session.is_next(&place))
+            || plant::is(Bug::AnySession);
         let reply = match Call::decode(body)? {
             Call::Open { routes, first } => return self.open_session(place, &routes, &first).await,
             Call::Apply { batch, commit } if is_next => self.apply(&place, &batch, commit.as_ref()).await?,
@@ -129,7 +142,7 @@ impl<'a> Server<'a> {
     /// A call came again: its effect is there.
     async fn answer_again(&mut self, place: &Place) -> Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
-        if session.place == *place {
+        if session.place == *place || session.opened_by == *place && session.place.number == place.number {
             self.tell(place, &session.last).await?;
         }
         self.session = Some(session);
@@ -148,9 +161,16 @@ impl<'a> Server<'a> {
         match self.while_working(&place, opening).await? {
             Err(error) => self.tell(&place, &Reply::Failed(error)).await,
             Ok((sink, opened)) => {
-                let last = Reply::Opened(opened);
+                let session = self.via.ids.next().simple().to_string();
+                let last = Reply::Opened { opened, session: session.clone() };
                 self.tell(&place, &last).await?;
-                self.session = Some(Session { place, sink, last });
+                let number = place.number;
+                self.session = Some(Session {
+                    opened_by: place,
+                    place: Place { session: session.into(), number },
+                    sink,
+                    last,
+                });
                 Ok(())
             }
         }

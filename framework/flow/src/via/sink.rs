@@ -99,7 +99,8 @@ fn unexpected() -> Error {
 impl Sink for CarriedSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
         let call = Call::Open { routes: self.routes.clone(), first: first.clone() };
-        let Reply::Opened(opened) = self.call(call).await? else { return Err(unexpected()) };
+        let Reply::Opened { opened, session } = self.call(call).await? else { return Err(unexpected()) };
+        self.place.session = session.into();
         Ok(opened)
     }
 

@@ -2,20 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tidegate_core::error::Verdict;
 use tidegate_core::port::{
     Applied, Attempt, Batch, Checkpoint, Commit, Delivery, Exclusion, Identity, KeyRange, Opened,
     RangeProgress, Route, Sink, Store, TableBatch, Token,
 };
 use tidegate_core::{
-    Canonical, Cell, Codec, Column, Encoding, Error, FlowName, Key, Lane, Message, Position, Result, Rows,
-    Shape, SystemClock, SystemIds, Table, TableName, Type, Value, error::code,
+    Apply, Canonical, Cell, Codec, Column, Encoding, Error, FlowName, Key, Lane, Message, Position, Result,
+    Rows, Shape, Subscription, SystemClock, SystemIds, Table, TableName, Topology, Type, Value, error::code,
 };
 use tidegate_memory::{MemoryBroker, MemoryStore};
+use tidegate_runtime::{Publisher, Receiver};
 use tokio_util::sync::CancellationToken;
 
 use super::wire::{CALL, Call, Parts, Place, Reply, messages};
-use super::{Carried, Via, serve};
+use super::{Carried, PATIENCE, Via, serve};
 use crate::transform::MadeCodec;
 
 fn delivery(message: Message, number: u64) -> Delivery {
@@ -223,4 +226,64 @@ async fn an_encoding_that_the_other_end_cannot_read_is_refused_by_name() {
     };
     assert_eq!(error.code(), code::CAPABILITY_MISSING);
     assert!(error.line().contains("rows come in the encoding \"decimal\""), "{}", error.line());
+}
+
+/// Calls that were taken from their channel, as the broker has them.
+async fn calls(tap: &mut Receiver, count: usize) -> Vec<Message> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        let delivery = tap.next(Duration::from_secs(1)).await.unwrap().unwrap();
+        tap.settle(&[delivery.token]).await.unwrap();
+        taken.push(delivery.message);
+    }
+    taken
+}
+
+/// Found by a simulated history: the broker stored an opening and the call after it once more, and delivered both
+/// when another runner had gone on. The target was opened for them, and went back.
+#[tokio::test(start_paused = true)]
+async fn calls_of_an_earlier_runner_that_come_late_write_nothing() {
+    let (store, via, route) = made(vec![Arc::new(Canonical), Arc::new(Decimal)]);
+    let target: Arc<dyn Store> = Arc::new(store.clone());
+    let carried = Carried::new(Arc::clone(&target), via.clone());
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let write = async |sink: &mut Box<dyn Sink>, number: &str, position: u64| {
+        let part = TableBatch { upserts: made_row("1", number), ..TableBatch::default() };
+        let commit = Commit { position: Some(Position::from_u64(position)), ..Commit::default() };
+        sink.apply(&Batch { tables: vec![part] }, Some(&commit)).await
+    };
+    let near = async {
+        let ways = via.prepare(&flow).await.unwrap();
+        let tap = Subscription::new(&ways.calls, "tap").unwrap();
+        let topology = Topology { channels: Vec::new(), subscriptions: vec![tap.clone()] };
+        via.broker.apply(&topology, Apply::Create).await.unwrap();
+        let mut tap = Receiver::open(via.broker.as_ref(), &tap, Arc::clone(&via.clock)).await.unwrap();
+        let (mut earlier, _) = opened(&carried, &route).await.unwrap();
+        write(&mut earlier, "7", 2).await.unwrap();
+        drop(earlier);
+        let late = calls(&mut tap, 2).await;
+        let (mut sink, _) = opened(&carried, &route).await.unwrap();
+        write(&mut sink, "9", 3).await.unwrap();
+
+        let mut publisher =
+            Publisher::open(via.broker.as_ref(), &ways.calls, Arc::clone(&via.clock), PATIENCE)
+                .await
+                .unwrap();
+        for (at, message) in late.into_iter().enumerate() {
+            let mut again = message;
+            again.id = format!("again-{at}").into();
+            publisher.publish(&[again]).await.unwrap();
+        }
+        let over = write(&mut sink, "11", 4).await.unwrap_err();
+        assert_eq!(over.verdict(), Verdict::Retry, "the target was opened by somebody else: {over}");
+        drop(sink);
+        let (_, found) = opened(&carried, &route).await.unwrap();
+        let Opened::Resumed(checkpoint) = found else { panic!("it was here") };
+        assert_eq!(checkpoint.position, Position::from_u64(3));
+        assert_eq!(store.rows(&route.target.name)[0][1], Value::Int(9));
+    };
+    tokio::select! {
+        ended = serve(&flow, &target, &via, &never) => panic!("it ended: {ended:?}"),
+        () = near => {}
+    }
 }

@@ -118,7 +118,11 @@ impl Call {
 pub(super) enum Reply {
     /// It is at work; the answer follows.
     Working,
-    Opened(Opened),
+    /// What opening found, and the session that the calls after it are to name.
+    Opened {
+        opened: Opened,
+        session: String,
+    },
     Applied(Applied),
     Closed,
     Failed(Error),
