@@ -1,8 +1,9 @@
 //! Completes updates that moved a row to another key and left columns out.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use tidegate_core::{Changes, Key, Op, Result, Row, Rows, Transaction};
+use tidegate_core::{Changes, Key, Mark, Op, Result, Row, Rows, Transaction};
 
 use super::Sequencer;
 use crate::plant::{self, Bug};
@@ -10,34 +11,70 @@ use crate::plant::{self, Bug};
 /// How long to wait before looking again whether a logged commit is seen: as long as a commit may wait for a standby.
 const SEEN_WAIT: Duration = Duration::from_millis(10);
 
+/// Keys of one fetch.
+const FETCH_KEYS: usize = 1_000;
+
+/// Rows read by their keys, and where each key's identity stands.
+#[derive(Default)]
+struct Found {
+    rows: Rows,
+    places: HashMap<Vec<u8>, usize>,
+}
+
 impl Sequencer<'_> {
     /// An update that changed the key and left columns out cannot be written where the new key has no row. The row
     /// is read from the source, at an instant that shows the change; what comes after it is delivered after it.
     pub(super) async fn complete_moves(&mut self, changes: Changes) -> Result<Changes> {
+        // What the target has already, and is not merged either, is written nowhere.
+        let skips_known = !self.keeps_changes();
+        let resumed_at = self.resumed_at.clone();
+        let is_known = |transaction: &Transaction| skips_known && transaction.position <= resumed_at;
         let is_partial_move = |at: usize| {
             let change = changes.change(at);
             change.op == Op::Update && change.old_key.is_some() && change.row.is_some_and(Row::is_partial)
         };
-        if !(0..changes.count()).any(is_partial_move) || plant::is(Bug::MovesNotCompleted) {
+        let mut wanted: BTreeMap<usize, Vec<Key>> = BTreeMap::new();
+        let mut marks = Vec::new();
+        for transaction in changes.transactions().iter().filter(|transaction| !is_known(transaction)) {
+            for at in changes.places(transaction).filter(|at| is_partial_move(*at)) {
+                let change = changes.change(at);
+                let Some(row) = change.row else { continue };
+                wanted
+                    .entry(change.table)
+                    .or_default()
+                    .push(self.flow.routes[change.table].shape.cut_key(row));
+                if marks.last() != Some(&transaction.mark) {
+                    marks.push(transaction.mark);
+                }
+            }
+        }
+        if wanted.is_empty() || plant::is(Bug::MovesNotCompleted) {
             return Ok(changes);
         }
+        let mut found = BTreeMap::new();
+        for (table, keys) in wanted {
+            found.insert(table, self.read_rows(table, &keys, &marks).await?);
+        }
         let mut out = Changes::new();
+        let mut identity = Vec::new();
         for transaction in changes.transactions() {
             for at in changes.places(transaction) {
                 let change = changes.change(at);
-                match change.row {
-                    Some(row) if is_partial_move(at) => {
-                        let key = self.flow.routes[change.table].shape.cut_key(row);
-                        let rows = self.read_row(change.table, key, transaction).await?;
+                match (change.row, found.get(&change.table)) {
+                    (Some(row), Some(found)) if is_partial_move(at) && !is_known(transaction) => {
+                        identity.clear();
+                        self.flow.routes[change.table].shape.identity_of_row(row, &mut identity)?;
                         self.gauge.moved();
-                        if rows.is_empty() {
+                        match found.places.get(&identity) {
                             // It is gone by now; a later change says so.
-                            out.push_rows(change.table, Op::Delete, None, change.old_key);
-                        } else {
-                            out.push_rows(change.table, Op::Update, Some(rows.row(0)), change.old_key);
+                            None => out.push_rows(change.table, Op::Delete, None, change.old_key),
+                            Some(place) => {
+                                let row = found.rows.row(*place);
+                                out.push_rows(change.table, Op::Update, Some(row), change.old_key);
+                            }
                         }
                     }
-                    row => out.push_rows(change.table, change.op, row, change.old_key),
+                    (row, _) => out.push_rows(change.table, change.op, row, change.old_key),
                 }
             }
             out.end(
@@ -50,16 +87,27 @@ impl Sequencer<'_> {
         Ok(out)
     }
 
-    async fn read_row(&mut self, table: usize, key: Key, transaction: &Transaction) -> Result<Rows> {
-        loop {
-            let mut rows = Rows::new();
-            let keys = std::slice::from_ref(&key);
-            let as_of = self.asker.fetch(&self.flow.routes[table].shape.table, keys, &mut rows).await?;
-            if as_of.shows(transaction.mark) {
-                return Ok(rows);
+    /// Reads the rows of these keys, at instants that show all of these changes.
+    async fn read_rows(&mut self, table: usize, keys: &[Key], marks: &[Mark]) -> Result<Found> {
+        let shape = &self.flow.routes[table].shape;
+        let mut found = Found::default();
+        for keys in keys.chunks(FETCH_KEYS) {
+            let rows = loop {
+                let mut rows = Rows::new();
+                let as_of = self.asker.fetch(&shape.table, keys, &mut rows).await?;
+                if marks.iter().all(|mark| as_of.shows(*mark)) {
+                    break rows;
+                }
+                // It is in the log and not yet seen.
+                self.flow.clock.sleep(SEEN_WAIT).await;
+            };
+            for row in rows.iter() {
+                let mut identity = Vec::new();
+                shape.identity_of_row(row, &mut identity)?;
+                found.places.insert(identity, found.rows.len());
+                found.rows.push(row);
             }
-            // It is in the log and not yet seen.
-            self.flow.clock.sleep(SEEN_WAIT).await;
         }
+        Ok(found)
     }
 }

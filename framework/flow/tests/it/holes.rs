@@ -1,6 +1,6 @@
 //! Rows that the target cannot take, and waits that a stop ends.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidegate_core::error::code;
@@ -10,6 +10,8 @@ use tidegate_flow::run::run;
 use tidegate_flow::{Ended, Gauge, TableState, Until};
 use tidegate_memory::{MemoryStore, Write};
 use tokio_util::sync::CancellationToken;
+
+use crate::hooked::Hooked;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,4 +75,29 @@ async fn a_stop_is_heard_while_a_commit_is_waited_for() {
     let both = async { tokio::join!(Box::pin(running), stopping).0 };
     let ended = tokio::time::timeout(Duration::from_secs(60), both).await;
     assert_eq!(ended.expect("it ends").unwrap(), Ended::Stopped);
+}
+
+/// Found by reading: each of them was a round trip, and all were made again for changes that the target had.
+#[tokio::test(start_paused = true)]
+async fn rows_whose_key_moved_are_read_many_at_a_time() {
+    let parts = TableName::new("", "parts");
+    let (source, target) = (store("a", &parts), store("b", &parts));
+    let rows = (0..2_500).map(|id| row(&parts, id, id));
+    source.transact(&rows.collect::<Vec<_>>()).unwrap();
+    let mut flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
+    flow.options.chunk_rows = 10_000;
+    crate::catch_up(&flow).await;
+    let fetched = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&fetched);
+    flow.source = Arc::new(Hooked::new(&source).on_fetch(move |_, keys| {
+        seen.lock().unwrap().push(keys);
+        Ok(())
+    }));
+    let moved = |id| Write::update(&parts, [Value::Int(id)], [(0, Value::Int(id + 10_000))]);
+    source.transact(&(0..2_500).map(moved).collect::<Vec<_>>()).unwrap();
+    crate::catch_up(&flow).await;
+    assert_eq!(target.rows(&parts), source.rows(&parts));
+    assert_eq!(*fetched.lock().unwrap(), [1_000, 1_000, 500]);
+    crate::catch_up(&flow).await;
+    assert_eq!(fetched.lock().unwrap().len(), 3, "what the target has is not read again");
 }

@@ -13,12 +13,14 @@ use tidegate_memory::MemoryStore;
 
 type Hook<T> = Arc<dyn Fn(&TableName, T) -> Result<()> + Send + Sync>;
 
-/// Calls `read` before a chunk of a table is read, and `write` before anything is done to one. With `holds`, what comes
-/// without a commit is done with the next one, as a server's transaction does, and lost if that is refused.
+/// Calls `read` before a chunk of a table is read, `fetch` before so many rows of it, and `write` before anything is done
+/// to one. With `holds`, what comes without a commit is done with the next one, as a server's transaction does, and lost if
+/// that is refused.
 #[derive(Clone)]
 pub(crate) struct Hooked {
     inner: MemoryStore,
     read: Hook<Limit>,
+    fetch: Hook<usize>,
     write: Hook<()>,
     holds: bool,
     cuts: bool,
@@ -29,6 +31,7 @@ impl Hooked {
         Self {
             inner: inner.clone(),
             read: Arc::new(|_, _| Ok(())),
+            fetch: Arc::new(|_, _| Ok(())),
             write: Arc::new(|_, ()| Ok(())),
             holds: false,
             cuts: false,
@@ -51,6 +54,14 @@ impl Hooked {
         hook: impl Fn(&TableName, Limit) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         self.read = Arc::new(hook);
+        self
+    }
+
+    pub(crate) fn on_fetch(
+        mut self,
+        hook: impl Fn(&TableName, usize) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.fetch = Arc::new(hook);
         self
     }
 
@@ -80,7 +91,11 @@ impl Store for Hooked {
     }
 
     async fn crawler(&self) -> Result<Box<dyn Crawler>> {
-        Ok(Box::new(HookedCrawler { read: Arc::clone(&self.read), inner: self.inner.crawler().await? }))
+        Ok(Box::new(HookedCrawler {
+            read: Arc::clone(&self.read),
+            fetch: Arc::clone(&self.fetch),
+            inner: self.inner.crawler().await?,
+        }))
     }
 
     async fn change_feed(
@@ -111,6 +126,7 @@ impl Store for Hooked {
 
 struct HookedCrawler {
     read: Hook<Limit>,
+    fetch: Hook<usize>,
     inner: Box<dyn Crawler>,
 }
 
@@ -126,6 +142,7 @@ impl Crawler for HookedCrawler {
     }
 
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
+        (self.fetch)(&table.name, keys.len())?;
         self.inner.fetch(table, keys, out).await
     }
 
