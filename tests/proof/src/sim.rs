@@ -189,9 +189,17 @@ pub(crate) fn history(seed: u64, planted: Option<Plant>) -> (Verdict, Coverage) 
     let port_bug = if let Some(Plant::Port(bug)) = planted { Some(bug) } else { None };
     plant(engine_bug);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let outcome = runtime.map(|runtime| runtime.block_on(live(seed, port_bug)));
+    // A panic is one history's: its seed is to be known, and the others go on.
+    let outcome = runtime.map(|runtime| {
+        let lives = std::panic::AssertUnwindSafe(|| runtime.block_on(live(seed, port_bug)));
+        std::panic::catch_unwind(lives)
+    });
     plant(None);
-    outcome.unwrap_or_else(|e| (Verdict::Stuck(format!("no runtime: {e}")), Coverage::new()))
+    match outcome {
+        Ok(Ok(lived)) => lived,
+        Ok(Err(_)) => (Verdict::Stuck("it panicked".to_owned()), Coverage::new()),
+        Err(e) => (Verdict::Stuck(format!("no runtime: {e}")), Coverage::new()),
+    }
 }
 
 async fn live(seed: u64, bug: Option<PortBug>) -> (Verdict, Coverage) {
