@@ -35,8 +35,8 @@ pub(crate) enum Work {
 /// What the target has.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// Changes up to here, and what a restart would replay from.
-    Durable { position: Position, replay: Option<Position>, changes: u64 },
+    /// Changes up to here, how many by table, and what a restart would replay from.
+    Durable { position: Position, replay: Option<Position>, changes: BTreeMap<usize, u64> },
     /// A range's progress.
     Range(RangeProgress),
     /// A table is empty, to be crawled anew.
@@ -60,6 +60,8 @@ pub(crate) struct Applier {
     crawling: Crawling,
     /// Where the last whole transaction taken by the coalescer ends.
     position: Option<Position>,
+    /// How many changes were taken since a position was durable, by table.
+    changes: BTreeMap<usize, u64>,
     /// The sink holds a piece of a transaction that has not ended.
     open: bool,
     /// Pieces of that transaction were applied without a commit.
@@ -85,6 +87,7 @@ impl Applier {
             excluded_since: Vec::new(),
             crawling,
             position: None,
+            changes: BTreeMap::new(),
             open: false,
             has_pieces: false,
             reports,
@@ -111,8 +114,9 @@ impl Applier {
                         if self.excluded.contains(&change.table) {
                             continue;
                         }
-                        if let Err(error) = self.coalescer.take(change) {
-                            self.exclude(change.table, error)?;
+                        match self.coalescer.take(change) {
+                            Ok(()) => *self.changes.entry(change.table).or_default() += 1,
+                            Err(error) => self.exclude(change.table, error)?,
                         }
                     }
                     self.open = !transaction.ends;
@@ -199,8 +203,7 @@ impl Applier {
 
     /// Applies what was collected; durably unless it ends within a transaction of the source.
     async fn flush(&mut self, replay: Option<Position>) -> Result<()> {
-        let changes = self.coalescer.changes() as u64;
-        if changes == 0 && (self.position.is_none() || self.open) {
+        if self.coalescer.changes() == 0 && (self.position.is_none() || self.open) {
             return Ok(());
         }
         if self.open && !self.is_full() {
@@ -218,6 +221,8 @@ impl Applier {
         let holes = self.apply(batch, Some(commit)).await?;
         self.report_holes(holes);
         if let Some(position) = position {
+            let mut changes = std::mem::take(&mut self.changes);
+            changes.retain(|table, _| !self.excluded.contains(table));
             self.report(Report::Durable { position, replay, changes });
         }
         Ok(())

@@ -27,6 +27,8 @@ pub const WISHES: &str = "wishes";
 const LEASE: Duration = Duration::from_secs(5);
 /// How often the record is written, wishes are read and the lease is renewed.
 const BEAT: Duration = Duration::from_millis(500);
+/// A runner that has not written its record for so long is not there any more; one that was killed has not said so.
+pub const QUIET: Duration = Duration::from_secs(10);
 /// Pauses between runs that broke: doubled from the first to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 

@@ -39,7 +39,7 @@ pub struct TableStatus {
     pub rows_estimated: u64,
     /// How often it was emptied to be crawled anew.
     pub restarts: u64,
-    /// Changes of it that were captured.
+    /// Changes of it that were applied.
     pub changes: u64,
     /// Chunks of its crawl that are in the target.
     pub chunks_done: u64,
@@ -282,9 +282,6 @@ impl Gauge {
             inner.status.drained = inner.delivered.is_empty();
         }
         if let Some(last) = changes.transactions().last() {
-            for at in 0..changes.count() {
-                inner.status.tables[changes.change(at).table].changes += 1;
-            }
             inner.delivered.push_back((last.position.clone(), last.committed_at));
             inner.status.drained = false;
         }
@@ -297,7 +294,10 @@ impl Gauge {
                 if let Some(replay) = replay {
                     inner.replay = replay.clone();
                 }
-                inner.status.changes_applied += changes;
+                for (table, changes) in changes {
+                    inner.status.changes_applied += changes;
+                    inner.status.tables[*table].changes += changes;
+                }
                 inner.status.position = hex(position.bytes());
                 while inner.delivered.front().is_some_and(|(delivered, _)| delivered <= position) {
                     if let Some((_, at)) = inner.delivered.pop_front() {

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use tidegate_core::error::code;
+use tidegate_core::error::{self, code};
 use tidegate_core::port::{Catalog, Route, StateStore, Store};
 use tidegate_core::{Clock, Error, FlowName, Position, Result};
 
 use self::side::{BUCKETS, Seen, Side, bucket, sides};
-use crate::run::{STATUS, read};
+use crate::run::{QUIET, STATUS, read};
 use crate::status::{Gauge, Status, hex};
 
 /// Rounds that a difference has to survive.
@@ -30,9 +30,6 @@ const NAMED_ROWS_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 const TABLES_AT_ONCE: usize = 4;
 /// How long to wait before looking again how far the target is.
 const POSITION_WAIT: Duration = Duration::from_millis(100);
-/// A runner that has not written its record for so long is not there any more; one that was killed has not said so.
-const QUIET: Duration = Duration::from_secs(10);
-
 /// How a row differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +79,9 @@ pub struct Report {
     /// Tables that stopped and were not compared, by their names in the source. With any, the report is not equal.
     #[serde(default)]
     pub stopped: Vec<String>,
+    /// Tables that could not be compared to the end, and why. With any, the report is not equal.
+    #[serde(default)]
+    pub unread: BTreeMap<String, String>,
     /// When it ended, in microseconds since 1970.
     pub at: i64,
 }
@@ -95,6 +95,7 @@ impl Report {
         self.different += table.different;
         self.unsettled += table.unsettled;
         self.rows.extend(table.rows);
+        self.unread.extend(table.unread);
     }
 }
 
@@ -132,14 +133,21 @@ pub async fn verify(verification: &Verification<'_>, state: &Arc<dyn StateStore>
     let catalog = verification.target.catalog().await?;
     let tables = verification.routes.iter().map(async |route| {
         let mut report = Report { complete: true, ..Report::default() };
-        verify_table(verification, state.as_ref(), catalog.as_ref(), route, &mut report).await?;
+        match verify_table(verification, state.as_ref(), catalog.as_ref(), route, &mut report).await {
+            // What is wrong with one table's rows is its own trouble.
+            Err(error) if error.kind() == error::Kind::Data => {
+                report.unread.insert(route.shape.table.name.to_string(), error.line());
+            }
+            done => done?,
+        }
         Ok::<_, Error>(report)
     });
     let mut tables = futures::stream::iter(tables).buffered(TABLES_AT_ONCE);
     while let Some(table) = tables.try_next().await? {
         report.add(table);
     }
-    report.equal = report.missing + report.extra + report.different + report.unsettled == 0;
+    let differing = report.missing + report.extra + report.different + report.unsettled;
+    report.equal = differing == 0 && report.unread.is_empty();
     report.at = verification.clock.now();
     Ok(report)
 }

@@ -18,7 +18,7 @@ use super::{plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
-use crate::render::{exit_status, failure_with};
+use crate::render::{exit_status, failure_with, say};
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
@@ -101,11 +101,12 @@ pub(super) async fn run(
     far.join().await?;
     match ended? {
         Ended::Stopped if compared.is_none() => {
-            return Err(Error::new(
-                code::STOPPED,
-                "stopped on request; everything in flight is in the target",
-            )
-            .hint("the same command goes on from here"));
+            let what = if status.connected {
+                "stopped on request; everything in flight is in the target"
+            } else {
+                "stopped on request while the run was broken; what the target has not, the next run reads again"
+            };
+            return Err(Error::new(code::STOPPED, what).hint("the same command goes on from here"));
         }
         Ended::Stopped | Ended::CaughtUp | Ended::Again => {}
     }
@@ -118,21 +119,27 @@ pub(super) async fn run(
         // It failed while it ran, whatever the reason is where nothing runs yet.
         return Ok(failure_with(&error, common.json, 1));
     }
-    if let Some(compared) = compared.and_then(Result::transpose) {
+    if let Some(compared) = compared {
         return verify::show(compared?, true, ROWS_LISTED, common.json);
+    }
+    if common.json {
+        let (name, changes) = (settings.name.as_str(), status.changes_applied);
+        let rows: u64 = status.tables.iter().map(|table| table.rows_crawled).sum();
+        let ended = "caught-up";
+        say!(
+            "{}",
+            serde_json::json!({"name": name, "ended": ended, "rows_crawled": rows, "changes_applied": changes})
+        );
     }
     eprintln!("caught up; next: tidegate migrate verify");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Compares both sides as soon as every table is crawled, while the run goes on; nothing if a table stopped.
-async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -> Result<Option<Report>> {
+/// Compares both sides as soon as every table is crawled or stopped, while the run goes on.
+async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -> Result<Report> {
     let mut looks = 0;
     loop {
         let status = gauge.read(flow.clock.as_ref());
-        if status.tables.iter().any(|table| table.state == TableState::Failed) {
-            return Ok(None);
-        }
         if status.is_crawled() && status.drained {
             let report = match verify::compare(settings, Some(gauge)).await {
                 // The source may have got a column that no change has told of yet: the runner is asked to look.
@@ -146,8 +153,8 @@ async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -
                 }
                 report => report?,
             };
-            if report.equal || report.missing + report.extra + report.different > 0 {
-                return Ok(Some(report));
+            if report.unsettled == 0 || report.missing + report.extra + report.different > 0 {
+                return Ok(report);
             }
             // Nothing is wrong, and some rows never came to rest: neither equal nor different.
             tracing::info!(rows = report.unsettled, "rows change all the time; comparing again");
@@ -165,6 +172,11 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     wanted.tables = plan::of_flow(&record, wanted.tables);
     let none = BTreeSet::new();
     let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &none)).await?;
+    if let Some(obstacle) = plan::unused_conversions(&wanted, &plan).into_iter().next()
+        && record.is_empty()
+    {
+        return Err(obstacle.error);
+    }
     let is_new = |table: &&PlannedTable| !record.contains_key(&table.route.shape.table.name.to_string());
     let targets: Vec<_> =
         plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result, SystemClock};
-use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
+use tidegate_flow::run::{QUIET, STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Status, TableState, verify};
 
 use crate::progress::{Rates, eta, state_word};
@@ -16,8 +16,6 @@ use crate::settings::Settings;
 pub(super) const VERIFIED: &str = "verified";
 /// A verification older than this is called stale.
 const STALE: i64 = 24 * 3600 * 1_000_000;
-/// A runner that has not written its record for so long is not there any more.
-const QUIET: i64 = 10 * 1_000_000;
 
 pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Result<ExitCode> {
     let state = settings.state().await?;
@@ -68,7 +66,8 @@ pub(super) async fn kept(settings: &Settings, status: &Status) -> Result<Kept> {
 
 /// Whether no runner keeps the record up to date; one that was killed has not said so.
 fn is_forgotten(status: &Status) -> bool {
-    !status.running || SystemClock::shared().now() - status.at > QUIET
+    let silent = SystemClock::shared().now().saturating_sub(status.at);
+    !status.running || Duration::from_micros(silent.max(0).cast_unsigned()) > QUIET
 }
 
 /// Whether somebody runs a migration now.

@@ -106,6 +106,9 @@ pub(super) fn show(mut report: Report, is_run: bool, limit: usize, json: bool) -
         for table in &report.stopped {
             say!("not compared: {table} stopped; next: tidegate migrate recopy --table {table}");
         }
+        for (table, why) in &report.unread {
+            say!("not compared to the end: {table}: {why}");
+        }
         say!(
             "{} rows compared: {} missing, {} extra, {} different, {} unsettled",
             count(report.compared),

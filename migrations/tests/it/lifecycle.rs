@@ -223,3 +223,29 @@ fn what_was_verified_before_a_table_stopped_is_not_said_again() {
         report.out
     );
 }
+
+/// Found by trying: a table that stopped ended the run, with the others half crawled and nothing compared; and one value
+/// that could not be read ended the comparison of all tables.
+#[test]
+fn what_is_wrong_with_one_table_keeps_no_other_from_being_crawled_and_compared() {
+    let (folder, from, to) = shop(&format!(
+        "{MANY}; CREATE TABLE bad (id INTEGER PRIMARY KEY, n TEXT);
+         INSERT INTO bad VALUES (1, CAST(x'ff' AS TEXT)); CREATE TABLE late (id INTEGER PRIMARY KEY, n TEXT);
+         INSERT INTO late VALUES (1, 'a')"
+    ));
+    let verb = |words: &[&str]| tidegate(&[&["migrate"], words, &["--from", &from, "--to", &to]].concat());
+    verb(&["run", "--until", "verified"]).failed(
+        1,
+        "TG0050 value-unfit: table bad stopped",
+        &["recopy --table bad"],
+    );
+    let status = wait(&from, &to, |status| status["tables"][2]["state"] == "live");
+    assert_eq!(status["tables"][2]["rows_crawled"], 20_000, "{status}");
+    assert_eq!(status["verify"]["compared"], 20_001, "{status}");
+
+    sqlite(&folder.path().join("new.db"), "UPDATE late SET n = CAST(x'ff' AS TEXT)");
+    let report = verb(&["verify"]).ended(4);
+    for words in ["not compared: bad stopped", "not compared to the end: late: TG00", "20,00"] {
+        assert!(report.out.contains(words), "{words:?} is not in: {}", report.out);
+    }
+}
