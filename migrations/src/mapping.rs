@@ -290,11 +290,16 @@ fn field(column: &Column, value: Value<'_>) -> Result<cel::Value> {
 }
 
 /// `public.orders` or `orders`.
-pub(crate) fn table_name(text: &str) -> TableName {
-    match text.split_once('.') {
-        Some((schema, name)) => TableName::new(schema, name),
-        None => TableName::new("", text),
-    }
+pub(crate) fn table_name(text: &str) -> Result<TableName> {
+    let name = match text.split_once('.') {
+        Some(("", _)) => None,
+        Some((schema, name)) => Some(TableName::new(schema, name)),
+        None => Some(TableName::new("", text)),
+    };
+    name.filter(|name| !name.name.is_empty()).ok_or_else(|| {
+        Error::new(code::CONFIG_INVALID, format!("{text:?} is no name of a table"))
+            .hint("write public.orders or orders")
+    })
 }
 
 fn invalid(table: &str, why: impl Into<String>) -> Error {

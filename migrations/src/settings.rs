@@ -179,7 +179,7 @@ impl Settings {
             via,
             state,
             wanted: Wanted {
-                tables: selection(tables(ends, &file.source)),
+                tables: selection(tables(ends, &file.source))?,
                 names: names(&maps, &ends.maps)?,
                 conversions,
                 allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
@@ -219,7 +219,7 @@ pub(crate) fn unmapped(
     registry: &Registry,
 ) -> Result<(Arc<dyn Store>, Selection)> {
     let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-    Ok((open_source(&from(ends, &file)?, registry)?, selection(tables(ends, &file.source))))
+    Ok((open_source(&from(ends, &file)?, registry)?, selection(tables(ends, &file.source))?))
 }
 
 fn open_source(from: &Endpoint, registry: &Registry) -> Result<Arc<dyn Store>> {
@@ -269,21 +269,22 @@ fn default_name(from: &Endpoint, to: &Endpoint) -> Result<FlowName> {
 
 /// What tables are called in the target; flags override the file.
 fn names(maps: &[Map], words: &[String]) -> Result<BTreeMap<String, TableName>> {
-    let in_file = maps.iter().filter_map(|map| Some((map.table.clone(), table_name(map.to.as_deref()?))));
-    let mut names: BTreeMap<_, _> = in_file.collect();
+    let in_file = maps.iter().filter_map(|map| Some((map.table.clone(), map.to.as_deref()?)));
+    let in_file = in_file.map(|(table, to)| Ok((table, table_name(to)?)));
+    let mut names = in_file.collect::<Result<BTreeMap<_, _>>>()?;
     for word in words {
         let (table, name) = word.split_once('=').ok_or_else(|| {
             Error::new(code::CONFIG_INVALID, format!("--map {word} is not TABLE=NAME"))
                 .hint("for example --map public.orders=shop_orders")
         })?;
-        names.insert(table.to_owned(), table_name(name));
+        names.insert(table.to_owned(), table_name(name)?);
     }
     Ok(names)
 }
 
-fn selection(tables: &[String]) -> Selection {
+fn selection(tables: &[String]) -> Result<Selection> {
     if tables.is_empty() {
-        return Selection::All;
+        return Ok(Selection::All);
     }
-    Selection::These(tables.iter().map(|name| table_name(name)).collect())
+    Ok(Selection::These(tables.iter().map(|name| table_name(name)).collect::<Result<_>>()?))
 }

@@ -28,8 +28,15 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
     if is_ours(column, encoding) {
         return Ok(Fit { native: column.native.clone(), kind: column.kind.clone(), note: None });
     }
-    if column.conversion(conversions) == Some("string") {
-        return Ok(held("TEXT", Type::Text, Some("converted to text")));
+    match column.conversion(conversions) {
+        None => {}
+        Some("string") => return Ok(held("TEXT", Type::Text, Some("converted to text"))),
+        Some(other) => {
+            let error = Error::new(code::TYPE_REFUSED, "the conversion is unknown").with("conversion", other);
+            return Err(error
+                .with("column", &column.name)
+                .hint(format!("--convert {}=string", column.native)));
+        }
     }
     let kind = column.kind.clone();
     Ok(match &column.kind {

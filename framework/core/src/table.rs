@@ -64,9 +64,13 @@ impl Column {
     /// The conversion that the user named for it: by its type in the store's own words, with or without what is in
     /// brackets, or by [`Type::word`].
     pub fn conversion<'c>(&self, conversions: &'c Conversions) -> Option<&'c str> {
+        self.conversion_names().iter().find_map(|name| conversions.get(*name)).map(String::as_str)
+    }
+
+    /// What its type may be called where a conversion is named: the most exact name first.
+    pub fn conversion_names(&self) -> [&str; 3] {
         let bare = self.native.split('(').next().unwrap_or_default().trim();
-        let names = [self.native.as_str(), bare, self.kind.word()];
-        names.iter().find_map(|name| conversions.get(*name)).map(String::as_str)
+        [&self.native, bare, self.kind.word()]
     }
 
     /// A plain, nullable column.

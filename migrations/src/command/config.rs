@@ -6,7 +6,7 @@ use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 
 use crate::arguments::{Common, ConfigVerb};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, table_name};
 use crate::render::say;
 use crate::settings::File;
 
@@ -31,7 +31,13 @@ pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
                 Endpoint::parse(url)?;
             }
             Mapping::compile(&file.map)?;
-            say!("{} is valid", path.display());
+            let names = file.map.iter().filter_map(|map| map.to.as_ref()).chain(&file.source.tables);
+            names.into_iter().try_for_each(|name| table_name(name).map(drop))?;
+            if common.json {
+                say!("{}", serde_json::json!({"file": path.display().to_string(), "valid": true}));
+            } else {
+                say!("{} is valid", path.display());
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

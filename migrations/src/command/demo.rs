@@ -30,7 +30,7 @@ const CUSTOMERS: i64 = 5_000;
 /// Pause between two transactions of the order service.
 const SERVICE_PAUSE: Duration = Duration::from_millis(4);
 
-pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
+pub(super) async fn demo(seconds: u64, dir: Option<&Path>, json: bool) -> Result<ExitCode> {
     let temporary = if dir.is_none() { Some(tempfile::tempdir().map_err(io)?) } else { None };
     let folder = match (dir, &temporary) {
         (Some(dir), _) => dir.to_owned(),
@@ -89,16 +89,24 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>) -> Result<ExitCode> {
     if !report.equal {
         return Err(Error::new(code::DIFFERENCE_FOUND, "the two databases differ"));
     }
+    let transactions = service.transactions.load(Ordering::Relaxed);
+    let (crawled, overtaken) = (crawled(&status), status.tables.iter().map(|t| t.rows_overtaken).sum());
+    if json {
+        let document = serde_json::json!({
+            "transactions": transactions, "rows_crawled": crawled, "rows_overtaken": overtaken,
+            "changes_applied": status.changes_applied, "rows_at_kill": seen.rows_at_kill,
+            "compared": report.compared, "equal": report.equal,
+        });
+        crate::render::say!("{document}");
+        return Ok(ExitCode::SUCCESS);
+    }
     eprintln!();
     eprintln!("what was seen:");
-    eprintln!(
-        "  {} transactions of the service while it was moved",
-        count(service.transactions.load(Ordering::Relaxed))
-    );
+    eprintln!("  {} transactions of the service while it was moved", count(transactions));
     eprintln!(
         "  {} rows crawled, of which {} had been overtaken by a newer change",
-        count(status.tables.iter().map(|t| t.rows_crawled).sum()),
-        count(status.tables.iter().map(|t| t.rows_overtaken).sum())
+        count(crawled),
+        count(overtaken)
     );
     eprintln!("  {} changes captured and applied", count(status.changes_applied));
     eprintln!(
@@ -203,7 +211,7 @@ fn outcome_of(report: &tidegate_flow::verify::Report) -> String {
 }
 
 fn say(clock: &dyn Clock, what: &str) {
-    crate::render::say!("{:5.1} s  {what}", clock.elapsed().as_secs_f64());
+    eprintln!("{:5.1} s  {what}", clock.elapsed().as_secs_f64());
 }
 
 /// Starts this program again as the migration.

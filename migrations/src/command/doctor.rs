@@ -120,12 +120,23 @@ fn document(finding: &Finding) -> serde_json::Value {
     serde_json::json!({"what": finding.what, "found": finding.found, "weight": weight, "advice": finding.advice})
 }
 
-pub(super) async fn grants(registry: &Registry, url: &str, side: SideWord, user: &str) -> Result<ExitCode> {
+pub(super) async fn grants(
+    registry: &Registry,
+    url: &str,
+    side: SideWord,
+    user: &str,
+    json: bool,
+) -> Result<ExitCode> {
     let side = match side {
         SideWord::Source => Side::Source,
         SideWord::Target => Side::Target,
     };
     let store = registry.open(&Endpoint::parse(url)?)?;
-    say!("{}", store.examiner().await?.grants(side, user).trim_end());
+    let script = store.examiner().await?.grants(side, user);
+    if json {
+        say!("{}", serde_json::json!({"script": script}));
+    } else {
+        say!("{}", script.trim_end());
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,10 +6,16 @@ use crate::render::say;
 use tidegate_core::error::{Code, code};
 use tidegate_core::{Error, Result};
 
-pub(super) fn explain(text: &str) -> Result<ExitCode> {
+pub(super) fn explain(text: &str, json: bool) -> Result<ExitCode> {
     match Code::find(text) {
         Some(code) => {
-            say!("{}", code.page().trim_end());
+            let page = code.page().trim_end();
+            if json {
+                let number = format!("TG{:04}", code.number());
+                say!("{}", serde_json::json!({"code": number, "name": code.name(), "page": page}));
+            } else {
+                say!("{page}");
+            }
             Ok(ExitCode::SUCCESS)
         }
         None => {

@@ -7,6 +7,7 @@ use tidegate_core::{Error, Result};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read};
 use tidegate_flow::{MaxRate, Status};
 
+use crate::render::say;
 use crate::settings::{Settings, WORKERS_MAX};
 
 /// The names of tables as the status has them.
@@ -29,19 +30,28 @@ async fn known(settings: &Settings, tables: &[String]) -> Result<Vec<String>> {
     tables.iter().map(find).collect()
 }
 
-async fn wish(settings: &Settings, said: &str, wish: impl Fn(&mut Wishes)) -> Result<ExitCode> {
+async fn wish(settings: &Settings, said: &str, json: bool, wish: impl Fn(&mut Wishes)) -> Result<ExitCode> {
     let state = settings.state().await?;
     change(state.as_ref(), &settings.name, WISHES, wish).await?;
     let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
     let when = if status.running { "in force within a second" } else { "in force with the next run" };
+    if json {
+        let name = settings.name.as_str();
+        say!("{}", serde_json::json!({"name": name, "wish": said, "running": status.running}));
+    }
     eprintln!("{said}; {when}");
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn pause(settings: &Settings, tables: &[String], pause: bool) -> Result<ExitCode> {
+pub(super) async fn pause(
+    settings: &Settings,
+    tables: &[String],
+    pause: bool,
+    json: bool,
+) -> Result<ExitCode> {
     let tables = known(settings, tables).await?;
     let said = if pause { "the crawl is to pause" } else { "the crawl is to go on" };
-    wish(settings, said, |wishes| {
+    wish(settings, said, json, |wishes| {
         if tables.is_empty() {
             wishes.paused = pause;
         }
@@ -65,32 +75,32 @@ fn named(tables: &[String]) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn skip(settings: &Settings, tables: &[String]) -> Result<ExitCode> {
+pub(super) async fn skip(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
     named(tables)?;
     let tables = known(settings, tables).await?;
-    wish(settings, "the table is to be left out", |wishes| {
+    wish(settings, "the table is to be left out", json, |wishes| {
         tables.iter().for_each(|table| *wishes.skips.entry(table.clone()).or_default() += 1);
     })
     .await
 }
 
-pub(super) async fn recopy(settings: &Settings, tables: &[String]) -> Result<ExitCode> {
+pub(super) async fn recopy(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
     named(tables)?;
     let tables = known(settings, tables).await?;
-    wish(settings, "the table is to be crawled anew", |wishes| {
+    wish(settings, "the table is to be crawled anew", json, |wishes| {
         tables.iter().for_each(|table| *wishes.recopies.entry(table.clone()).or_default() += 1);
     })
     .await
 }
 
-pub(super) async fn set(settings: &Settings, knob: &str) -> Result<ExitCode> {
+pub(super) async fn set(settings: &Settings, knob: &str, json: bool) -> Result<ExitCode> {
     known(settings, &[]).await?;
     let knob = Knob::read(knob)?;
     let said = match knob {
         Knob::MaxRate(_) => "the limit is to change",
         Knob::Workers(_) => "the number of workers is to change",
     };
-    wish(settings, said, |wishes| match knob {
+    wish(settings, said, json, |wishes| match knob {
         Knob::MaxRate(rate) => wishes.max_rate = rate,
         Knob::Workers(workers) => wishes.workers = Some(workers),
     })

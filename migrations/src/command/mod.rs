@@ -27,7 +27,7 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
     let Arguments { common, verb } = arguments;
     let settings = |ends| Settings::new(&common, ends, registry);
     match &verb {
-        Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref()).await,
+        Verb::Demo { seconds, dir } => demo::demo(*seconds, dir.as_deref(), common.json).await,
         Verb::Plan { ends, infer: Some(documents) } => {
             infer::infer(&common, ends, registry, *documents).await
         }
@@ -41,11 +41,13 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
                 }
             }
             Migrate::Status { ends, watch } => status::status(&settings(ends)?, *watch, common.json).await,
-            Migrate::Pause { ends } => knobs::pause(&settings(ends)?, &ends.tables, true).await,
-            Migrate::Resume { ends } => knobs::pause(&settings(ends)?, &ends.tables, false).await,
-            Migrate::Skip { ends } => knobs::skip(&settings(ends)?, &ends.tables).await,
-            Migrate::Recopy { ends } => knobs::recopy(&settings(ends)?, &ends.tables).await,
-            Migrate::Set { ends, knob } => knobs::set(&settings(ends)?, knob).await,
+            Migrate::Pause { ends } => knobs::pause(&settings(ends)?, &ends.tables, true, common.json).await,
+            Migrate::Resume { ends } => {
+                knobs::pause(&settings(ends)?, &ends.tables, false, common.json).await
+            }
+            Migrate::Skip { ends } => knobs::skip(&settings(ends)?, &ends.tables, common.json).await,
+            Migrate::Recopy { ends } => knobs::recopy(&settings(ends)?, &ends.tables, common.json).await,
+            Migrate::Set { ends, knob } => knobs::set(&settings(ends)?, knob, common.json).await,
             Migrate::Verify { ends, limit } => {
                 let settings = settings(ends)?;
                 let report = verify::compare(&settings, None).await?;
@@ -54,9 +56,9 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
         },
         Verb::Doctor { ends } => doctor::doctor(&settings(ends)?, common.json).await,
-        Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user).await,
+        Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user, common.json).await,
         Verb::Config(verb) => config::config(verb, &common),
-        Verb::Explain { code } => explain::explain(code),
+        Verb::Explain { code } => explain::explain(code, common.json),
         Verb::Completions { shell } => completions::completions(*shell),
         Verb::Man => completions::man(),
     }

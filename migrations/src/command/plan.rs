@@ -5,12 +5,26 @@ use std::process::ExitCode;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Obstacle, Selection};
-use tidegate_core::{Error, Result, TableName};
+use tidegate_core::{Column, Error, Result, TableName};
 use tidegate_flow::follow::Record;
 use tidegate_flow::{Plan, Wanted, plan};
 
 use crate::render::{count, say, table};
 use crate::settings::Settings;
+
+/// Conversions of types that no column has: a name that was meant otherwise would change nothing, in silence.
+pub(super) fn unused_conversions(wanted: &Wanted, plan: &Plan) -> Vec<Obstacle> {
+    let columns = plan.tables.iter().flat_map(|planned| &planned.route.shape.table.columns);
+    let used: BTreeSet<&str> = columns.flat_map(Column::conversion_names).collect();
+    // The columns of a table that is refused are not known here.
+    let is_whole = plan.obstacles.iter().all(|obstacle| obstacle.table.is_none());
+    let unused = wanted.conversions.keys().filter(|name| is_whole && !used.contains(name.as_str()));
+    let error = |name: &String| {
+        let text = format!("the conversion of {name} is of no use: no column that is moved has this type");
+        Error::new(code::MAPPING_INVALID, text).hint("types are called as in the plan without the conversion")
+    };
+    unused.map(|name| Obstacle { table: None, column: None, error: error(name) }).collect()
+}
 
 /// Works the plan out. Tables that are left out are none that the mapping may not name.
 async fn make(settings: &Settings, wanted: &Wanted, left_out: &BTreeSet<TableName>) -> Result<Plan> {
@@ -62,7 +76,9 @@ pub(super) async fn make_clear(
 }
 
 pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
-    let plan = make(settings, &settings.wanted, &BTreeSet::new()).await?;
+    let mut plan = make(settings, &settings.wanted, &BTreeSet::new()).await?;
+    let unused = unused_conversions(&settings.wanted, &plan);
+    plan.obstacles.extend(unused);
     let refused = !plan.obstacles.is_empty();
     if json {
         say!("{}", document(settings, &plan));

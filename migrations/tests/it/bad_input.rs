@@ -17,6 +17,8 @@ const ORDERS: &str =
 #[case::unset_variable(&["plan", "--from", "postgres://u:${TIDEGATE_NO_SUCH}@h/d", "--to", "sqlite:x.db"], 2, "TG0002 url-invalid: the environment variable TIDEGATE_NO_SUCH is not set", "")]
 #[case::bad_name(&["--name", "Shop 1", "plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db"], 2, "TG0001 config-invalid: the name \"Shop 1\" cannot be used", "hint: a name is")]
 #[case::bad_conversion(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--convert", "interval"], 2, "TG0001 config-invalid: --convert interval is not TYPE=FORM", "")]
+#[case::empty_name(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--map", "orders="], 2, "TG0001 config-invalid: \"\" is no name of a table", "")]
+#[case::no_schema(&["plan", "--from", "sqlite:a.db", "--to", "sqlite:b.db", "--table", ".orders"], 2, "TG0001 config-invalid: \".orders\" is no name of a table", "")]
 #[case::unknown_error(&["explain", "TG9999"], 2, "TG0001 config-invalid: there is no error \"TG9999\"", "slot-lost")]
 fn words_that_cannot_be_followed(
     #[case] words: &[&str],
@@ -42,6 +44,7 @@ fn a_flag_that_does_not_exist_is_named_with_its_neighbour() {
 #[case::no_rows("[copy]\nchunk_rows = 0", &["line 2", "nonzero"])]
 #[case::no_bytes("[copy]\nchunk_bytes = 0", &["line 2", "nonzero"])]
 #[case::no_changes("[copy]\nbatch_changes = 0", &["line 2", "nonzero"])]
+#[case::no_name("[[map]]\ntable = \"orders\"\nto = \"\"", &["\"\" is no name of a table"])]
 #[case::not_toml("[source\nurl = 1", &["line 1"])]
 fn a_configuration_that_is_wrong_shows_the_place(#[case] text: &str, #[case] words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
@@ -85,6 +88,21 @@ fn a_table_without_a_key_is_refused_and_nothing_is_changed() {
         "TG0021 key-missing",
         &["table: log"],
     );
+}
+
+/// Found by trying: both were accepted, and did nothing.
+#[test]
+fn a_conversion_that_cannot_be_followed_is_refused() {
+    let (folder, from, _) =
+        shop("CREATE TABLE t (id INTEGER PRIMARY KEY, n TEXT); INSERT INTO t VALUES (1, 'a')");
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    for verb in [&["plan"][..], &["migrate", "run", "--until", "caught-up"]] {
+        let words = [verb, &["--from", &from, "--to", &to, "--convert", "intervall=string"]].concat();
+        let answer = tidegate(&words).ended(if verb.len() == 1 { 3 } else { 2 });
+        let said = answer.out + &answer.err;
+        assert!(said.contains("TG0003 mapping-invalid: the conversion of intervall is of no use"), "{said}");
+    }
+    assert!(!folder.path().join("new.db").exists());
 }
 
 #[test]

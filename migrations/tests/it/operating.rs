@@ -67,6 +67,28 @@ fn grants_are_a_script_for_each_store_and_side() {
     }
 }
 
+/// Found by trying: some verbs answered a script with nothing, or with text.
+#[test]
+fn every_verb_answers_a_script_with_one_document() {
+    let (folder, from, to) = shop(SHOP);
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, "").unwrap();
+    let ends = ["--from", from.as_str(), "--to", to.as_str()];
+    let json = |words: &[&str]| tidegate(&[&["--json"], words].concat()).ended(0).json();
+    let verb = |words: &[&str]| json(&[words, &ends].concat());
+    assert_eq!(verb(&["plan"])["tables"][0]["source"], "orders");
+    assert_eq!(verb(&["migrate", "run", "--until", "caught-up"])["rows_crawled"], 1);
+    for words in [&["pause"][..], &["resume"], &["recopy", "--table", "orders"], &["set", "workers=2"]] {
+        let answer = verb(&[&["migrate"], words].concat());
+        assert_eq!((&answer["name"], &answer["running"]), (&"shop_to_new".into(), &false.into()), "{answer}");
+    }
+    assert_eq!(verb(&["migrate", "run", "--until", "verified"])["equal"], true);
+    assert_eq!(verb(&["migrate", "skip", "--table", "orders"])["running"], false);
+    assert_eq!(json(&["explain", "slot-lost"])["code"], "TG0040");
+    assert!(json(&["grants", "--for", "source", &from])["script"].is_string());
+    assert_eq!(json(&["-c", file.to_str().unwrap(), "config", "check"])["valid"], true);
+}
+
 #[test]
 fn a_manual_page_is_printed() {
     assert!(tidegate(&["man"]).ended(0).out.contains(".TH tidegate 1"));

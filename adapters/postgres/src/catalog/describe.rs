@@ -155,6 +155,9 @@ const KEYS: &str = "
     SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate, i.indkey::int2[], i.indnkeyatts
     FROM pg_index i WHERE i.indrelid = ANY($1) AND (i.indisprimary OR i.indisreplident)";
 
+/// What a materialized view has follows from other tables, as with any view: it is none of all tables.
+const DERIVED: &str = " AND c.relkind <> 'm'";
+
 /// Describes the tables of a selection.
 pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)> {
     let mut obstacles = Vec::new();
@@ -215,9 +218,14 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
                 has_default: row.get(9),
             });
         }
-        match key_of(&found, &keys, &numbers) {
-            Ok(key) => table.key = key,
-            Err(error) => obstacle(None, error),
+        // One that is not moved anyway needs no key.
+        match (not_moved(&found), key_of(&found, &keys, &numbers)) {
+            (Some(error), key) => {
+                obstacle(None, error);
+                table.key = key.unwrap_or_default();
+            }
+            (None, Err(error)) => obstacle(None, error),
+            (None, Ok(key)) => table.key = key,
         }
         for column in table.key.iter().map(|at| (&table.columns[*at], foldable.contains(at))) {
             let (column, is_foldable) = column;
@@ -237,9 +245,6 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
                 );
             }
         }
-        if let Some(error) = not_moved(&found) {
-            obstacle(None, error);
-        }
         tables.push(table);
     }
     server(session, &mut obstacles).await?;
@@ -249,7 +254,9 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
 async fn find(session: &Session, which: &Selection, obstacles: &mut Vec<Obstacle>) -> Result<Vec<Found>> {
     let failed = |e| from_driver(e, "describe");
     let rows = match which {
-        Selection::All => session.query(&format!("{TABLES}{OURS_AND_THEIRS}"), &[]).await.map_err(failed)?,
+        Selection::All => {
+            session.query(&format!("{TABLES}{DERIVED}{OURS_AND_THEIRS}"), &[]).await.map_err(failed)?
+        }
         Selection::These(names) => {
             let mut rows = Vec::new();
             let sql = format!("{TABLES} AND n.nspname = $1 AND c.relname = $2");
@@ -319,7 +326,7 @@ fn not_moved(found: &Found) -> Option<Error> {
     let not_moved = |what| {
         Some(
             refused(code::CAPABILITY_MISSING, what)
-                .hint("it is not moved: leave it out and make it anew at the target"),
+                .hint("name the tables that are to be moved (--table), and make it anew at the target"),
         )
     };
     match (found.kind.as_str(), found.persistence.as_str()) {

@@ -42,7 +42,7 @@ async fn every_obstacle_is_named_and_nothing_else() {
         names,
         [
             "by_index", "fine", "folded", "json_key", "keyless", "late", "nothing", "parts", "refused",
-            "stored", "unlogged", "wide"
+            "unlogged", "wide"
         ]
     );
     let mut found: Vec<_> = obstacles
@@ -65,8 +65,6 @@ async fn every_obstacle_is_named_and_nothing_else() {
             ("late", None, code::KEY_UNFIT),
             ("nothing", None, code::KEY_MISSING),
             ("refused", Some("v"), code::TYPE_REFUSED),
-            ("stored", None, code::KEY_MISSING),
-            ("stored", None, code::CAPABILITY_MISSING),
             ("unlogged", None, code::CAPABILITY_MISSING),
         ]
     );
@@ -84,6 +82,12 @@ async fn every_obstacle_is_named_and_nothing_else() {
     let estimated = |name: &str| tables.iter().find(|table| table.name.name == name).unwrap().rows_estimated;
     assert_eq!(estimated("parts"), 50);
     assert!((20..500).contains(&estimated("wide")), "long values count as no rows: {}", estimated("wide"));
+
+    // Found by trying: it stood in the way of every plan, and its key was asked for.
+    let (_, obstacles) =
+        catalog.describe(&Selection::These(vec![TableName::new("", "stored")])).await.unwrap();
+    let found: Vec<_> = obstacles.iter().map(|obstacle| obstacle.error.code()).collect();
+    assert_eq!(found, [code::CAPABILITY_MISSING]);
 
     let missing = TableName::new("", "absent");
     let (_, obstacles) = catalog.describe(&Selection::These(vec![missing])).await.unwrap();
