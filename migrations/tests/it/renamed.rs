@@ -148,7 +148,15 @@ async fn a_collection_that_another_one_replaces() {
         // The runner that goes on has that event behind it.
         let runner = Runner::start(&from, &to, &["--name", NAME]);
         wait(NAME, &from, &to, |status| status["running"] == true && status["tables"][1]["state"] == "live");
-        std::thread::sleep(Duration::from_secs(3));
+        let insert = database.collection::<Document>("u");
+        tokio::runtime::Handle::current()
+            .block_on(insert.insert_one(doc! { "_id": 10 }).into_future())
+            .unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while sqlite_rows(&file, "SELECT count(*) FROM u") != ["5"] {
+            assert!(std::time::Instant::now() < deadline, "what came later does not arrive");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         verb(NAME, &from, &to, &["recopy", "--table", "t"]).ended(0);
         wait(NAME, &from, &to, |status| status["tables"][0]["state"] == "live");
         runner.signal("-TERM");

@@ -1,5 +1,6 @@
 //! Rows that the target cannot take, and waits that a stop ends.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,7 +59,13 @@ async fn a_stop_is_heard_while_a_commit_is_waited_for() {
     let parts = TableName::new("", "parts");
     let (source, target) = (store("a", &parts), store("b", &parts));
     source.transact(&[row(&parts, 1, 7)]).unwrap();
-    let flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
+    let mut flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&fetches);
+    flow.source = Arc::new(Hooked::new(&source).on_fetch(move |_, _| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }));
     let gauge = Gauge::new(&flow.routes, &flow.options);
     let state: Arc<dyn StateStore> = target.state().await.unwrap();
     let stop = CancellationToken::new();
@@ -69,7 +76,9 @@ async fn a_stop_is_heard_while_a_commit_is_waited_for() {
         }
         // The key moves and the note is left out: the row has to be read, and nobody sees it.
         source.log_unseen(&[Write::update(&parts, [Value::Int(1)], [(0, Value::Int(2))])]).unwrap();
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        while fetches.load(Ordering::Relaxed) < 10 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         stop.cancel();
     };
     let both = async { tokio::join!(Box::pin(running), stopping).0 };
