@@ -1,10 +1,11 @@
 //! How the rows of one table are made.
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Crawler, Recipe, Record, Transform};
+use tidegate_core::port::{Crawler, MadeColumn, Recipe, Record, Transform};
 use tidegate_core::{
     AsOf, Cell, Codec, Column, Encoding, Error, Key, Result, Row, Rows, Shape, Table, Value,
 };
@@ -111,13 +112,7 @@ impl Making {
             })
         };
         let key = table.key.iter().map(place).collect::<Result<Vec<_>>>()?;
-        let computed: BTreeSet<String> =
-            recipe.columns.iter().filter(|m| m.carries.is_none()).map(|m| m.column.name.clone()).collect();
-        let codec: Arc<dyn Codec> = if computed.is_empty() {
-            Arc::clone(&source.codec)
-        } else {
-            Arc::new(MadeCodec { source: Arc::clone(&source.codec), computed })
-        };
+        let codec = MadeCodec::over(&source, &recipe);
         let made = Table {
             columns: recipe.columns.iter().map(|made| made.column.clone()).collect(),
             key,
@@ -275,32 +270,122 @@ fn invalid(table: &Table, why: String) -> Error {
 /// Reads carried cells as the source's, computed ones as canonical.
 #[derive(Debug)]
 pub(crate) struct MadeCodec {
-    pub(crate) source: Arc<dyn Codec>,
-    pub(crate) computed: BTreeSet<String>,
+    source: Arc<dyn Codec>,
+    /// Computed columns, and carried ones with the name that they have in a source that is made itself, by their names
+    /// here. The others are read as they are called.
+    columns: BTreeMap<String, Option<String>>,
+}
+
+const MADE: Encoding = Encoding("made");
+
+impl MadeCodec {
+    /// Over cells of which those of these columns are computed.
+    pub(crate) fn new(source: Arc<dyn Codec>, computed: &BTreeSet<String>) -> Self {
+        Self { source, columns: computed.iter().map(|name| (name.clone(), None)).collect() }
+    }
+
+    /// The codec of a made table.
+    fn over(source: &Shape, recipe: &Recipe) -> Arc<dyn Codec> {
+        let own = |at: usize| source.table.columns[at].name.clone();
+        let column = |made: &MadeColumn| (made.column.name.clone(), made.carries.map(own));
+        let mut columns: BTreeMap<_, _> = recipe.columns.iter().map(column).collect();
+        if source.codec.encoding() != MADE {
+            // It does not look at names.
+            columns.retain(|_, own| own.is_none());
+        }
+        if columns.is_empty() {
+            return Arc::clone(&source.codec);
+        }
+        Arc::new(Self { source: Arc::clone(&source.codec), columns })
+    }
+
+    /// The column as the source calls it; `None` if it is computed.
+    fn carried<'c>(&self, column: &'c Column) -> Option<Cow<'c, Column>> {
+        match self.columns.get(&column.name) {
+            None => Some(Cow::Borrowed(column)),
+            Some(own) => own.clone().map(|name| Cow::Owned(Column { name, ..column.clone() })),
+        }
+    }
 }
 
 impl Codec for MadeCodec {
     fn encoding(&self) -> Encoding {
-        Encoding("made")
+        MADE
     }
 
     fn encoding_of(&self, column: &Column) -> Encoding {
-        if self.computed.contains(&column.name) {
-            Encoding::CANONICAL
-        } else {
-            self.source.encoding_of(column)
-        }
+        self.carried(column).map_or(Encoding::CANONICAL, |column| self.source.encoding_of(&column))
     }
 
     fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
-        if self.computed.contains(&column.name) {
-            Value::decode(cell)
-        } else {
-            self.source.value(column, cell)
+        match self.carried(column) {
+            None => Value::decode(cell),
+            Some(column) => self.source.value(&column, cell),
         }
     }
 
     fn key(&self, column: &Column, cell: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        self.source.key(column, cell, out)
+        match self.carried(column) {
+            None => self.value(column, cell).map(|value| value.encode(out)),
+            Some(column) => self.source.key(&column, cell, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::{TableName, Type};
+
+    use super::*;
+
+    /// Text in capitals.
+    #[derive(Debug)]
+    struct Capitals;
+
+    impl Codec for Capitals {
+        fn encoding(&self) -> Encoding {
+            Encoding("capitals")
+        }
+
+        fn value<'a>(&self, _: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
+            Ok(Value::Text(String::from_utf8_lossy(cell).to_lowercase().into()))
+        }
+    }
+
+    /// Found by reading: a mapping over a program's own transform took a computed column for one of the source as soon
+    /// as it had another name, and one of the source for the computed one that was called like it.
+    #[test]
+    fn a_made_column_is_read_alike_whatever_the_next_one_calls_it() {
+        let text = |name: &str| Column::new(name, Type::Text);
+        let table = Table {
+            name: TableName::new("", "t"),
+            native_id: 0,
+            columns: vec![text("id"), text("v")],
+            key: vec![0],
+            rows_estimated: 0,
+            bytes_estimated: 0,
+        };
+        let made = |source: &Shape, columns: &[(&str, Option<usize>)]| {
+            let column = |(name, carries): &(&str, _)| MadeColumn { column: text(name), carries: *carries };
+            let columns: Vec<_> = columns.iter().map(column).collect();
+            let codec = MadeCodec::over(source, &Recipe { columns: columns.clone(), ..Recipe::default() });
+            let columns = columns.into_iter().map(|made| made.column).collect();
+            Shape { table: Arc::new(Table { columns, ..table.clone() }), codec }
+        };
+        let source = Shape { table: Arc::new(table.clone()), codec: Arc::new(Capitals) };
+        let renamed = made(&source, &[("id", Some(0)), ("w", Some(1))]);
+        assert_eq!(renamed.codec.encoding(), Encoding("capitals"));
+        let first = made(&renamed, &[("id", Some(0)), ("w", Some(1)), ("sum", None)]);
+        let second = made(&first, &[("key", Some(0)), ("sum", Some(1)), ("w", Some(2)), ("more", None)]);
+        let mut canonical = Vec::new();
+        Value::Text("Sum".into()).encode(&mut canonical);
+        for (at, cell, value) in
+            [(0, &b"ID"[..], "id"), (1, b"V", "v"), (2, &canonical, "Sum"), (3, &canonical, "Sum")]
+        {
+            assert_eq!(second.value(at, Cell::Bytes(cell)).unwrap(), Some(Value::Text(value.into())));
+            let is_computed = value == "Sum";
+            let encoding = if is_computed { Encoding::CANONICAL } else { Encoding("capitals") };
+            assert_eq!(second.codec.encoding_of(&second.table.columns[at]), encoding);
+        }
     }
 }

@@ -235,7 +235,7 @@ async fn open(
             })?;
         let mut codec = Arc::clone(codec);
         if !route.computed.is_empty() {
-            codec = Arc::new(MadeCodec { source: codec, computed: route.computed.clone() });
+            codec = Arc::new(MadeCodec::new(codec, &route.computed));
         }
         let shape = Shape { table: Arc::new(route.source.clone()), codec };
         Ok(Route { shape, target: Arc::new(route.target.clone()) })

@@ -150,7 +150,7 @@ fn made(codecs: Vec<Arc<dyn Codec>>) -> (MemoryStore, Via, Route) {
     let table =
         Arc::new(Table { name, native_id: 0, columns, key: vec![0], rows_estimated: 0, bytes_estimated: 0 });
     let computed = BTreeSet::from(["loud".to_owned()]);
-    let codec = Arc::new(MadeCodec { source: Arc::new(Decimal), computed });
+    let codec = Arc::new(MadeCodec::new(Arc::new(Decimal), &computed));
     let route = Route { shape: Shape { table: Arc::clone(&table), codec }, target: table };
     let broker = Arc::new(MemoryBroker::new(SystemClock::shared()));
     let via = Via { broker, codecs, clock: SystemClock::shared(), ids: Arc::new(SystemIds) };
