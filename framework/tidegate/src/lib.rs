@@ -1,7 +1,8 @@
 //! Tidegate: data that moves.
 //!
 //! This crate is the door to the others and has no logic of its own: the vocabulary and the ports
-//! ([`core`]), crawl and capture from one store to another ([`flow`]), and the stores whose features are on.
+//! ([`core`]), sending and receiving over a broker ([`runtime`]), crawl and capture from one store to another
+//! ([`flow`]), and the stores whose features are on.
 //!
 //! ```
 //! use tidegate::prelude::*;
@@ -14,6 +15,7 @@
 
 pub use tidegate_core as core;
 pub use tidegate_flow as flow;
+pub use tidegate_runtime as runtime;
 
 #[cfg(feature = "memory")]
 pub use tidegate_memory as memory;
