@@ -288,3 +288,48 @@ fn selection(tables: &[String]) -> Result<Selection> {
     }
     Ok(Selection::These(tables.iter().map(|name| table_name(name)).collect::<Result<_>>()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::count;
+
+    /// Each key, as it is written behind the names of the tables that it is in.
+    fn keys(schema: &serde_json::Value, of: &serde_json::Value, before: &str, keys: &mut Vec<String>) {
+        for (name, property) in of["properties"].as_object().into_iter().flatten() {
+            let named = format!("{before}{name}");
+            let inner =
+                property["$ref"].as_str().and_then(|path| schema.pointer(path.trim_start_matches('#')));
+            match inner.filter(|inner| inner["properties"].is_object()) {
+                Some(inner) => self::keys(schema, inner, &format!("{named}."), keys),
+                None => keys.push(named),
+            }
+        }
+    }
+
+    #[test]
+    fn the_books_page_has_every_key_and_what_holds_without_it() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/configuration.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let schema = serde_json::to_value(schemars::schema_for!(File)).unwrap();
+        let mut found = Vec::new();
+        keys(&schema, &schema, "", &mut found);
+        assert!(found.len() > 12, "{found:?}");
+        // Tables are a source's alone.
+        for key in found.iter().filter(|key| *key != "target.tables") {
+            assert!(page.contains(&format!("| `{key}")), "{key} is not on the page");
+        }
+        let Options { chunk_rows, chunk_bytes, workers, batch_changes, held_bytes_max, .. } =
+            Options::default();
+        for (key, value) in [
+            ("copy.workers", workers.to_string()),
+            ("copy.chunk_rows", count(chunk_rows as u64)),
+            ("copy.chunk_bytes", format!("{} MiB", chunk_bytes >> 20)),
+            ("copy.batch_changes", count(batch_changes as u64)),
+            ("limits.held_bytes_max", format!("{} GiB", held_bytes_max >> 30)),
+        ] {
+            let line = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
+            assert!(line.ends_with(&format!("| {value} |")), "{line} does not end with {value}");
+        }
+    }
+}

@@ -84,6 +84,14 @@ impl Catalog for SqliteStore {
 
     async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
         let mut obstacles = Vec::new();
+        for table in tables.iter().filter(|table| is_reserved(&table.name.name)) {
+            let what = format!(
+                "a table cannot have the name {}: SQLite, or tidegate, keeps it for itself",
+                table.name
+            );
+            let error = Error::new(code::MAPPING_INVALID, what).hint("give it another name with --map");
+            obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+        }
         if !self.path().exists() {
             return Ok(obstacles);
         }
@@ -150,6 +158,12 @@ impl Catalog for SqliteStore {
         tx.commit().await.during("commit the columns")?;
         connection.close().await.during("close")
     }
+}
+
+/// Whether a name is one of SQLite's own tables, or of ours.
+fn is_reserved(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("sqlite_") || name.starts_with("tidegate_")
 }
 
 async fn is_empty(connection: &mut SqliteConnection, table: &Table) -> Result<bool> {

@@ -58,7 +58,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
                 format!("the type {} of column {} is not known here", column.native, column.name),
             )
             .with("column", &column.name)
-            .with("type", format!("{other:?}"))
+            .with("type", other.word())
             .hint(format!("--convert {}=string", column.native)));
         }
     })

@@ -198,6 +198,8 @@ impl Gauge {
                 table.changes = known.changes;
                 table.restarts = known.restarts;
                 table.chunks_done = known.chunks_done;
+                // Until the target says it itself.
+                table.rows_crawled = known.rows_crawled;
                 table.rows_overtaken = known.rows_overtaken;
                 table.rows_completed = known.rows_completed;
             }

@@ -98,7 +98,7 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
             );
             let rows = from.columns.iter().zip(&planned.fits).map(|(column, fit)| {
                 let native = if column.native.is_empty() {
-                    format!("{:?}", column.kind)
+                    column.kind.word().to_owned()
                 } else {
                     column.native.clone()
                 };

@@ -105,6 +105,18 @@ fn a_conversion_that_cannot_be_followed_is_refused() {
     assert!(!folder.path().join("new.db").exists());
 }
 
+/// Found by trying: the name was refused by the server, in the middle of a run.
+#[test]
+fn a_name_that_the_target_keeps_for_itself_is_refused() {
+    let (_folder, from, to) = shop(ORDERS);
+    for name in ["sqlite_orders", "Tidegate_orders"] {
+        let answer =
+            tidegate(&["plan", "--from", &from, "--to", &to, "--map", &format!("orders={name}")]).ended(3);
+        let words = format!("TG0003 mapping-invalid: a table cannot have the name {name}");
+        assert!(answer.out.contains(&words), "{}", answer.out);
+    }
+}
+
 #[test]
 fn a_source_without_wal_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -47,10 +47,10 @@ fn bench(words: &[&str], profile: &[&str], run: &Run) -> Result<bool, String> {
         Ok::<bool, String>(ended.status.success())
     };
     if words.first() == Some(&"flow") {
-        let build = [&["build", "--quiet", "--package", "tidegate-migrations"], profile].concat();
+        let build = [&["build", "--package", "tidegate-migrations"], profile].concat();
         if !cargo(&build)? {
             return Ok(false);
         }
     }
-    cargo(&[&["run", "--quiet", "--package", "tidegate-bench"], profile, &["--"], words].concat())
+    cargo(&[&["run", "--package", "tidegate-bench"], profile, &["--"], words].concat())
 }

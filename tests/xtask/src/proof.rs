@@ -48,7 +48,7 @@ fn prove(words: &[&str], profile: &[&str], run: &Run) -> Result<bool, String> {
     };
     let mut program = Vec::new();
     if words.first() == Some(&"kill") && !words.contains(&"--program") {
-        let build = [&["build", "--quiet", "--package", "tidegate-migrations"], profile].concat();
+        let build = [&["build", "--package", "tidegate-migrations"], profile].concat();
         if !cargo(&build)? {
             return Ok(false);
         }
@@ -57,7 +57,6 @@ fn prove(words: &[&str], profile: &[&str], run: &Run) -> Result<bool, String> {
         program = vec!["--program".to_owned(), path.into_string()];
     }
     let program: Vec<&str> = program.iter().map(String::as_str).collect();
-    let run =
-        [&["run", "--quiet", "--package", "tidegate-proof"], profile, &["--"], words, &program].concat();
+    let run = [&["run", "--package", "tidegate-proof"], profile, &["--"], words, &program].concat();
     cargo(&run)
 }

@@ -143,6 +143,11 @@ pub(crate) async fn inspect(
             let column = column.map(str::to_owned);
             obstacles.push(Obstacle { table: Some(table.name.clone()), column, error });
         };
+        if table.name.schema == "tidegate" || table.name.schema.starts_with("pg_") {
+            let what = "a table cannot be in this schema: PostgreSQL, or tidegate, keeps it for itself";
+            add(None, Error::new(code::MAPPING_INVALID, what).hint("give it another name with --map"));
+            continue;
+        }
         let Some((oid, there)) = columns(session, table).await? else {
             for column in &table.columns {
                 if !type_exists(session, &column.native).await? {
