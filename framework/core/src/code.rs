@@ -1,4 +1,4 @@
-//! The stable codes of errors, each with its name, its kind and its page under `docs/errors/`.
+//! The stable codes of errors, each with its name, its kind and its page under `errors/`.
 
 use crate::error::{Kind, Verdict};
 
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Code {
     }
 }
 
-/// A page that is missing under `docs/errors/` fails the build.
+/// A page that is missing under `errors/` fails the build.
 macro_rules! codes {
     ($($constant:ident = $number:literal, $name:literal, $kind:ident, $verdict:ident;)*) => {
         $(
@@ -84,7 +84,7 @@ macro_rules! codes {
                 name: $name,
                 kind: Kind::$kind,
                 verdict: Verdict::$verdict,
-                page: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors/", $name, ".md")),
+                page: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/errors/", $name, ".md")),
             });
         )*
         const ALL: &[Code] = &[$($constant),*];

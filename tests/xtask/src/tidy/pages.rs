@@ -5,6 +5,8 @@ use std::path::Path;
 use crate::workspace::TextFile;
 
 const SUMMARY: &str = "docs/SUMMARY.md";
+/// The pages of errors, which are compiled into the core. The book has them by a link, as `docs/errors`.
+const ERRORS: &str = "framework/core/errors/";
 const CODES: &str = "framework/core/src/code.rs";
 const LICENCES: &[&str] = &["LICENSE-MIT", "LICENSE-APACHE"];
 
@@ -27,20 +29,27 @@ pub(super) fn findings(files: &[TextFile], root: &Path) -> Vec<String> {
 
 /// A page of an error whose code is gone.
 fn unused_page(path: &str, codes: &str) -> Option<String> {
-    let name = path.strip_prefix("docs/errors/")?.strip_suffix(".md")?;
+    let name = path.strip_prefix(ERRORS)?.strip_suffix(".md")?;
     (name != "README" && !codes.contains(&format!("\"{name}\"")))
         .then(|| format!("{path}: no code has this page"))
 }
 
 /// A page that the book does not have.
 fn page_without_entry(path: &str, summary: &str) -> Option<String> {
-    let page = path.strip_prefix("docs/").filter(|page| page.ends_with(".md") && path != SUMMARY)?;
-    (!summary.contains(&format!("({page})"))).then(|| format!("{path}: {SUMMARY} does not name it"))
+    let page = match path.strip_prefix(ERRORS) {
+        Some(page) => format!("errors/{page}"),
+        None => path.strip_prefix("docs/")?.to_owned(),
+    };
+    let is_page = page.ends_with(".md") && path != SUMMARY;
+    (is_page && !summary.contains(&format!("({page})")))
+        .then(|| format!("{path}: {SUMMARY} does not name it"))
 }
 
 /// The changelog speaks of what was, so it is not looked at.
 fn is_prose(path: &str) -> bool {
-    path.ends_with(".md") && (path.starts_with("docs/") || !path.contains('/')) && path != "CHANGELOG.md"
+    path.ends_with(".md")
+        && (path.starts_with("docs/") || path.starts_with(ERRORS) || !path.contains('/'))
+        && path != "CHANGELOG.md"
 }
 
 /// What stands in back quotes and looks like a path of this tree.
@@ -75,8 +84,8 @@ mod tests {
     fn each_rule_finds_a_planted_page() {
         let files = [
             file(CODES, "SLOT_LOST = 40, \"slot-lost\", …"),
-            file("docs/errors/slot-lost.md", ""),
-            file("docs/errors/slot-found.md", ""),
+            file("framework/core/errors/slot-lost.md", ""),
+            file("framework/core/errors/slot-found.md", ""),
             file(
                 "docs/start.md",
                 "see `docs/here.md`, `docs/gone.md` and `docs/<name>.md`\n```\n`docs/fenced.md`\n```",
@@ -94,7 +103,7 @@ mod tests {
         assert_eq!(
             findings(&files, root.path()),
             [
-                "docs/errors/slot-found.md: no code has this page",
+                "framework/core/errors/slot-found.md: no code has this page",
                 "docs/start.md: there is no `docs/gone.md`",
                 "docs/unlisted.md: docs/SUMMARY.md does not name it",
                 "LICENSE-APACHE is missing",
