@@ -57,6 +57,8 @@ impl Write {
 pub(crate) struct Inner {
     pub(crate) identity: Identity,
     pub(crate) tables: BTreeMap<TableName, Held>,
+    /// How many tables were ever made.
+    pub(crate) made: u64,
     pub(crate) log: Vec<Logged>,
     /// Entries before this place of the log are gone.
     pub(crate) log_start: usize,
@@ -72,6 +74,8 @@ pub(crate) struct Inner {
 /// A table with its rows by the identity of their key.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
+    /// Which one it is of all that were ever made.
+    pub(crate) id: u64,
     pub(crate) shape: Shape,
     pub(crate) rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Columns that the log leaves out of an update that does not touch them.
@@ -112,6 +116,8 @@ pub(crate) struct FlowState {
     pub(crate) checkpoint: Option<Checkpoint>,
     /// The tables of the source that it was ever opened with.
     pub(crate) tables: Vec<TableName>,
+    /// Which tables its rows go to, by the tables of the source.
+    pub(crate) identities: BTreeMap<TableName, u64>,
     pub(crate) fence: u64,
 }
 
@@ -134,7 +140,9 @@ impl Inner {
     pub(crate) fn hold(&mut self, table: Arc<Table>) {
         let shape = Shape { table, codec: Arc::new(Canonical) };
         let name = shape.table.name.clone();
+        self.made += 1;
         self.tables.entry(name).or_insert(Held {
+            id: self.made,
             shape,
             rows: BTreeMap::new(),
             lazy: BTreeSet::new(),

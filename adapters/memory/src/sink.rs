@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Applied, Batch, Checkpoint, Commit, Opened, RangeProgress, Route, Sink, TableBatch,
+    Applied, Batch, Checkpoint, Commit, Exclusion, Opened, RangeProgress, Route, Sink, TableBatch,
 };
 use tidegate_core::{Cell, Error, FlowName, Key, Result, Row, RowWriter, Shape, TableName};
 
-use crate::inner::{Effect, Held, Inner, frame};
+use crate::inner::{Effect, FlowState, Held, Inner, frame};
 use crate::store::MemoryStore;
 
 #[derive(Debug)]
@@ -19,12 +19,49 @@ pub(crate) struct MemorySink {
     routes: Vec<Route>,
     /// The number of each route's table in the checkpoint.
     numbers: Vec<usize>,
+    /// Which table each route found in the target.
+    found: Vec<Option<u64>>,
     fence: u64,
 }
 
 impl MemorySink {
     pub(crate) fn new(store: MemoryStore, flow: &FlowName, routes: &[Route]) -> Self {
-        Self { store, flow: flow.clone(), routes: routes.to_vec(), numbers: Vec::new(), fence: 0 }
+        Self {
+            store,
+            flow: flow.clone(),
+            routes: routes.to_vec(),
+            numbers: Vec::new(),
+            found: Vec::new(),
+            fence: 0,
+        }
+    }
+
+    /// Keeps which tables were found for those that the flow is new to, and excludes those that are not what they were.
+    fn identify(&self, state: &mut FlowState) {
+        let FlowState { identities, checkpoint, .. } = state;
+        for ((route, found), number) in self.routes.iter().zip(&self.found).zip(&self.numbers) {
+            let name = &route.shape.table.name;
+            if let Some(found) = found {
+                identities.entry(name.clone()).or_insert(*found);
+            }
+            let Some(Checkpoint { excluded, .. }) = checkpoint else { continue };
+            let is_there = found.is_some() && identities.get(name) == found.as_ref();
+            if !is_there && excluded.iter().all(|(table, _)| table != number) {
+                excluded.push((*number, Exclusion::Failed(route.table_missing().line())));
+            }
+        }
+    }
+
+    /// Whether a table of the target is the one that the flow writes to, or begins to write to with this commit.
+    fn is_there(&self, inner: &Inner, table: usize, commit: Option<&Commit>) -> bool {
+        let route = &self.routes[table];
+        let known = if commit.is_some_and(|commit| commit.forget.contains(&table)) {
+            self.found[table]
+        } else {
+            let state = inner.flows.get(&self.flow);
+            state.and_then(|state| state.identities.get(&route.shape.table.name).copied())
+        };
+        inner.tables.get(&route.target.name).is_some_and(|held| Some(held.id) == known)
     }
 }
 
@@ -34,6 +71,8 @@ impl Sink for MemorySink {
         let mut inner = self.store.lock();
         inner.fences += 1;
         self.fence = inner.fences;
+        let found = |route: &Route| inner.tables.get(&route.target.name).map(|held| held.id);
+        self.found = self.routes.iter().map(found).collect();
         let state = inner.flows.entry(self.flow.clone()).or_default();
         state.fence = self.fence;
         for route in &self.routes {
@@ -44,6 +83,7 @@ impl Sink for MemorySink {
         }
         let number = |route: &Route| state.tables.iter().position(|name| *name == route.shape.table.name);
         self.numbers = self.routes.iter().filter_map(number).collect();
+        self.identify(state);
         Ok(match &state.checkpoint {
             Some(checkpoint) => {
                 let place = |number| self.numbers.iter().position(|known| *known == number);
@@ -66,10 +106,20 @@ impl Sink for MemorySink {
         let mut applied = Applied::default();
         let mut effects = Vec::new();
         for part in &batch.tables {
+            if !self.is_there(&inner, part.table, commit) {
+                return Err(self.routes[part.table].table_missing());
+            }
             plan(&inner, &self.routes[part.table], part, &mut effects, &mut applied)?;
         }
         effects.into_iter().for_each(|effect| inner.do_effect(effect));
         let state = inner.flows.entry(self.flow.clone()).or_default();
+        for table in commit.into_iter().flat_map(|commit| &commit.forget) {
+            let name = &self.routes[*table].shape.table.name;
+            match self.found[*table] {
+                Some(found) => drop(state.identities.insert(name.clone(), found)),
+                None => drop(state.identities.remove(name)),
+            }
+        }
         if let Some(checkpoint) = &mut state.checkpoint {
             if let Some(commit) = commit {
                 advance(checkpoint, &numbered(commit, &self.numbers));

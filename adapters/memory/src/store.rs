@@ -29,6 +29,7 @@ impl MemoryStore {
         let inner = Inner {
             identity: Identity(format!("memory:{name}")),
             tables: BTreeMap::new(),
+            made: 0,
             log: Vec::new(),
             log_start: 0,
             next_mark: 1,
@@ -55,6 +56,11 @@ impl MemoryStore {
         let table =
             Table { name: name.clone(), native_id: 0, columns, key, rows_estimated: 0, bytes_estimated: 0 };
         self.lock().hold(Arc::new(table));
+    }
+
+    /// Removes a table with its rows.
+    pub fn drop_table(&self, name: &TableName) {
+        self.lock().tables.remove(name);
     }
 
     /// Makes the log leave this column out of an update that does not touch it, as PostgreSQL does for large values.

@@ -37,6 +37,17 @@ impl Seats for Hall {
         };
         self.0.rows(&self.name()).into_iter().map(show).collect()
     }
+
+    async fn drop_table(&self, name: &TableName) {
+        self.0.drop_table(name);
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_is_gone_or_another_one() {
+    let hall = Hall(MemoryStore::new("target"));
+    tidegate_conformance::a_table_that_is_gone_is_named(&hall).await;
+    tidegate_conformance::a_table_that_another_one_replaced_is_named(&hall).await;
 }
 
 #[tokio::test]

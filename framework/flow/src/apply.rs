@@ -270,7 +270,8 @@ impl Applier {
     /// # Errors
     /// The error itself, if it is about more than one table.
     fn exclude(&mut self, table: usize, error: Error) -> Result<()> {
-        if error.kind() != Kind::Data {
+        // Before a run a table that is missing is refused; within one it is the trouble of that table.
+        if error.kind() != Kind::Data && error.code() != code::TABLE_MISSING {
             return Err(error);
         }
         if !self.excluded.insert(table) {

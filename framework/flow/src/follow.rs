@@ -284,18 +284,23 @@ impl Follower<'_> {
         if let Some(error) = elsewhere(known, &route.target.name) {
             return Err(error);
         }
-        if !same {
-            self.extend(now, &added, &route).await?;
+        if !same || all_anew {
+            self.extend(now, &added, &route, all_anew).await?;
         }
         Ok(route)
     }
 
-    /// Gives the target's table the columns.
-    async fn extend(&self, now: &Table, added: &[&Column], route: &Route) -> Result<()> {
+    /// Gives the target's table the columns. One that is to be copied anew is created if it is gone.
+    async fn extend(&self, now: &Table, added: &[&Column], route: &Route, all_anew: bool) -> Result<()> {
         for column in added {
             tracing::info!(table = %now.name, column = column.name, "a column was added; the target follows");
         }
-        match self.target.extend(std::slice::from_ref(&route.target)).await {
+        let target = std::slice::from_ref(&route.target);
+        let extended = match self.target.extend(target).await {
+            Err(error) if all_anew && error.code() == code::TABLE_MISSING => self.target.create(target).await,
+            extended => extended,
+        };
+        match extended {
             Err(error) if error.verdict() == Verdict::Never => {
                 let column = added.first().map_or("", |column| column.name.as_str());
                 let hint = error.hint_text().map(|hint| format!("; {hint}")).unwrap_or_default();

@@ -39,7 +39,10 @@ pub use case::{Case, Outcome, Row, Size, run};
 pub use fixture::{Calls, Counted, Fixture, Hook, Killed, numbered, publish_until_killed};
 pub use oracle::Oracle;
 pub use program::program;
-pub use sink::{Seats, full, keeps_rivals_apart};
+pub use sink::{
+    Seats, a_table_that_another_one_replaced_is_named, a_table_that_is_gone_is_named, full,
+    keeps_rivals_apart,
+};
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

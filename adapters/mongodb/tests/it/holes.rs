@@ -61,6 +61,10 @@ impl Seats for Hall {
         };
         self.0.all("seats").await.iter().map(show).collect()
     }
+
+    async fn drop_table(&self, name: &TableName) {
+        self.0.database.collection::<Document>(&name.to_string()).drop().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -286,6 +286,10 @@ impl Seats for Hall {
         let sql = "SELECT concat_ws(' ', id, seat, note) FROM seats ORDER BY id";
         self.session.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }
+
+    async fn drop_table(&self, name: &TableName) {
+        self.session.batch_execute(&format!("DROP TABLE {name}")).await.unwrap();
+    }
 }
 
 /// A column, an expression, some rows of which all of the test are, and what is no unique index: each keeps out.

@@ -128,6 +128,10 @@ impl Seats for Hall {
         let text = "SELECT id || ' ' || seat || ' ' || note FROM seats ORDER BY id";
         sqlx::query_scalar(text).fetch_all(&mut app(&self.0.path).await).await.unwrap()
     }
+
+    async fn drop_table(&self, name: &TableName) {
+        exec(&mut app(&self.0.path).await, &format!("DROP TABLE {name}")).await;
+    }
 }
 
 /// A column, an expression, and some rows of which all of the test are: each keeps out.

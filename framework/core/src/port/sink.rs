@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::port::catalog::Identity;
 use crate::port::crawler::KeyRange;
 use crate::position::Position;
@@ -20,6 +20,14 @@ pub struct Route {
     pub shape: Shape,
     /// Where they go. It has as many columns as the shape's table.
     pub target: Arc<Table>,
+}
+
+impl Route {
+    /// The error of a table of the target that is gone, or whose name another one has.
+    pub fn table_missing(&self) -> Error {
+        let what = "the target's table is gone, or another one has its name; nothing was written to it";
+        Error::new(code::TABLE_MISSING, what).with("table", &self.target.name)
+    }
 }
 
 /// What is to be done to one table: at most one row or deletion a key. Only a key that was written anew as an equal one
@@ -127,7 +135,8 @@ pub struct Commit {
     pub replay: Option<Position>,
     /// Ranges whose progress changed.
     pub ranges: Vec<RangeProgress>,
-    /// Tables whose ranges, holes and exclusion are forgotten first: they are to be crawled anew.
+    /// Tables whose ranges, holes, exclusion and identity are forgotten first: they are to be crawled anew, into the
+    /// table of the target that the sink found.
     pub forget: Vec<usize>,
     /// Tables that take no part from here on, and why; it replaces what was said of one before.
     pub exclude: Vec<(usize, Exclusion)>,
@@ -208,6 +217,9 @@ pub struct Applied {
 ///    What is about one table names it as the target does, as `table`.
 /// 9. The ledger (ranges, exclusions and holes) is kept by the name of the source's table: a table that is not among the
 ///    routes keeps its own, and the order of the routes does not matter.
+/// 10. Where tables of the target have an identity there, the ledger has it: the sink writes to the table that it found
+///     when the flow first had it, or that it found before the table was forgotten. One that is gone, or whose name
+///     another one has, is `table-missing`: `open` excludes it, `apply` refuses what is for it.
 ///
 /// # Concurrency
 /// One task. A sink may split a batch over several connections.

@@ -4,6 +4,7 @@
 mod following;
 mod holes;
 mod hooked;
+mod missing;
 mod running;
 mod sealing;
 mod stopping;
