@@ -264,7 +264,14 @@ impl Catalog for MongoStore {
                     return Err(differs(table, "is a view, or has a collation"));
                 }
                 Some(_) => {}
-                None => make(database, &full).await?,
+                None => {
+                    // First what it is for: of an earlier one of this name other columns may be noted.
+                    if !codec::is_of_documents(table) {
+                        note_shape(database, table).await?;
+                    }
+                    make(database, &full).await?;
+                    continue;
+                }
             }
             if codec::is_of_documents(table) {
                 continue;

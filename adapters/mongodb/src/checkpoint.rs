@@ -10,6 +10,7 @@ use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use crate::catalog::make;
 use crate::error::{During, from_answer};
+use crate::identity::IDENTITIES;
 
 const CHECKPOINT: &str = "tidegate.checkpoint";
 const FENCES: &str = "tidegate.fences";
@@ -17,8 +18,8 @@ const RANGES: &str = "tidegate.ranges";
 const EXCLUDED: &str = "tidegate.excluded";
 const HOLES: &str = "tidegate.holes";
 
-/// The collections of this file.
-pub(crate) const COLLECTIONS: [&str; 5] = [CHECKPOINT, FENCES, RANGES, EXCLUDED, HOLES];
+/// The collections of the ledger.
+pub(crate) const COLLECTIONS: [&str; 6] = [CHECKPOINT, FENCES, RANGES, EXCLUDED, HOLES, IDENTITIES];
 
 /// Makes the collections: some servers do not make them inside a transaction.
 pub(crate) async fn create(database: &Database) -> Result<()> {
@@ -181,7 +182,7 @@ fn lost() -> Error {
 }
 
 /// Writes what a commit says beside the position.
-async fn records(
+pub(crate) async fn records(
     database: &Database,
     session: &mut ClientSession,
     flow: &FlowName,
@@ -226,7 +227,7 @@ async fn records(
 }
 
 /// Puts records in place, a thousand in one command.
-async fn replace(
+pub(crate) async fn replace(
     database: &Database,
     session: &mut ClientSession,
     collection: &str,
@@ -240,7 +241,7 @@ async fn replace(
     Ok(())
 }
 
-async fn run(database: &Database, session: &mut ClientSession, command: Document) -> Result<()> {
+pub(crate) async fn run(database: &Database, session: &mut ClientSession, command: Document) -> Result<()> {
     let answer = database.run_command(command).session(&mut *session).await.during("write the ledger")?;
     from_answer(&answer, "write the ledger").map_or(Ok(()), Err)
 }
@@ -269,16 +270,16 @@ fn bytes(bytes: &[u8]) -> Bson {
 }
 
 /// A table of a flow is known by its name in the source: its place may be another one in the next run.
-fn name(routes: &[Route], table: usize) -> String {
+pub(crate) fn name(routes: &[Route], table: usize) -> String {
     routes.get(table).map(|route| route.shape.table.name.to_string()).unwrap_or_default()
 }
 
-fn place(routes: &[Route], id: &Document) -> Option<usize> {
+pub(crate) fn place(routes: &[Route], id: &Document) -> Option<usize> {
     let table = id.get_str("table").ok()?;
     routes.iter().position(|route| route.shape.table.name.to_string() == table)
 }
 
-async fn of_flow(
+pub(crate) async fn of_flow(
     database: &Database,
     session: &mut ClientSession,
     collection: &str,

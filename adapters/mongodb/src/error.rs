@@ -69,20 +69,30 @@ pub(crate) fn from_answer(answer: &Document, operation: &'static str) -> Option<
     Some(finish(error, code, verdict_of(number), operation, Some(number)).because(text.to_owned()))
 }
 
+fn first_refusal(answer: &Document) -> Option<&Document> {
+    answer.get_array("writeErrors").ok()?.first()?.as_document()
+}
+
+/// Whether a write was refused because a document has its key, or its values in a unique index.
+pub(crate) fn is_duplicate(answer: &Result<Document, DriverError>) -> bool {
+    let number = match answer {
+        Ok(answer) => first_refusal(answer).and_then(|refused| refused.get_i32("code").ok()),
+        Err(error) => number(error),
+    };
+    number == Some(DUPLICATE_KEY)
+}
+
 /// Whether a write was refused because another document has its values in a unique index that is not the `_id`'s.
 pub(crate) fn is_kept_out(answer: &Result<Document, DriverError>) -> bool {
     let names_id = |text: &str| text.contains(" index: _id_ ");
     match answer {
-        Ok(answer) => {
-            let refused = answer.get_array("writeErrors").ok().and_then(|all| all.first()?.as_document());
-            refused.is_some_and(|refused| {
-                let is_of_id = match refused.get_document("keyPattern") {
-                    Ok(index) => index.keys().eq(["_id"]),
-                    Err(_) => refused.get_str("errmsg").is_ok_and(names_id),
-                };
-                refused.get_i32("code").is_ok_and(|number| number == DUPLICATE_KEY) && !is_of_id
-            })
-        }
+        Ok(answer) => first_refusal(answer).is_some_and(|refused| {
+            let is_of_id = match refused.get_document("keyPattern") {
+                Ok(index) => index.keys().eq(["_id"]),
+                Err(_) => refused.get_str("errmsg").is_ok_and(names_id),
+            };
+            refused.get_i32("code").is_ok_and(|number| number == DUPLICATE_KEY) && !is_of_id
+        }),
         Err(error) => number(error) == Some(DUPLICATE_KEY) && !names_id(&error.to_string()),
     }
 }

@@ -7,14 +7,15 @@ use std::collections::HashSet;
 
 use futures::TryStreamExt;
 use futures::future::join_all;
-use mongodb::bson::{Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
-use mongodb::{ClientSession, Collection, Database};
-use tidegate_core::{FlowName, Result};
+use mongodb::bson::{Binary, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
+use mongodb::{ClientSession, Database};
+use tidegate_core::error::code;
+use tidegate_core::{Error, FlowName, Result};
 
-use crate::error::{DUPLICATE_KEY, During, from_driver, number};
+use crate::error::{During, from_answer, is_duplicate};
 use crate::sink::MongoSink;
 use crate::transact::{Tries, begin, start};
-use crate::write::cut;
+use crate::write::{Writer, cut, insertion};
 use crate::{checkpoint, codec, extended};
 
 /// How many insert at once.
@@ -47,8 +48,13 @@ impl MongoSink {
         table: usize,
         documents: Vec<RawDocumentBuf>,
     ) -> Result<Vec<(usize, RawDocumentBuf)>> {
-        let collection = self.database.collection(&self.writer(table)?.collection);
-        let target = Target { database: &self.database, flow: &self.flow, fence: self.fence, collection };
+        let writer = self
+            .writers
+            .get(table)
+            .ok_or_else(|| Error::new(code::INTERNAL, format!("there is no route {table}")))?;
+        let identity = self.identities.of(table).ok_or_else(|| writer.route.table_missing())?;
+        let target =
+            Target { database: &self.database, flow: &self.flow, fence: self.fence, writer, identity };
         let slices = cut(&documents, DOCUMENTS_LIMIT, |document| document.as_bytes().len());
         let shares = self.inserters.0.iter_mut().enumerate().map(async |(nth, session)| {
             let mut refused = Vec::new();
@@ -69,7 +75,8 @@ struct Target<'a> {
     database: &'a Database,
     flow: &'a FlowName,
     fence: i64,
-    collection: Collection<RawDocumentBuf>,
+    writer: &'a Writer,
+    identity: &'a Binary,
 }
 
 /// Documents with their places in the batch.
@@ -124,11 +131,15 @@ impl Target<'_> {
         documents: &[(usize, &RawDocumentBuf)],
     ) -> Result<Option<()>> {
         checkpoint::hold_fence(self.database, session, self.flow, self.fence, nth).await?;
-        let all = documents.iter().map(|(_, document)| *document);
-        match self.collection.insert_many(all).session(session).await {
-            Ok(_) => Ok(Some(())),
-            Err(error) if number(&error) == Some(DUPLICATE_KEY) => Ok(None),
-            Err(error) => Err(from_driver(error, "insert rows")),
+        let command = insertion(&self.writer.collection, self.identity, documents);
+        let answer = self.database.run_raw_command(command).session(session).await;
+        if is_duplicate(&answer) {
+            return Ok(None);
+        }
+        let answer = answer.during("insert rows").map_err(|error| self.writer.refused(error))?;
+        match from_answer(&answer, "insert rows") {
+            Some(error) => Err(self.writer.refused(error)),
+            None => Ok(Some(())),
         }
     }
 
@@ -139,7 +150,8 @@ impl Target<'_> {
             any.push(RawBson::from(codec::id_of(document)?));
         }
         let filter = rawdoc! { "_id": { "$in": any } }.try_into().map_err(extended::unreadable)?;
-        let find = self.collection.find(filter).projection(doc! { "_id": 1 });
+        let collection = self.database.collection::<RawDocumentBuf>(&self.writer.collection);
+        let find = collection.find(filter).projection(doc! { "_id": 1 });
         let mut found = find.await.during("look for rows")?;
         let mut ids = HashSet::new();
         while let Some(one) = found.try_next().await.during("look for rows")? {

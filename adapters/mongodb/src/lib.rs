@@ -24,6 +24,7 @@ mod error;
 mod examiner;
 mod extended;
 mod fit;
+mod identity;
 mod insert;
 mod json;
 mod sink;

@@ -14,6 +14,7 @@ use tidegate_core::{Error, FlowName, Result};
 
 use crate::checkpoint;
 use crate::error::During;
+use crate::identity::Identities;
 use crate::insert::Inserters;
 use crate::transact::{Piece, Tries, Work, Written, begin, start};
 use crate::write::{STATEMENTS_LIMIT, Statement, Writer, pieces};
@@ -25,7 +26,8 @@ pub(crate) struct MongoSink {
     pub(crate) database: Database,
     pub(crate) flow: FlowName,
     pub(crate) routes: Vec<Route>,
-    writers: Vec<Writer>,
+    pub(crate) writers: Vec<Writer>,
+    pub(crate) identities: Identities,
     pub(crate) fence: i64,
     /// The one session of its transactions in order: a new one there ends an old one that was left open.
     pub(crate) session: Option<ClientSession>,
@@ -41,6 +43,7 @@ impl MongoSink {
             flow: flow.clone(),
             routes: routes.to_vec(),
             writers,
+            identities: Identities::default(),
             fence: 0,
             session: None,
             inserters: Inserters::default(),
@@ -58,6 +61,9 @@ impl MongoSink {
         let mut prepared = Prepared::default();
         for part in &batch.tables {
             let writer = self.writer(part.table)?;
+            if self.identities.of(part.table).is_none() {
+                return Err(writer.route.table_missing());
+            }
             if part.truncate {
                 prepared.truncates.push(part.table);
             }
@@ -73,6 +79,25 @@ impl MongoSink {
             writer.updates(part.table, part, &mut prepared.statements)?;
         }
         Ok(prepared)
+    }
+
+    /// What opening does in one transaction.
+    async fn take_over(
+        &self,
+        session: &mut ClientSession,
+        first: &Checkpoint,
+        inserters: &Inserters,
+        identities: &mut Identities,
+    ) -> Result<(i64, Opened)> {
+        let (database, flow, routes) = (&self.database, &self.flow, &self.routes);
+        let (fence, mut opened) =
+            checkpoint::open(database, session, flow, routes, first, &inserters.ids()).await?;
+        let checkpoint = match &mut opened {
+            Opened::New => None,
+            Opened::Resumed(checkpoint) => Some(checkpoint),
+        };
+        identities.open(database, session, flow, routes, checkpoint).await?;
+        Ok((fence, opened))
     }
 
     /// Removes all documents of a collection.
@@ -108,22 +133,25 @@ impl Sink for MongoSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
         let mut session = start(&self.database).await?;
         let inserters = Inserters::start(&self.database).await?;
+        let mut identities = Identities::find(&self.database, &self.routes).await?;
         let mut tries = Tries::default();
         let (fence, opened) = loop {
             checkpoint::end_earlier(&self.database, &self.flow).await?;
             begin(&mut session).await?;
-            let (database, flow, routes) = (&self.database, &self.flow, &self.routes);
-            let opened =
-                checkpoint::open(database, &mut session, flow, routes, first, &inserters.ids()).await;
+            let opened = self.take_over(&mut session, first, &inserters, &mut identities).await;
             if let Some(done) = tries.end(&mut session, opened.map(Some)).await {
                 break done?.ok_or_else(|| Error::new(code::INTERNAL, "a flow was opened and not taken"))?;
             }
         };
         (self.fence, self.session, self.inserters) = (fence, Some(session), inserters);
+        self.identities = identities;
         Ok(opened)
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
+        if let Some(commit) = commit {
+            self.identities.take(&commit.forget);
+        }
         let mut prepared = self.prepare(batch)?;
         let mut work = Work { batch, commit, holes: Vec::new() };
         for table in prepared.truncates {

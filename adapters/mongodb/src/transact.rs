@@ -85,19 +85,23 @@ impl MongoSink {
     ) -> Result<Option<Vec<(usize, Key)>>> {
         let commit = work.commit.filter(|_| piece.ends);
         checkpoint::advance(&self.database, session, &self.flow, &self.routes, self.fence, commit).await?;
+        if let Some(commit) = commit {
+            let (database, forgotten) = (&self.database, &commit.forget);
+            self.identities.note(database, session, &self.flow, &self.routes, forgotten).await?;
+        }
         let mut holes = Vec::from_iter(piece.hole.clone());
         for group in piece.statements.chunk_by(|a, b| (a.kind, a.table) == (b.kind, b.table)) {
             let Some(first) = group.first() else { continue };
             let writer = self.writer(first.table)?;
-            let blame = |error: Error| error.with("table", &writer.route.target.name);
-            let command = command(first.kind, &writer.collection, group);
+            let identity = self.identities.of(first.table).ok_or_else(|| writer.route.table_missing())?;
+            let command = command(first.kind, &writer.collection, identity, group);
             let answer = self.database.run_raw_command(command).session(&mut *session).await;
             if is_kept_out(&answer) {
                 return Ok(None);
             }
-            let answer = answer.during("write rows").map_err(blame)?;
+            let answer = answer.during("write rows").map_err(|error| writer.refused(error))?;
             if let Some(error) = from_answer(&answer, "write rows") {
-                return Err(blame(error));
+                return Err(writer.refused(error));
             }
             let met = usize::try_from(answer.get_i32("n").unwrap_or(0)).unwrap_or(0);
             if first.kind == Kind::Update && met < group.len() && !is_crawling(work.batch, first.table) {

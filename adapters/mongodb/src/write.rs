@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use mongodb::bson::raw::{CString, cstr};
-use mongodb::bson::{RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
+use mongodb::bson::{Binary, RawArrayBuf, RawBson, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
 use tidegate_core::port::{Batch, Route, TableBatch};
 use tidegate_core::{Cell, Error, Key, Result, Row, Value};
@@ -187,6 +187,14 @@ impl Writer {
             .map_err(|reason| self.unfit(at, Value::kind(&value), reason, key))
     }
 
+    /// Names the table of an error that the server gave; of one that is gone or another one it speaks as of a change.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        match error.code() {
+            code::SCHEMA_CHANGED => self.route.table_missing().because(error),
+            _ => error.with("table", &self.route.target.name),
+        }
+    }
+
     fn not_full(&self) -> Error {
         Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")
             .with("table", &self.route.target.name)
@@ -241,8 +249,13 @@ pub(crate) fn cut<T>(items: &[T], limit: usize, size: impl Fn(&T) -> usize) -> V
     cuts
 }
 
-/// The command of statements that are of one kind and table.
-pub(crate) fn command(kind: Kind, collection: &str, statements: &[Statement]) -> RawDocumentBuf {
+/// The command of statements that are of one kind and table. It fails if the collection is not this one.
+pub(crate) fn command(
+    kind: Kind,
+    collection: &str,
+    identity: &Binary,
+    statements: &[Statement],
+) -> RawDocumentBuf {
     let mut bodies = RawArrayBuf::new();
     for statement in statements {
         bodies.push(statement.body.clone());
@@ -258,6 +271,24 @@ pub(crate) fn command(kind: Kind, collection: &str, statements: &[Statement]) ->
             command.append(cstr!("updates"), bodies);
         }
     }
+    command.append(cstr!("collectionUUID"), identity.clone());
+    command
+}
+
+/// The command that inserts documents into this collection.
+pub(crate) fn insertion(
+    collection: &str,
+    identity: &Binary,
+    documents: &[(usize, &RawDocumentBuf)],
+) -> RawDocumentBuf {
+    let mut bodies = RawArrayBuf::new();
+    for (_, document) in documents {
+        bodies.push(*document);
+    }
+    let mut command = RawDocumentBuf::new();
+    command.append(cstr!("insert"), collection);
+    command.append(cstr!("documents"), bodies);
+    command.append(cstr!("collectionUUID"), identity.clone());
     command
 }
 

@@ -74,6 +74,16 @@ async fn rows_that_are_in_each_others_way() {
     hall.0.end().await;
 }
 
+/// The server makes a collection for whoever writes to one that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_is_gone_or_another_one() {
+    let Some(place) = Place::new("gone").await else { return };
+    let hall = Hall(place);
+    tidegate_conformance::a_table_that_is_gone_is_named(&hall).await;
+    tidegate_conformance::a_table_that_another_one_replaced_is_named(&hall).await;
+    hall.0.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_that_knows_some_documents_only_keeps_out_only_those() {
     let sparse = IndexOptions::builder().sparse(true).build();

@@ -14,4 +14,6 @@ mod reading;
 #[cfg(test)]
 mod records;
 #[cfg(test)]
+mod replaced;
+#[cfg(test)]
 mod zombies;
