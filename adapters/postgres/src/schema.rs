@@ -9,8 +9,8 @@ use crate::error::from_driver;
 /// The version of these tables. A newer program reads older ones; an older one refuses.
 const VERSION: i32 = 1;
 
-/// `flows` is the checkpoint, `ranges` the ledger of the crawl, `left_out` the tables that take no part, `holes` the rows that
-/// are not there; tables are named and not numbered, since their places in a plan change. A key may be longer than what
+/// `flows` is the checkpoint, `ranges` the ledger of the crawl, `left_out` the tables that take no part, `identities` the
+/// tables that rows go to, `holes` the rows that are not there; tables are named and not numbered, since their places in a plan change. A key may be longer than what
 /// an index takes.
 const TABLES: &str = "
     CREATE SCHEMA IF NOT EXISTS tidegate;
@@ -21,6 +21,7 @@ const TABLES: &str = "
         rows int8 NOT NULL, done bool NOT NULL, PRIMARY KEY (flow, name, range));
     CREATE TABLE IF NOT EXISTS tidegate.left_out (flow text, name text, reason text NOT NULL,
         PRIMARY KEY (flow, name));
+    CREATE TABLE IF NOT EXISTS tidegate.identities (flow text, name text, oid oid NOT NULL, PRIMARY KEY (flow, name));
     CREATE TABLE IF NOT EXISTS tidegate.holes (flow text NOT NULL, name text NOT NULL, key bytea NOT NULL);
     CREATE UNIQUE INDEX IF NOT EXISTS holes_key ON tidegate.holes (flow, name, sha256(key));
     CREATE TABLE IF NOT EXISTS tidegate.records (flow text, key text, version int8 NOT NULL, value text NOT NULL,
@@ -32,7 +33,7 @@ const TABLES: &str = "
 /// Makes the tables if they are not there.
 pub(crate) async fn ensure(session: &Session) -> Result<()> {
     let failed = |e| from_driver(e, "create state");
-    let sql = "SELECT to_regclass('tidegate.holes') IS NOT NULL";
+    let sql = "SELECT to_regclass('tidegate.identities') IS NOT NULL";
     if !session.query_one(sql, &[]).await.map_err(failed)?.get::<_, bool>(0) {
         // One at a time: two that create the same schema at once would refuse one of them.
         let sql = format!("BEGIN; SELECT pg_advisory_xact_lock(8389754676233266789); {TABLES} COMMIT");

@@ -7,6 +7,7 @@ mod apart;
 mod checkpoint;
 mod direct;
 mod helper;
+mod identity;
 mod place;
 mod stage;
 
@@ -47,6 +48,8 @@ pub(crate) struct PostgresSink {
     fence: i64,
     /// A transaction is open, with batches that were applied and not committed.
     is_open: bool,
+    /// Tables that the transaction holds.
+    held: HashSet<usize>,
     /// Whose stages were made, and whose hold something.
     staged: HashSet<usize>,
     filled: HashSet<(usize, Stage)>,
@@ -89,6 +92,7 @@ impl PostgresSink {
             fires,
             fence: 0,
             is_open: false,
+            held: HashSet::new(),
             staged: HashSet::new(),
             filled: HashSet::new(),
             statements: HashMap::new(),
@@ -108,6 +112,9 @@ impl PostgresSink {
     fn parts<'a>(&self, batch: &'a Batch) -> Result<Vec<Part<'a>>> {
         let part = |batch: &'a TableBatch| {
             let place = &self.places[batch.table];
+            if !place.is_there() {
+                return Err(place.route.table_missing());
+            }
             let some =
                 |rows: &Rows, encoded: Result<Bytes>| (!rows.is_empty()).then_some(encoded).transpose();
             let rows = &batch.upserts;
@@ -234,6 +241,7 @@ impl PostgresSink {
         // What was made within is gone; it is made anew if it is not there.
         self.staged.clear();
         self.filled.clear();
+        self.held.clear();
         if self.session.batch_execute("ROLLBACK").await.is_err() {
             tracing::debug!("a transaction could not be taken back: its connection is gone");
         }
@@ -253,33 +261,48 @@ fn names(places: &[Place]) -> Vec<&str> {
 
 /// The keys of the rows at these places.
 fn cut_keys(place: &Place, rows: &Rows, which: &[usize]) -> Vec<Key> {
-    which.iter().map(|at| place.shape.cut_key(rows.row(*at))).collect()
+    which.iter().map(|at| place.route.shape.cut_key(rows.row(*at))).collect()
 }
 
 #[async_trait]
 impl Sink for PostgresSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        let names = names(&self.places);
-        let (fence, opened) =
-            checkpoint::open(&mut self.session, &self.ledger, &self.flow, &names, first).await?;
+        let failed = |e| from_driver(e, "checkpoint");
+        let transaction = self.session.transaction().await.map_err(failed)?;
+        let (client, flow) = (transaction.client(), &self.flow);
+        let (fence, mut opened) =
+            checkpoint::open(client, &self.ledger, flow, &names(&self.places), first).await?;
+        let checkpoint = match &mut opened {
+            Opened::New => None,
+            Opened::Resumed(checkpoint) => Some(checkpoint),
+        };
+        identity::open(client, flow, &mut self.places, checkpoint).await?;
+        transaction.commit().await.map_err(failed)?;
         self.fence = fence;
         Ok(opened)
     }
 
     async fn apply(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
+        for table in commit.into_iter().flat_map(|commit| &commit.forget) {
+            self.places[*table].known = self.places[*table].found;
+        }
         let mut parts = self.parts(batch)?;
         if !self.is_open {
             self.prepare(batch).await?;
-            self.run("BEGIN").await?;
-            self.is_open = true;
         }
         let mut applied = Applied::default();
-        let mut result = self.write(&mut parts, &mut applied).await;
+        let mut result = self.hold(batch).await;
+        if result.is_ok() {
+            result = self.write(&mut parts, &mut applied).await;
+        }
         if result.is_ok()
             && let Some(commit) = commit
         {
-            result =
-                self.ledger.write(&self.session, &self.flow, self.fence, &names(&self.places), commit).await;
+            let (session, names) = (&self.session, names(&self.places));
+            result = self.ledger.write(session, &self.flow, self.fence, &names, commit).await;
+            if result.is_ok() {
+                result = identity::note(session, &self.flow, &self.places, &commit.forget).await;
+            }
         }
         if result.is_ok() {
             result = checkpoint::note(&self.session, &self.flow, &names(&self.places), &applied.holes).await;
@@ -292,6 +315,7 @@ impl Sink for PostgresSink {
             let committed = self.run("COMMIT").await.map_err(unsure);
             // Whatever became of it: there is no transaction any more.
             self.is_open = false;
+            self.held.clear();
             self.filled.clear();
             if let Err(error) = committed {
                 self.staged.clear();

@@ -82,6 +82,7 @@ impl StateStore for PostgresState {
             b AS (DELETE FROM tidegate.flows WHERE flow = $1),
             c AS (DELETE FROM tidegate.ranges WHERE flow = $1),
             h AS (DELETE FROM tidegate.holes WHERE flow = $1),
+            i AS (DELETE FROM tidegate.identities WHERE flow = $1),
             d AS (DELETE FROM tidegate.left_out WHERE flow = $1)
             DELETE FROM tidegate.leases WHERE flow = $1";
         self.session().await?.execute(sql, &[&flow.as_str()]).await.map_err(failed)?;

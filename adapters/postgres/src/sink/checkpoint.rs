@@ -12,16 +12,15 @@ fn failed(error: tokio_postgres::Error) -> Error {
     from_driver(error, "checkpoint")
 }
 
-/// Takes the flow over. `names` are the tables by their place. Returns the fence and what was there.
+/// Takes the flow over, in a transaction. `names` are the tables by their place. Returns the fence and what was there.
 pub(crate) async fn open(
-    session: &mut Session,
+    transaction: &Client,
     ledger: &Statements,
     name: &FlowName,
     names: &[&str],
     first: &Checkpoint,
 ) -> Result<(i64, Opened)> {
     let flow = name.as_str();
-    let transaction = session.transaction().await.map_err(failed)?;
     // The first fence is the time, so that nobody has it who opened a flow of this name that was forgotten since.
     let sql = "INSERT INTO tidegate.flows AS f (flow, source, position, replay, fence)
         VALUES ($1, $2, $3, $4, (extract(epoch FROM clock_timestamp()) * 1000000)::int8)
@@ -34,9 +33,8 @@ pub(crate) async fn open(
     if row.get::<_, bool>(4) {
         let known =
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
-        ledger.write(transaction.client(), name, fence, names, &known).await?;
-        note(transaction.client(), name, names, &first.holes).await?;
-        transaction.commit().await.map_err(failed)?;
+        ledger.write(transaction, name, fence, names, &known).await?;
+        note(transaction, name, names, &first.holes).await?;
         return Ok((fence, Opened::New));
     }
     let mut checkpoint = Checkpoint::first(Identity(row.get(1)), Position::new(row.get::<_, Vec<u8>>(2)));
@@ -68,7 +66,6 @@ pub(crate) async fn open(
             checkpoint.holes.push((table, Key(Row::parse(row.get(1))?.frame().into())));
         }
     }
-    transaction.commit().await.map_err(failed)?;
     Ok((fence, Opened::Resumed(checkpoint)))
 }
 

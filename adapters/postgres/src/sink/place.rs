@@ -1,12 +1,11 @@
 //! Where the rows of one route go, and how they are written there.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tidegate_core::error::code;
 use tidegate_core::port::Route;
-use tidegate_core::{Cell, Error, Result, Row, Rows, Shape, Table, Value};
+use tidegate_core::{Cell, Error, Result, Row, Rows, Value};
 
 use crate::binary::{put_field, put_null};
 use crate::catalog::target;
@@ -27,8 +26,10 @@ pub(crate) struct Place {
     pub(crate) source: String,
     /// Its name in statements.
     pub(crate) table: String,
-    pub(crate) shape: Shape,
-    held: Arc<Table>,
+    pub(crate) route: Route,
+    /// The table that had the name when the sink was made, and the one that is written to.
+    pub(crate) found: Option<u32>,
+    pub(crate) known: Option<u32>,
     /// The columns' names in statements.
     columns: Vec<String>,
     taken: Vec<Taken>,
@@ -42,13 +43,14 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) async fn new(session: &Session, number: usize, route: &Route) -> Result<Self> {
         let name = route.target.name.to_string();
-        let Some((_, there)) = target::columns(session, &route.target).await? else {
-            return Err(Error::new(code::TABLE_MISSING, "the target has no such table").with("table", name));
-        };
+        let there = target::columns(session, &route.target).await?;
+        let found = there.as_ref().map(|(oid, _)| *oid);
         let is_ours = route.shape.codec.encoding() == ENCODING;
         let mut taken = Vec::new();
         let mut passes = Vec::new();
+        // Nothing is written to one that is not there.
         for (source, column) in route.shape.table.columns.iter().zip(&route.target.columns) {
+            let Some((_, there)) = &there else { break };
             let there = there.iter().find(|there| there.name == column.name).ok_or_else(|| {
                 Error::new(code::TARGET_DIFFERS, "the target has no such column")
                     .with("table", &name)
@@ -58,7 +60,7 @@ impl Place {
             passes.push(is_ours && passes_as_it_is(source, &there.taken, same_words));
             taken.push(there.taken.clone());
         }
-        if taken.len() != route.shape.table.columns.len() {
+        if found.is_some() && taken.len() != route.shape.table.columns.len() {
             return Err(
                 Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
             );
@@ -71,8 +73,9 @@ impl Place {
             cascades: cascades.map_err(|e| from_driver(e, "look at a table"))?.get(0),
             table: sql::table(&route.target.name),
             columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
-            shape: route.shape.clone(),
-            held: Arc::clone(&route.target),
+            route: route.clone(),
+            found,
+            known: None,
             name,
             source: route.shape.table.name.to_string(),
             taken,
@@ -81,8 +84,13 @@ impl Place {
         })
     }
 
+    /// Whether the table that was found is the one that is to be written to.
+    pub(crate) fn is_there(&self) -> bool {
+        self.found.is_some() && self.found == self.known
+    }
+
     fn key(&self) -> &[usize] {
-        &self.shape.table.key
+        &self.route.shape.table.key
     }
 
     fn staged(&self) -> String {
@@ -190,7 +198,7 @@ impl Place {
 
     /// Whether an error of the server, which names a table without its schema, may be about this one.
     pub(crate) fn is_called(&self, relation: &str) -> bool {
-        self.held.name.name == relation
+        self.route.target.name.name == relation
     }
 
     /// Writes the staged columns, and gives the numbers of the rows that met none.
@@ -283,26 +291,29 @@ impl Place {
                 out.put_slice(bytes);
                 Ok(())
             }),
-            Cell::Bytes(bytes) => match self.shape.codec.value(&self.shape.table.columns[at], bytes) {
-                Ok(Value::Null) => {
-                    put_null(out);
-                    return Ok(());
+            Cell::Bytes(bytes) => {
+                match self.route.shape.codec.value(&self.route.shape.table.columns[at], bytes) {
+                    Ok(Value::Null) => {
+                        put_null(out);
+                        return Ok(());
+                    }
+                    Ok(value) => {
+                        let value = target::stored(&self.route.target.columns[at], value);
+                        put_field(out, |out| put_value(out, &self.taken[at], &value))
+                    }
+                    Err(error) => Err(error),
                 }
-                Ok(value) => {
-                    let value = target::stored(&self.held.columns[at], value);
-                    put_field(out, |out| put_value(out, &self.taken[at], &value))
-                }
-                Err(error) => Err(error),
-            },
+            }
             Cell::Unchanged => Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")),
         };
         written.map_err(|error| {
             let is_full = row.len() == self.columns.len();
-            let key = if is_full { self.shape.cut_key(row) } else { tidegate_core::Key(row.frame().into()) };
+            let key =
+                if is_full { self.route.shape.cut_key(row) } else { tidegate_core::Key(row.frame().into()) };
             error
                 .with("table", &self.name)
-                .with("key", self.shape.show_key(key.row()))
-                .with("column", &self.shape.table.columns[at].name)
+                .with("key", self.route.shape.show_key(key.row()))
+                .with("column", &self.route.shape.table.columns[at].name)
         })
     }
 }

@@ -33,11 +33,11 @@ impl PostgresSink {
 
     /// Makes the stage of a table if it is not there; whether it made it.
     async fn make_stage(&mut self, table: usize) -> Result<bool> {
-        let is_new = self.staged.insert(table);
-        if is_new {
-            self.run(&self.places[table].create_stage()).await?;
+        if self.staged.contains(&table) {
+            return Ok(false);
         }
-        Ok(is_new)
+        self.run(&self.places[table].create_stage()).await?;
+        Ok(self.staged.insert(table))
     }
 
     /// Makes the stages that a batch needs while no transaction is open, so that they stay whatever becomes of it.
@@ -45,7 +45,8 @@ impl PostgresSink {
         for part in &batch.tables {
             let needs = !part.fresh || !part.deletes.is_empty() || !part.updates.is_empty();
             if needs && !part.is_empty() {
-                self.make_stage(part.table).await?;
+                let made = self.make_stage(part.table).await;
+                made.map_err(|error| error.with("table", &self.places[part.table].name))?;
             }
         }
         Ok(())

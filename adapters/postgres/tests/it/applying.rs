@@ -292,6 +292,37 @@ impl Seats for Hall {
     }
 }
 
+#[tokio::test]
+async fn a_table_that_is_gone_or_another_one() {
+    let (store, session) = database("it_gone").await;
+    let hall = Hall { store, session };
+    tidegate_conformance::a_table_that_is_gone_is_named(&hall).await;
+    tidegate_conformance::a_table_that_another_one_replaced_is_named(&hall).await;
+}
+
+/// An earlier version kept no identities, and had no table for them.
+#[tokio::test]
+async fn a_flow_that_an_earlier_version_began_takes_what_is_there() {
+    let (store, session) = database("it_earlier").await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY, name text, v text)";
+    session.batch_execute(table).await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink_a, _) = sink(&store, &routes).await;
+    let part = || batch(TableBatch { upserts: rows(&[row(1, "a", "1")]), ..TableBatch::default() });
+    sink_a.apply(&part(), Some(&at(2))).await.unwrap();
+    session.batch_execute("DROP TABLE tidegate.identities").await.unwrap();
+    for (position, is_replaced) in [(3, false), (4, true)] {
+        if is_replaced {
+            session.batch_execute(&format!("DROP TABLE t; {table}")).await.unwrap();
+        }
+        let (mut sink, opened) = sink(&store, &routes).await;
+        let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+        assert_eq!(checkpoint.excluded.len(), usize::from(is_replaced));
+        let applied = sink.apply(&part(), Some(&at(position))).await;
+        assert_eq!(applied.is_err(), is_replaced);
+    }
+}
+
 /// A column, an expression, some rows of which all of the test are, and what is no unique index: each keeps out.
 #[tokio::test]
 async fn rows_that_are_in_each_others_way() {
@@ -308,6 +339,8 @@ async fn rows_that_are_in_each_others_way() {
         hall.session.batch_execute(&format!("{table}; {index}")).await.unwrap();
         tidegate_conformance::keeps_rivals_apart(&hall).await;
         hall.session.batch_execute("DROP TABLE seats").await.unwrap();
+        // The next one is another table.
+        hall.store.state().await.unwrap().forget(&FlowName::new("seats").unwrap()).await.unwrap();
     }
 }
 
@@ -412,7 +445,9 @@ async fn the_ledger_is_the_source_tables() {
         panic!("it was here")
     };
     assert_eq!(checkpoint.ranges, [RangeProgress { table: 0, ..range }]);
-    assert_eq!(checkpoint.excluded, [(0, Exclusion::Skipped)]);
+    // The rows of the other one are elsewhere.
+    let moved = Exclusion::Failed(way("a", 1).table_missing().line());
+    assert_eq!(checkpoint.excluded, [(0, Exclusion::Skipped), (1, moved)]);
     assert_eq!(checkpoint.holes, [(0, hole)]);
     drop_database(session).await;
 }
