@@ -2,13 +2,15 @@
 //!
 //! Pieces of a transaction that goes on are committed alone: others write to this file meanwhile, whoever renews the
 //! lease among them. The position says that they come again if the rest does not follow.
+//!
+//! Tables have no identity here: one that is gone is noticed, and one that was made anew is not.
 
 use std::path::Path;
 
 use async_trait::async_trait;
 use sqlx::{Connection, SqliteConnection};
 use tidegate_core::error::code;
-use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink};
+use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Exclusion, Opened, Route, Sink};
 use tidegate_core::{Error, FlowName, Result};
 
 use crate::error::During;
@@ -19,7 +21,8 @@ pub(crate) struct SqliteSink {
     connection: SqliteConnection,
     flow: FlowName,
     routes: Vec<Route>,
-    writers: Vec<Writer>,
+    /// One a route; none where the table is not there.
+    writers: Vec<Option<Writer>>,
     fence: i64,
 }
 
@@ -28,7 +31,10 @@ impl SqliteSink {
         let mut connection = connect::creator(path).await?;
         let mut writers = Vec::new();
         for route in routes {
-            writers.push(Writer::open(&mut connection, route).await?);
+            writers.push(match Writer::open(&mut connection, route).await {
+                Err(error) if error.code() == code::TABLE_MISSING => None,
+                writer => Some(writer?),
+            });
         }
         Ok(Self { connection, flow: flow.clone(), routes: routes.to_vec(), writers, fence: 0 })
     }
@@ -41,10 +47,11 @@ impl SqliteSink {
     async fn write(&mut self, batch: &Batch, commit: Option<&Commit>) -> Result<Applied> {
         let mut applied = Applied::default();
         for part in &batch.tables {
-            let writer = self
-                .writers
-                .get(part.table)
-                .ok_or_else(|| Error::new(code::INTERNAL, format!("there is no route {}", part.table)))?;
+            let (Some(route), Some(writer)) = (self.routes.get(part.table), self.writers.get(part.table))
+            else {
+                return Err(Error::new(code::INTERNAL, format!("there is no route {}", part.table)));
+            };
+            let writer = writer.as_ref().ok_or_else(|| route.table_missing())?;
             let holes = writer.write(&mut self.connection, part).await?;
             applied.holes.extend(holes.into_iter().map(|key| (part.table, key)));
         }
@@ -61,7 +68,16 @@ impl Sink for SqliteSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await.during("begin to open")?;
         checkpoint::create(&mut tx).await?;
-        let (fence, opened) = checkpoint::open(&mut tx, &self.flow, &self.routes, first).await?;
+        let (fence, mut opened) = checkpoint::open(&mut tx, &self.flow, &self.routes, first).await?;
+        if let Opened::Resumed(checkpoint) = &mut opened {
+            let is_excluded = |at: &usize| checkpoint.excluded.iter().any(|(excluded, _)| excluded == at);
+            let gone = (0..self.routes.len()).filter(|at| self.writers[*at].is_none() && !is_excluded(at));
+            let exclude: Vec<_> =
+                gone.map(|at| (at, Exclusion::Failed(self.routes[at].table_missing().line()))).collect();
+            checkpoint.excluded.extend(exclude.iter().cloned());
+            let commit = Commit { exclude, ..Commit::default() };
+            checkpoint::advance(&mut tx, &self.flow, &self.routes, &commit).await?;
+        }
         tx.commit().await.during("commit the opening")?;
         self.fence = fence;
         Ok(opened)

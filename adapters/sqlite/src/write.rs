@@ -88,7 +88,8 @@ impl Writer {
     ) -> Result<Vec<Key>> {
         if batch.truncate {
             let text = format!("DELETE FROM {}", name(&self.route.target.name.name));
-            sqlx::query(sql(text)).execute(&mut *connection).await.during("empty a table")?;
+            let done = sqlx::query(sql(text)).execute(&mut *connection).await.during("empty a table");
+            done.map_err(|error| error.with("table", &self.route.target.name))?;
         }
         self.delete(connection, &batch.deletes).await?;
         if self.upsert(connection, &batch.upserts, batch.fresh).await? {

@@ -134,6 +134,12 @@ impl Seats for Hall {
     }
 }
 
+#[tokio::test]
+async fn a_table_that_is_gone() {
+    let hall = Hall(File::with("CREATE TABLE other(id INTEGER PRIMARY KEY)").await);
+    tidegate_conformance::a_table_that_is_gone_is_named(&hall).await;
+}
+
 /// A column, an expression, and some rows of which all of the test are: each keeps out.
 #[tokio::test]
 async fn rows_that_are_in_each_others_way() {
