@@ -6,6 +6,7 @@ mod bad_input;
 mod columns;
 mod danger;
 mod elections;
+mod gone;
 mod infer;
 mod lifecycle;
 mod mapping;
