@@ -64,9 +64,9 @@ fn another<'a>(
     places.find(|place| at.next().and_then(oid) != place.known)
 }
 
-/// Takes the tables that the flow knows; in `known` as far as there are. For a table that is new to it, also one of a
-/// flow that an earlier version began, the one that was found is kept. A table that is not the one that is known is
-/// excluded, unless it is. To be called in the transaction that opens the flow.
+/// Takes the tables that the flow knows. For a table that is new to it, also one of a flow that an earlier version began,
+/// the one that was found is kept. A table that is not the one that is known is excluded, unless it is. To be called in
+/// the transaction that opens the flow.
 pub(super) async fn open(
     session: &Client,
     flow: &FlowName,
