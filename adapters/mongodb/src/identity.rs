@@ -22,16 +22,20 @@ pub(crate) struct Identities {
     found: Vec<Option<Binary>>,
     /// Those that are written to.
     known: Vec<Option<Binary>>,
+    /// The collection of this ledger.
+    ledger: Option<Binary>,
 }
 
 impl Identities {
     pub(crate) async fn find(database: &Database, routes: &[Route]) -> Result<Self> {
         let names: Vec<String> = routes.iter().map(|route| route.target.name.to_string()).collect();
-        let filter = doc! { "name": { "$in": &names } };
+        let looked_for: Vec<&str> = names.iter().map(String::as_str).chain([IDENTITIES]).collect();
+        let filter = doc! { "name": { "$in": looked_for } };
         let listed = database.list_collections().filter(filter).await.during("look for collections")?;
         let listed: Vec<_> = listed.try_collect().await.during("look for collections")?;
-        let found = |name: &String| listed.iter().find(|one| one.name == *name)?.info.uuid.clone();
-        Ok(Self { found: names.iter().map(found).collect(), known: Vec::new() })
+        let found = |name: &str| listed.iter().find(|one| one.name == name)?.info.uuid.clone();
+        let ledger = found(IDENTITIES);
+        Ok(Self { found: names.iter().map(|name| found(name)).collect(), known: Vec::new(), ledger })
     }
 
     /// Which collection is written to for a table, if it is known.
@@ -39,7 +43,8 @@ impl Identities {
         self.known.get(table)?.as_ref()
     }
 
-    /// Takes those that the flow knows. For a table that is new to it, also one of a flow that an earlier version began,
+    /// Takes those that the flow knows. A dump that was restored has them all under other UUIDs, this ledger among them: then
+    /// what is found is what was restored. For a table that is new to it, also one of a flow that an earlier version began,
     /// the one that was found is kept; a table whose collection is not the one that is known is excluded, unless it is.
     /// To be called in the transaction that opens the flow.
     pub(crate) async fn open(
@@ -52,6 +57,9 @@ impl Identities {
     ) -> Result<()> {
         self.known = vec![None; routes.len()];
         for one in of_flow(database, session, IDENTITIES, flow).await? {
+            if one.get("within") != self.ledger.clone().map(Bson::Binary).as_ref() {
+                continue;
+            }
             let table = one.get_document("_id").ok().and_then(|id| place(routes, id));
             if let (Some(table), Some(Bson::Binary(known))) = (table, one.get("collection")) {
                 self.known[table] = Some(known.clone());
@@ -96,7 +104,8 @@ impl Identities {
         }
         let notes = known.iter().filter_map(|table| {
             let collection = self.of(*table)?.clone();
-            Some((id(*table), doc! { "_id": id(*table), "collection": collection }))
+            let within = self.ledger.clone();
+            Some((id(*table), doc! { "_id": id(*table), "collection": collection, "within": within }))
         });
         replace(database, session, IDENTITIES, notes.collect()).await
     }

@@ -10,8 +10,8 @@ use crate::error::from_driver;
 const VERSION: i32 = 1;
 
 /// `flows` is the checkpoint, `ranges` the ledger of the crawl, `left_out` the tables that take no part, `identities` the
-/// tables that rows go to, `holes` the rows that are not there; tables are named and not numbered, since their places in a plan change. A key may be longer than what
-/// an index takes.
+/// tables that rows go to, with what this table itself was then, `holes` the rows that are not there; tables are named and
+/// not numbered, since their places in a plan change. A key may be longer than what an index takes.
 const TABLES: &str = "
     CREATE SCHEMA IF NOT EXISTS tidegate;
     CREATE TABLE IF NOT EXISTS tidegate.format (version int4 NOT NULL);
@@ -21,7 +21,8 @@ const TABLES: &str = "
         rows int8 NOT NULL, done bool NOT NULL, PRIMARY KEY (flow, name, range));
     CREATE TABLE IF NOT EXISTS tidegate.left_out (flow text, name text, reason text NOT NULL,
         PRIMARY KEY (flow, name));
-    CREATE TABLE IF NOT EXISTS tidegate.identities (flow text, name text, oid oid NOT NULL, PRIMARY KEY (flow, name));
+    CREATE TABLE IF NOT EXISTS tidegate.identities (flow text, name text, oid oid NOT NULL, within oid NOT NULL,
+        PRIMARY KEY (flow, name));
     CREATE TABLE IF NOT EXISTS tidegate.holes (flow text NOT NULL, name text NOT NULL, key bytea NOT NULL);
     CREATE UNIQUE INDEX IF NOT EXISTS holes_key ON tidegate.holes (flow, name, sha256(key));
     CREATE TABLE IF NOT EXISTS tidegate.records (flow text, key text, version int8 NOT NULL, value text NOT NULL,

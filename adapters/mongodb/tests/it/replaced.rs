@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
 use tidegate_core::error::code;
 use tidegate_core::port::{Opened, Route, TableBatch};
@@ -67,6 +68,28 @@ async fn a_flow_that_an_earlier_version_began_takes_what_is_there() {
     let (_, found) = opened(&place, routes).await;
     let Opened::Resumed(checkpoint) = found else { panic!("it was here before") };
     assert_eq!(checkpoint.excluded.len(), 1);
+    place.end().await;
+}
+
+/// Every collection has another UUID then, and the documents are those of the checkpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_was_restored_from_a_dump_is_what_it_was() {
+    let Some((place, route)) = items_at("restored").await else { return };
+    let routes = std::slice::from_ref(&route);
+    let (mut sink, _) = opened(&place, routes).await;
+    sink.apply(&batch(chunk(true)), Some(&commit(2))).await.unwrap();
+    for name in ["items", "tidegate.identities"] {
+        let collection = place.database.collection::<Document>(name);
+        let documents: Vec<Document> = collection.find(doc! {}).await.unwrap().try_collect().await.unwrap();
+        collection.drop().await.unwrap();
+        collection.insert_many(documents).await.unwrap();
+    }
+    for position in [3, 4] {
+        let (mut sink, found) = opened(&place, routes).await;
+        let Opened::Resumed(checkpoint) = found else { panic!("it was here before") };
+        assert_eq!(checkpoint.excluded, []);
+        sink.apply(&batch(chunk(false)), Some(&commit(position))).await.unwrap();
+    }
     place.end().await;
 }
 

@@ -64,7 +64,8 @@ fn another<'a>(
     places.find(|place| at.next().and_then(oid) != place.known)
 }
 
-/// Takes the tables that the flow knows. For a table that is new to it, also one of a flow that an earlier version began,
+/// Takes the tables that the flow knows. A dump that was restored has them all under other oids, this ledger among them:
+/// then what is found is what was restored. For a table that is new to it, also one of a flow that an earlier version began,
 /// the one that was found is kept. A table that is not the one that is known is excluded, unless it is. To be called in
 /// the transaction that opens the flow.
 pub(super) async fn open(
@@ -74,7 +75,8 @@ pub(super) async fn open(
     checkpoint: Option<&mut Checkpoint>,
 ) -> Result<()> {
     let failed = |e| from_driver(e, "checkpoint");
-    let sql = "SELECT name, oid FROM tidegate.identities WHERE flow = $1";
+    let sql = "SELECT name, oid FROM tidegate.identities
+        WHERE flow = $1 AND within = 'tidegate.identities'::regclass::oid";
     let rows = session.query(sql, &[&flow.as_str()]).await.map_err(failed)?;
     let stored = |place: &Place| rows.iter().find(|row| row.get::<_, &str>(0) == place.source);
     let mut new = Vec::new();
@@ -111,8 +113,9 @@ pub(super) async fn note(
         let place = &places[*table];
         let sql =
             "WITH gone AS (DELETE FROM tidegate.identities WHERE flow = $1 AND name = $2 AND $3::oid IS NULL)
-            INSERT INTO tidegate.identities (flow, name, oid) SELECT $1, $2, $3 WHERE $3 IS NOT NULL
-            ON CONFLICT (flow, name) DO UPDATE SET oid = excluded.oid";
+            INSERT INTO tidegate.identities (flow, name, oid, within)
+            SELECT $1, $2, $3, 'tidegate.identities'::regclass::oid WHERE $3 IS NOT NULL
+            ON CONFLICT (flow, name) DO UPDATE SET oid = excluded.oid, within = excluded.within";
         let done = session.execute(sql, &[&flow.as_str(), &place.source, &place.known]).await;
         done.map_err(|e| from_driver(e, "checkpoint"))?;
     }

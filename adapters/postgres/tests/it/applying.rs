@@ -300,6 +300,31 @@ async fn a_table_that_is_gone_or_another_one() {
     tidegate_conformance::a_table_that_another_one_replaced_is_named(&hall).await;
 }
 
+/// Everything has another oid then, and the rows are those of the checkpoint.
+#[tokio::test]
+async fn a_target_that_was_restored_from_a_dump_is_what_it_was() {
+    let (store, session) = database("it_restored").await;
+    session.batch_execute("CREATE TABLE t (id int PRIMARY KEY, name text, v text)").await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink_a, _) = sink(&store, &routes).await;
+    let part = || batch(TableBatch { upserts: rows(&[row(1, "a", "1")]), ..TableBatch::default() });
+    sink_a.apply(&part(), Some(&at(2))).await.unwrap();
+    for name in ["t", "tidegate.identities"] {
+        let last = name.rsplit('.').next().unwrap();
+        let restore = format!(
+            "CREATE TABLE {name}_new (LIKE {name} INCLUDING ALL); INSERT INTO {name}_new SELECT * FROM {name};
+             DROP TABLE {name}; ALTER TABLE {name}_new RENAME TO {last}"
+        );
+        session.batch_execute(&restore).await.unwrap();
+    }
+    for position in [3, 4] {
+        let (mut sink, opened) = sink(&store, &routes).await;
+        let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+        assert_eq!(checkpoint.excluded, []);
+        sink.apply(&part(), Some(&at(position))).await.unwrap();
+    }
+}
+
 /// An earlier version kept no identities, and had no table for them.
 #[tokio::test]
 async fn a_flow_that_an_earlier_version_began_takes_what_is_there() {
