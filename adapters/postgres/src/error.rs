@@ -176,8 +176,7 @@ fn meaning(state: &str, routine: &str, message: &str) -> (Code, Option<Verdict>)
         // Settings keep their names in every language.
         "55000" if message.contains("wal_level") => return (code::WAL_LEVEL, None),
         "42704" | "55000" | "58P01" if of_a_slot(routine, message) => return (code::SLOT_LOST, None),
-        "55006" if of_a_slot(routine, message) => return (code::SLOT_UNAVAILABLE, retry),
-        "42710" if of_a_slot(routine, message) => return (code::SLOT_UNAVAILABLE, None),
+        "55006" | "42710" if of_a_slot(routine, message) => return (code::SLOT_UNAVAILABLE, retry),
         "53400" if of_a_slot(routine, message) => return (code::SLOT_UNAVAILABLE, None),
         "53300" if message.contains("max_wal_senders") => return (code::SLOT_UNAVAILABLE, retry),
         "53300" | "57P03" => return (code::UNREACHABLE, None),
@@ -257,7 +256,8 @@ mod tests {
             ("53400", "FileWrite", "temp_file_limit", code::LIMIT_REACHED, Verdict::Retry),
             ("55006", "ReplicationSlotAcquire", "", code::SLOT_UNAVAILABLE, Verdict::Retry),
             ("55006", "CheckTableNotInUse", "", code::STORE_FAILED, Verdict::Never),
-            ("42710", "ReplicationSlotCreate", "", code::SLOT_UNAVAILABLE, Verdict::Never),
+            // It was not there a moment ago: another runner makes it.
+            ("42710", "ReplicationSlotCreate", "", code::SLOT_UNAVAILABLE, Verdict::Retry),
             ("42704", "ReplicationSlotAcquire", "", code::SLOT_LOST, Verdict::Never),
             ("42704", "get_publication_oid", "", code::STORE_FAILED, Verdict::Never),
             ("55000", "CreateDecodingContext", "", code::SLOT_LOST, Verdict::Never),

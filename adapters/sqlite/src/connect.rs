@@ -41,9 +41,9 @@ pub(crate) async fn writer(path: &Path) -> Result<SqliteConnection> {
     connect(options(path)).await
 }
 
-/// A connection that writes. A file that is not there is made, in WAL mode.
+/// A connection that writes. A file that is not there is made, in WAL mode; so is an empty one, whose maker was killed.
 pub(crate) async fn creator(path: &Path) -> Result<SqliteConnection> {
-    if path.exists() {
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
         return writer(path).await;
     }
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
@@ -130,6 +130,15 @@ mod tests {
         // FULL is 2.
         let is: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut connection).await.unwrap();
         assert_eq!(is, 2);
+    }
+
+    /// Found by killing: the file stayed without WAL mode, and was refused when it was read.
+    #[tokio::test]
+    async fn a_file_whose_maker_was_killed_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new.db");
+        std::fs::write(&path, "").unwrap();
+        require_wal(&mut creator(&path).await.unwrap()).await.unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, FlowName, Position, Result, Table};
 
 use crate::connect::Session;
@@ -19,7 +19,7 @@ pub(crate) fn name(flow: &FlowName) -> String {
     format!("tidegate_{flow}")
 }
 
-const SLOT: &str = "SELECT confirmed_flush_lsn::text, plugin::text, database = current_database()
+const SLOT: &str = "SELECT confirmed_flush_lsn::text, plugin::text, database = current_database(), active
     FROM pg_replication_slots WHERE slot_name = $1";
 
 /// Keeps changes of these tables from the position that it returns on.
@@ -38,6 +38,14 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
             return Err(Error::new(code::SLOT_UNAVAILABLE, "a slot of this name belongs to somebody else")
                 .with("slot", name)
                 .hint("give the migration another name"));
+        }
+        Some(slot) if slot.get::<_, Option<&str>>(0).is_none() && slot.get(3) => {
+            // By another runner, or for one that was killed: the server goes on with it.
+            let what = "the slot is being made, and waits for the transactions that were open then";
+            return Err(Error::new(code::SLOT_UNAVAILABLE, what)
+                .verdict_is(Verdict::Retry)
+                .with("slot", name)
+                .hint("end transactions that stay open for long"));
         }
         Some(slot) => slot.get(0),
         None => {
@@ -152,13 +160,23 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
     Ok(note)
 }
 
-/// Removes what [`capture`] made.
+/// Removes what [`capture`] made: nothing while somebody reads the slot.
 pub(crate) async fn clean(session: &Session, flow: &FlowName) -> Result<()> {
     let failed = |e| from_driver(e, "clean");
     let name = name(flow);
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
         WHERE slot_name = $1 AND database = current_database()";
-    session.query(sql, &[&name]).await.map_err(failed)?;
+    if let Err(error) = session.query(sql, &[&name]).await.map_err(failed) {
+        if error.code() == code::SLOT_UNAVAILABLE {
+            return Err(Error::new(code::LEASE_HELD, "somebody reads the slot")
+                .with("slot", name)
+                .hint(
+                    "stop the runner first; the server notices that one was killed within wal_sender_timeout",
+                )
+                .because(error));
+        }
+        return Err(error);
+    }
     session
         .batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", sql::ident(&name)))
         .await

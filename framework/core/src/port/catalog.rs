@@ -143,6 +143,9 @@ pub trait Catalog: Send + Sync {
     async fn seal(&self, flow: &FlowName, was: Option<&str>, seal: &str) -> Result<bool>;
 
     /// Removes what [`Catalog::capture`] and [`Catalog::seal`] made.
+    ///
+    /// # Errors
+    /// `lease-held` where the store knows that somebody reads it; nothing is removed then.
     async fn clean(&self, flow: &FlowName) -> Result<()>;
 
     /// Whether this store, as a target, takes rows of that encoding as they are.
