@@ -122,6 +122,7 @@ codes! {
     CHANNEL_MISSING = 36, "channel-missing", Refused, Never;
     CHANNEL_DIFFERS = 37, "channel-differs", Refused, Never;
     SUBSCRIPTION_MISSING = 38, "subscription-missing", Refused, Never;
+    NAME_TAKEN = 39, "name-taken", Refused, Never;
     // While running: history is gone or the source is another one.
     SLOT_LOST = 40, "slot-lost", Lost, Never;
     SLOT_RECREATED = 41, "slot-recreated", Lost, Never;

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{
-    Batch, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Side, Sink, Store,
+    Batch, Catalog, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Side, Sink, Store,
 };
-use tidegate_core::{Clock, Error, FlowName, Result, Scope, Table};
+use tidegate_core::{Clock, Error, FlowName, Position, Result, Scope, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -244,7 +244,7 @@ struct Ends {
 
 impl Ends {
     async fn open(flow: &Flow, tables: &[Arc<Table>]) -> Result<Self> {
-        let (mut sink, mut checkpoint) = open_sink(flow, tables).await?;
+        let (mut sink, mut checkpoint) = open_sink(flow).await?;
         leave_out_refused(flow, sink.as_mut(), &mut checkpoint).await?;
         // A table that takes no part is not captured: what is wrong with it may be wrong with its changes.
         let takes_part = |table: &usize| !checkpoint.excluded.iter().any(|(excluded, _)| excluded == table);
@@ -297,13 +297,18 @@ async fn check_source_reaches(asker: &mut dyn Crawler, checkpoint: &Checkpoint) 
     .with("target_is_at", &checkpoint.position))
 }
 
+/// Captures the tables, but for those that take no part: what is wrong with one is nobody's trouble.
+pub(crate) async fn begin_capture(flow: &Flow, source: &dyn Catalog) -> Result<Position> {
+    let takes_part = |(at, _): &(usize, &Route)| !flow.refused.contains_key(at);
+    let tables = flow.routes.iter().enumerate().filter(takes_part);
+    let tables: Vec<_> = tables.map(|(_, route)| Arc::clone(&route.shape.table)).collect();
+    source.capture(&flow.name, &tables).await
+}
+
 /// Opens the target. A flow that is new there starts to be captured first, so that nothing is missed between.
-async fn open_sink(flow: &Flow, tables: &[Arc<Table>]) -> Result<(Box<dyn Sink>, Checkpoint)> {
+async fn open_sink(flow: &Flow) -> Result<(Box<dyn Sink>, Checkpoint)> {
     let source = flow.source.catalog().await?;
-    // What is wrong with a table that takes no part is nobody's trouble.
-    let takes_part = |at: &usize| !flow.refused.contains_key(at);
-    let captured: Vec<_> = (0..tables.len()).filter(takes_part).map(|at| Arc::clone(&tables[at])).collect();
-    let start = source.capture(&flow.name, &captured).await?;
+    let start = begin_capture(flow, source.as_ref()).await?;
     // A capture may be what gives a source its identity.
     let identity = source.identity().await?;
     let first = Checkpoint::first(identity.clone(), start);

@@ -12,7 +12,7 @@ use tidegate_core::{Error, FlowName, Result};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Ended, Flow, MaxRate, Request, Until, run_once};
+use crate::engine::{Ended, Flow, MaxRate, Request, Until, begin_capture, run_once};
 use crate::follow::{Doubt, renew};
 use crate::seal;
 use crate::status::{Gauge, Status};
@@ -128,7 +128,9 @@ pub async fn run(
     gauge.restore(&earlier);
     take_lease(flow, state.as_ref(), holder).await?;
     let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
-    let record = write_status(flow, gauge, state.as_ref(), &ended).await;
+    // A flow that is another target's has its own record.
+    let is_taken = ended.as_ref().is_err_and(|error| error.code() == code::NAME_TAKEN);
+    let record = if is_taken { Ok(()) } else { write_status(flow, gauge, state.as_ref(), &ended).await };
     let released = state.release(&flow.name, holder).await;
     // What ended it comes first: the store may be out of reach for the same reason.
     let ended = ended?;
@@ -235,10 +237,10 @@ async fn attempt(
     doubt: &mut Doubt,
     (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
-    let Some(wishes) = stop.run_until_cancelled(prepare(flow, state, doubt)).await else {
+    let Some(prepared) = stop.run_until_cancelled(prepare(flow, state, doubt)).await else {
         return Ok(Ended::Stopped);
     };
-    let wishes = wishes?;
+    let (wishes, target) = prepared?;
     let mut flow = flow.clone();
     flow.options.workers = wishes.workers.unwrap_or(flow.options.workers);
     let (ask, mut requests) = mpsc::unbounded_channel();
@@ -255,24 +257,34 @@ async fn attempt(
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
         broken = beat(&flow, gauge, state, holder, &mut asking) => broken.map(|never| match never {}),
         danger = danger => danger.map(|never| match never {}),
-        replaced = seal::keep(&flow, state) => replaced.map(|never| match never {}),
+        replaced = seal::keep(&flow, target.as_ref()) => replaced.map(|never| match never {}),
     };
     // What was done since the last beat is not to be done again by the next run.
     let noted = note_done(&flow, state, &gauge.read(flow.clock.as_ref()), &mut asking.asked).await;
     let ended = outcome.and_then(|ended| noted.map(|()| ended))?;
     // A copy of the source that is made from now on has what this run has read; an earlier one may not.
-    seal::renew(&flow, state).await?;
+    seal::renew(&flow, target.as_ref()).await?;
     Ok(ended)
 }
 
-/// Makes the flow what its tables are now, and gives what is wanted of it.
-async fn prepare(flow: &mut Flow, state: &dyn StateStore, doubt: &mut Doubt) -> Result<Wishes> {
-    seal::renew(flow, state).await?;
+/// Makes the flow what its tables are now, and gives what is wanted of it, and the target's own records.
+async fn prepare(
+    flow: &mut Flow,
+    state: &dyn StateStore,
+    doubt: &mut Doubt,
+) -> Result<(Wishes, Arc<dyn StateStore>)> {
+    let target = flow.target.state().await?;
+    let is_sealed = seal::renew(flow, target.as_ref()).await?;
     let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
     let recopied = wishes.recopies_open().into_keys().collect();
     renew(flow, state, &recopied, doubt).await?;
     give_up_recopies(flow, state, &mut wishes).await?;
-    Ok(wishes)
+    if !is_sealed {
+        // What is captured says whom it is for before anything is read of it.
+        begin_capture(flow, flow.source.catalog().await?.as_ref()).await?;
+        seal::renew(flow, target.as_ref()).await?;
+    }
+    Ok((wishes, target))
 }
 
 /// A table that was to be crawled anew and is refused nevertheless is not asked for again and again.

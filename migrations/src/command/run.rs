@@ -11,7 +11,7 @@ use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::follow::known;
 use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, via};
+use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, seal, via};
 use tokio_util::sync::CancellationToken;
 
 use super::{plan, serve, verify};
@@ -177,6 +177,9 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     {
         return Err(obstacle.error);
     }
+    // Before anything is made: what the source keeps under this name may be for another target.
+    let (source, records) = (settings.source.catalog().await?, settings.target.state().await?);
+    seal::check(&settings.name, source.as_ref(), records.as_ref()).await?;
     let is_new = |table: &&PlannedTable| !record.contains_key(&table.route.shape.table.name.to_string());
     let targets: Vec<_> =
         plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();
