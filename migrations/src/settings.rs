@@ -13,6 +13,7 @@ use tidegate_core::port::{Conversions, Selection, StateStore, Store, Transform};
 use tidegate_core::{Endpoint, Error, FlowName, Result, SystemClock, SystemIds, TableName};
 use tidegate_flow::via::{Carried, Via};
 use tidegate_flow::{Flow, Options, Transformed, Wanted};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::arguments::{Common, Ends};
 use crate::mapping::{Map, Mapping, table_name};
@@ -139,8 +140,8 @@ impl Settings {
     pub(crate) fn new(common: &Common, ends: &Ends, registry: &Registry) -> Result<Self> {
         let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
         let from = from(ends, &file)?;
-        let to = end(ends.to.as_deref().or(file.target.url.as_deref()), "--to", "[target] url")?;
-        let name = match common.name.as_deref().or(file.run.name.as_deref()) {
+        let to = to(ends, &file)?;
+        let name = match given_name(common, &file) {
             Some(name) => FlowName::new(name)?,
             None => default_name(&from, &to)?,
         };
@@ -234,6 +235,14 @@ fn from(ends: &Ends, file: &File) -> Result<Endpoint> {
     end(ends.from.as_deref().or(file.source.url.as_deref()), "--from", "[source] url")
 }
 
+fn to(ends: &Ends, file: &File) -> Result<Endpoint> {
+    end(ends.to.as_deref().or(file.target.url.as_deref()), "--to", "[target] url")
+}
+
+fn given_name<'a>(common: &'a Common, file: &'a File) -> Option<&'a str> {
+    common.name.as_deref().or(file.run.name.as_deref())
+}
+
 /// The tables that the flags name, or else the file.
 fn tables<'a>(ends: &'a Ends, source: &'a End) -> &'a [String] {
     if ends.tables.is_empty() { &source.tables } else { &ends.tables }
@@ -256,13 +265,23 @@ fn end(url: Option<&str>, flag: &str, key: &str) -> Result<Endpoint> {
     Endpoint::parse(url)
 }
 
-/// `shop_to_orders`, of what the databases are called.
+/// `shop_to_orders`, of what the databases are called. Where not all of that fits a name, a hash tells it from another
+/// one of which the same is left.
 fn default_name(from: &Endpoint, to: &Endpoint) -> Result<FlowName> {
-    let plain = |endpoint: &Endpoint| {
-        let name = endpoint.database().to_lowercase().replace('-', "_");
-        name.chars().take(18).collect::<String>()
+    let (from, to) = (from.database(), to.database());
+    let plain = |name: &str, most: usize| {
+        let name = name.to_lowercase().replace('-', "_");
+        name.chars().filter(|c| c.is_alphanumeric() || *c == '_').take(most).collect::<String>()
     };
-    FlowName::new(format!("{}_to_{}", plain(from), plain(to))).map_err(|_| {
+    let name = format!("{}_to_{}", plain(from, 18), plain(to, 18));
+    let whole = format!("{from}_to_{to}");
+    FlowName::new(if name == whole {
+        name
+    } else {
+        let hash = xxh3_64(whole.as_bytes());
+        format!("{}_to_{}_{:08x}", plain(from, 13), plain(to, 13), hash >> 32)
+    })
+    .map_err(|_| {
         Error::new(code::CONFIG_INVALID, "no name can be made of the databases' names").hint("give --name")
     })
 }
@@ -331,5 +350,47 @@ mod tests {
             let line = page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
             assert!(line.ends_with(&format!("| {value} |")), "{line} does not end with {value}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(from: &str, to: &str) -> String {
+        let endpoint = |url| Endpoint::parse(url).unwrap();
+        default_name(&endpoint(from), &endpoint(to)).unwrap().to_string()
+    }
+
+    /// Found by reading: names that were cut were the same.
+    #[test]
+    fn default_names_differ_as_what_they_come_from_does() {
+        for (from, to, made) in [
+            ("sqlite:/var/shop.db", "sqlite:new.db", "shop_to_new"),
+            ("postgres://h/orders_1", "mongodb://h/archive?replicaSet=r", "orders_1_to_archive"),
+            (
+                "postgres://h/a23456789012345678",
+                "postgres://h/b23456789012345678",
+                "a23456789012345678_to_b23456789012345678",
+            ),
+        ] {
+            assert_eq!(name(from, to), made);
+        }
+        let changed = [
+            ("postgres://h/my-shop", "postgres://h/new"),
+            ("postgres://h/my_shop", "postgres://h/New"),
+            ("postgres://h/My-Shop", "postgres://h/new"),
+            ("postgres://h/myshop.", "postgres://h/new"),
+            ("postgres://h/customers_of_the_north_2024", "postgres://h/archive_of_customers_1"),
+            ("postgres://h/customers_of_the_north_2025", "postgres://h/archive_of_customers_1"),
+            ("postgres://h/customers_of_the_north_2024", "postgres://h/archive_of_customers_2"),
+        ];
+        let names: std::collections::BTreeSet<_> = changed.iter().map(|(from, to)| name(from, to)).collect();
+        assert_eq!(names.len(), changed.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.len() <= 40), "{names:?}");
+        assert!(
+            default_name(&Endpoint::parse("memory:").unwrap(), &Endpoint::parse("sqlite:b.db").unwrap())
+                .is_err()
+        );
     }
 }

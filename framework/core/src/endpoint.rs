@@ -61,15 +61,11 @@ impl Endpoint {
         })
     }
 
-    /// A short name for the database behind it, for the default name of a migration.
-    pub fn database(&self) -> String {
+    /// What the database behind it is called, as it stands in the URL: for the default name of a migration.
+    pub fn database(&self) -> &str {
         let path = self.path();
         let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path);
-        last.strip_suffix(".db")
-            .unwrap_or(last)
-            .chars()
-            .filter(|c| c.is_alphanumeric() || "-_".contains(*c))
-            .collect()
+        last.strip_suffix(".db").unwrap_or(last)
     }
 }
 
