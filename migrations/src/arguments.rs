@@ -23,7 +23,8 @@ pub(crate) struct Common {
     /// Configuration file (TOML); flags override it
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Name of the migration; several may run side by side [default: from the databases' names]
+    /// Name of the migration: one a source and target; several may run side by side [default: from the
+    /// databases' names]
     #[arg(long, global = true)]
     pub(crate) name: Option<String>,
     /// Where the state is kept [default: in the target]
@@ -191,6 +192,10 @@ pub(crate) enum Migrate {
     Abort {
         #[command(flatten)]
         ends: Ends,
+        /// Where the target is gone for good: look at the source alone, and remove what it keeps for the
+        /// migration. Needs --from, and --name or what it comes from
+        #[arg(long)]
+        source_only: bool,
         /// Answer the question with yes
         #[arg(long)]
         yes: bool,

@@ -223,6 +223,27 @@ pub(crate) fn unmapped(
     Ok((open_source(&from(ends, &file)?, registry)?, selection(tables(ends, &file.source))?))
 }
 
+/// A migration's name and its source, without a look at its target.
+pub(crate) fn named_source(
+    common: &Common,
+    ends: &Ends,
+    registry: &Registry,
+) -> Result<(FlowName, Arc<dyn Store>)> {
+    let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let from = from(ends, &file)?;
+    let name = match given_name(common, &file) {
+        Some(name) => FlowName::new(name)?,
+        None => {
+            let to = to(ends, &file).map_err(|_| {
+                Error::new(code::CONFIG_INVALID, "which migration is not said")
+                    .hint("give --name, or the --to that its name came from")
+            })?;
+            default_name(&from, &to)?
+        }
+    };
+    Ok((name, open_source(&from, registry)?))
+}
+
 fn open_source(from: &Endpoint, registry: &Registry) -> Result<Arc<dyn Store>> {
     let source = registry.open(from)?;
     Ok(match registry.turns_with() {

@@ -5,48 +5,109 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::{Error, Result};
-use tidegate_flow::run::STATUS;
+use tidegate_core::port::{StateStore, Store};
+use tidegate_core::{Error, FlowName, Result, SystemClock};
+use tidegate_flow::seal;
 
 use crate::settings::Settings;
 
+/// Who holds the lease meanwhile, and for how long at most.
+const HOLDER: &str = "abort";
+const LEASE: Duration = Duration::from_secs(60);
+
 pub(super) async fn abort(settings: &Settings, yes: bool) -> Result<ExitCode> {
-    if !yes && !std::io::stdin().is_terminal() {
-        return Err(Error::new(
-            code::CONFIG_INVALID,
-            "an abort has to be agreed to, and nobody can be asked",
-        )
-        .hint("give --yes"));
+    require_answer(yes)?;
+    let name = &settings.name;
+    // The target has records of its own, wherever the state is.
+    let (state, target) = (settings.state().await?, settings.target.state().await?);
+    if !state.flows().await?.contains(name) && !target.flows().await?.contains(name) {
+        return Err(Error::new(code::STATE_MISSING, format!("there is no migration {name}")).hint(
+            "check --name, --to and --state; if its target is gone for good: tidegate migrate abort --source-only",
+        ));
     }
-    if !yes && !agreed(settings)? {
-        return Err(Error::new(code::STOPPED, "nothing was changed").hint("answer yes, or give --yes"));
-    }
-    let state = settings.state().await?;
+    agree(
+        yes,
+        &format!("Remove what migration {name} made on {} and forget its state?", settings.source.location()),
+    )?;
     // Nobody may be running it, and nobody may start it meanwhile.
-    state.hold(&settings.name, "abort", Duration::from_secs(60)).await?;
-    settings.source.catalog().await?.clean(&settings.name).await?;
-    if let Some(via) = &settings.via {
-        via.forget(&settings.name).await?;
+    state.hold(name, HOLDER, LEASE).await?;
+    let is_own = match remove(settings, target.as_ref()).await {
+        Ok(is_own) => is_own,
+        Err(error) => {
+            // It goes on as it was. What kept the abort from its end comes first.
+            let _ = state.release(name, HOLDER).await;
+            return Err(error);
+        }
+    };
+    target.forget(name).await?;
+    state.forget(name).await?;
+    if is_own {
+        eprintln!("removed from the source, and the state is gone; the target's rows are as they were");
+    } else {
+        eprintln!(
+            "the state is gone; what the source keeps under the name {name} is for another target, and was left as it is"
+        );
     }
-    let is_known = state.get(&settings.name, STATUS).await?.is_some();
-    state.forget(&settings.name).await?;
-    if !is_known {
-        return Err(Error::new(code::STATE_MISSING, format!("there is no migration {}", settings.name))
-            .hint("what a source had for one of this name was removed; check --name, --to and --state"));
-    }
-    eprintln!("removed from the source, and the state is gone; the target's rows are as they were");
     Ok(ExitCode::SUCCESS)
 }
 
-fn agreed(settings: &Settings) -> Result<bool> {
-    eprint!(
-        "Remove what migration {} made on {} and forget its state? [yes/no] ",
-        settings.name,
-        settings.source.location()
-    );
+/// Removes what was made on the source and the broker, unless it is another target's. Whether it was this one's.
+async fn remove(settings: &Settings, target: &dyn StateStore) -> Result<bool> {
+    let source = settings.source.catalog().await?;
+    match seal::check(&settings.name, source.as_ref(), target).await {
+        Err(error) if error.code() == code::NAME_TAKEN => return Ok(false),
+        // An older copy has what was made on the source.
+        Err(error) if error.code() == code::SOURCE_REPLACED => {}
+        checked => checked?,
+    }
+    source.clean(&settings.name).await?;
+    if let Some(via) = &settings.via {
+        via.forget(&settings.name).await?;
+    }
+    Ok(true)
+}
+
+/// For a target that is gone for good.
+pub(super) async fn abort_source(name: &FlowName, source: &dyn Store, yes: bool) -> Result<ExitCode> {
+    require_answer(yes)?;
+    agree(
+        yes,
+        &format!("Remove what {} keeps for migration {name}, whatever its target is?", source.location()),
+    )?;
+    let catalog = source.catalog().await?;
+    eprintln!("looking for some seconds whether somebody runs it");
+    if seal::is_kept(name, catalog.as_ref(), SystemClock::shared().as_ref()).await? {
+        return Err(Error::new(
+            code::LEASE_HELD,
+            format!("somebody runs migration {name}: its seal is changed"),
+        )
+        .hint("stop its runner first"));
+    }
+    catalog.clean(name).await?;
+    eprintln!("removed from the source; a target that is still there has its rows and its state");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Nobody can be asked without a terminal.
+fn require_answer(yes: bool) -> Result<()> {
+    if yes || std::io::stdin().is_terminal() {
+        return Ok(());
+    }
+    Err(Error::new(code::CONFIG_INVALID, "an abort has to be agreed to, and nobody can be asked")
+        .hint("give --yes"))
+}
+
+fn agree(yes: bool, question: &str) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    eprint!("{question} [yes/no] ");
     let broken = |e: std::io::Error| Error::new(code::INTERNAL, "the terminal cannot be read").because(e);
     std::io::stderr().flush().map_err(broken)?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(broken)?;
-    Ok(answer.trim() == "yes")
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Error::new(code::STOPPED, "nothing was changed").hint("answer yes, or give --yes"))
 }

@@ -20,7 +20,7 @@ use tidegate_core::Result;
 
 use crate::arguments::{Arguments, Migrate, RoleWord, Verb};
 use crate::registry::Registry;
-use crate::settings::Settings;
+use crate::settings::{Settings, named_source};
 
 /// Does what the command line says.
 pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Result<ExitCode> {
@@ -53,7 +53,11 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
                 let report = verify::compare(&settings, None).await?;
                 verify::show(report, status::is_run(&settings).await?, *limit, common.json)
             }
-            Migrate::Abort { ends, yes } => abort::abort(&settings(ends)?, *yes).await,
+            Migrate::Abort { ends, source_only: false, yes } => abort::abort(&settings(ends)?, *yes).await,
+            Migrate::Abort { ends, source_only: true, yes } => {
+                let (name, source) = named_source(&common, ends, registry)?;
+                abort::abort_source(&name, source.as_ref(), *yes).await
+            }
         },
         Verb::Doctor { ends } => doctor::doctor(&settings(ends)?, common.json).await,
         Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user, common.json).await,

@@ -10,6 +10,7 @@ mod gone;
 mod infer;
 mod lifecycle;
 mod mapping;
+mod names;
 mod operating;
 mod pairs;
 mod renamed;

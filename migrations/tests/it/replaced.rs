@@ -118,7 +118,7 @@ fn an_older_copy_of_a_file(#[case] is_overwritten: bool) {
 }
 
 /// Writes documents with these keys.
-async fn insert(url: &str, keys: std::ops::Range<i32>) {
+pub(crate) async fn insert(url: &str, keys: std::ops::Range<i32>) {
     let client = Client::with_uri_str(url).await.unwrap();
     let t = client.default_database().unwrap().collection::<Document>("t");
     t.insert_many(keys.map(|n| doc! { "_id": n, "v": format!("v{n}") })).await.unwrap();
