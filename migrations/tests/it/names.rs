@@ -272,20 +272,23 @@ async fn a_runner_that_was_killed_while_its_slot_was_made_starts_again() {
     });
 }
 
+#[rstest]
+#[case::at_once(0)]
+#[case::one_after_the_other(1000)]
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_that_begin_while_the_slot_is_made_one_is_refused() {
+async fn of_two_that_begin_while_the_slot_is_made_one_is_refused(#[case] millis: u64) {
     let Some(server) = postgres::shared().await else { return };
-    let from = server.create_database("both").await.unwrap();
+    let from = server.create_database(&format!("both{millis}")).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let url = |name: &str| format!("sqlite:{}", folder.path().join(name).display());
     let (to, other) = (url("new.db"), url("second.db"));
     tokio::task::block_in_place(|| {
         psql(&from, "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')");
-        let name = format!("both_{}", std::process::id());
+        let name = format!("both{millis}_{}", std::process::id());
         let mut open = stay_open(&from, 6);
         let until = ["--name", &name, "--until", "caught-up"];
         let first = Runner::start(&from, &to, &until);
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(millis));
         let runners = [first, Runner::start(&from, &other, &until)];
         let mut ended = runners.map(Runner::end);
         open.wait().unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, FlowName, Position, Result, Table};
+use tokio_postgres::error::SqlState;
 
 use crate::connect::Session;
 use crate::error::from_driver;
@@ -156,7 +157,13 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
     };
     // Both in one transaction.
     let published = session.batch_execute(&format!("{statement}; {}", note.comment(name))).await;
-    published.map_err(|e| from_driver(e, "publish").with("publication", name))?;
+    published.map_err(|e| {
+        // It was not there a moment ago: another runner made it.
+        let is_made =
+            [SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION].iter().any(|s| e.code() == Some(s));
+        let error = from_driver(e, "publish").with("publication", name);
+        if is_made { error.verdict_is(Verdict::Retry) } else { error }
+    })?;
     Ok(note)
 }
 
