@@ -372,11 +372,6 @@ mod tests {
             assert!(line.ends_with(&format!("| {value} |")), "{line} does not end with {value}");
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     fn name(from: &str, to: &str) -> String {
         let endpoint = |url| Endpoint::parse(url).unwrap();

@@ -9,13 +9,14 @@ use tidegate_core::port::{StateStore, Store};
 use tidegate_core::{Error, FlowName, Result, SystemClock};
 use tidegate_flow::seal;
 
+use crate::render::say;
 use crate::settings::Settings;
 
 /// Who holds the lease meanwhile, and for how long at most.
 const HOLDER: &str = "abort";
 const LEASE: Duration = Duration::from_secs(60);
 
-pub(super) async fn abort(settings: &Settings, yes: bool) -> Result<ExitCode> {
+pub(super) async fn abort(settings: &Settings, yes: bool, json: bool) -> Result<ExitCode> {
     require_answer(yes)?;
     let name = &settings.name;
     // The target has records of its own, wherever the state is.
@@ -41,6 +42,7 @@ pub(super) async fn abort(settings: &Settings, yes: bool) -> Result<ExitCode> {
     };
     target.forget(name).await?;
     state.forget(name).await?;
+    answer(name, is_own, json);
     if is_own {
         eprintln!("removed from the source, and the state is gone; the target's rows are as they were");
     } else {
@@ -68,7 +70,12 @@ async fn remove(settings: &Settings, target: &dyn StateStore) -> Result<bool> {
 }
 
 /// For a target that is gone for good.
-pub(super) async fn abort_source(name: &FlowName, source: &dyn Store, yes: bool) -> Result<ExitCode> {
+pub(super) async fn abort_source(
+    name: &FlowName,
+    source: &dyn Store,
+    yes: bool,
+    json: bool,
+) -> Result<ExitCode> {
     require_answer(yes)?;
     agree(
         yes,
@@ -84,8 +91,15 @@ pub(super) async fn abort_source(name: &FlowName, source: &dyn Store, yes: bool)
         .hint("stop its runner first"));
     }
     catalog.clean(name).await?;
+    answer(name, true, json);
     eprintln!("removed from the source; a target that is still there has its rows and its state");
     Ok(ExitCode::SUCCESS)
+}
+
+fn answer(name: &FlowName, removed: bool, json: bool) {
+    if json {
+        say!("{}", serde_json::json!({"name": name.as_str(), "removed_from_source": removed}));
+    }
 }
 
 /// Nobody can be asked without a terminal.

@@ -53,10 +53,12 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
                 let report = verify::compare(&settings, None).await?;
                 verify::show(report, status::is_run(&settings).await?, *limit, common.json)
             }
-            Migrate::Abort { ends, source_only: false, yes } => abort::abort(&settings(ends)?, *yes).await,
+            Migrate::Abort { ends, source_only: false, yes } => {
+                abort::abort(&settings(ends)?, *yes, common.json).await
+            }
             Migrate::Abort { ends, source_only: true, yes } => {
                 let (name, source) = named_source(&common, ends, registry)?;
-                abort::abort_source(&name, source.as_ref(), *yes).await
+                abort::abort_source(&name, source.as_ref(), *yes, common.json).await
             }
         },
         Verb::Doctor { ends } => doctor::doctor(&settings(ends)?, common.json).await,

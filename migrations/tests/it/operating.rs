@@ -84,6 +84,7 @@ fn every_verb_answers_a_script_with_one_document() {
     }
     assert_eq!(verb(&["migrate", "run", "--until", "verified"])["equal"], true);
     assert_eq!(verb(&["migrate", "skip", "--table", "orders"])["running"], false);
+    assert_eq!(verb(&["migrate", "abort", "--yes"])["removed_from_source"], true);
     assert_eq!(json(&["explain", "slot-lost"])["code"], "TG0040");
     assert!(json(&["grants", "--for", "source", &from])["script"].is_string());
     assert_eq!(json(&["-c", file.to_str().unwrap(), "config", "check"])["valid"], true);
