@@ -56,6 +56,9 @@ pub(crate) struct Ends {
     /// A table to move; repeat for more [default: all]
     #[arg(long = "table", value_name = "TABLE")]
     pub(crate) tables: Vec<String>,
+    /// A table to leave out; repeat for more
+    #[arg(long = "exclude", value_name = "TABLE")]
+    pub(crate) excluded: Vec<String>,
     /// What a table is called in the target: TABLE=NAME, for example public.orders=shop_orders
     #[arg(long = "map", value_name = "TABLE=NAME")]
     pub(crate) maps: Vec<String>,
@@ -117,8 +120,8 @@ pub(crate) enum Verb {
     },
     /// Print the page of an error: what happened, is data safe, what to do
     Explain {
-        /// TG0040, 40 or slot-lost
-        code: String,
+        /// TG0040, 40 or slot-lost [default: the list of all]
+        code: Option<String>,
     },
     /// Print the completions of a shell
     Completions {

@@ -83,7 +83,7 @@ impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
         let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix:<11} {bar:28} {percent:>3}% {msg}");
+            let style = ProgressStyle::with_template("{prefix:<11} {bar:20} {percent:>3}% {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -125,7 +125,8 @@ impl Progress {
 
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish();
+            // It stays where it is: the run may have been stopped in the middle.
+            bar.abandon();
         }
     }
 }

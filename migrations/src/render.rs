@@ -64,7 +64,9 @@ pub(crate) fn failure_with(error: &Error, json: bool, status: u8) -> ExitCode {
         }});
         say!("{document}");
     }
-    eprintln!("error: {error}");
+    // Who asked for the end was not failed.
+    let word = if error.kind() == Kind::Stopped { "" } else { "error: " };
+    eprintln!("{word}{error}");
     for (name, value) in error.context() {
         eprintln!("  {name}: {value}");
     }
@@ -94,13 +96,15 @@ pub(crate) fn count(number: u64) -> String {
 }
 
 /// A table without lines, for a terminal or a pipe.
-pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> comfy_table::Table {
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
     }
-    table
+    // What is long in the last column would make every other row as long.
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]

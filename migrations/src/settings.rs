@@ -66,6 +66,8 @@ pub(crate) struct End {
     pub(crate) url: Option<String>,
     /// The tables (source alone); all if absent.
     pub(crate) tables: Vec<String>,
+    /// Tables that are left out (source alone).
+    pub(crate) exclude: Vec<String>,
 }
 
 /// The crawl and the writing.
@@ -181,6 +183,7 @@ impl Settings {
             state,
             wanted: Wanted {
                 tables: selection(tables(ends, &file.source))?,
+                exclude: ends.excluded.iter().chain(&file.source.exclude).cloned().collect(),
                 names: names(&maps, &ends.maps)?,
                 conversions,
                 allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
@@ -356,7 +359,7 @@ mod tests {
         keys(&schema, &schema, "", &mut found);
         assert!(found.len() > 12, "{found:?}");
         // Tables are a source's alone.
-        for key in found.iter().filter(|key| *key != "target.tables") {
+        for key in found.iter().filter(|key| !["target.tables", "target.exclude"].contains(&key.as_str())) {
             assert!(page.contains(&format!("| `{key}")), "{key} is not on the page");
         }
         let Options { chunk_rows, chunk_bytes, workers, batch_changes, held_bytes_max, .. } =

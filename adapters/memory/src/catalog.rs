@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection};
 use tidegate_core::{
     Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value,
 };
@@ -90,6 +90,7 @@ impl Catalog for MemoryStore {
                 differs(table)
             } else if !held.rows.is_empty() && !allow_non_empty {
                 Error::new(code::TARGET_NOT_EMPTY, format!("table {} is not empty", table.name))
+                    .hint(NOT_EMPTY)
             } else {
                 continue;
             };

@@ -10,7 +10,7 @@ use mongodb::bson::{Document, doc};
 use mongodb::options::ReadConcern;
 use mongodb::{Collection, Database};
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection};
 use tidegate_core::{
     Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Type, Value,
 };
@@ -130,13 +130,16 @@ impl Catalog for MongoStore {
                     "has no changes of its own"
                 };
                 let what = format!("{full} is a {} and {why}", one.kind);
-                obstacles
-                    .push(obstacle(&name, Error::new(code::CAPABILITY_MISSING, what).hint("leave it out")));
+                obstacles.push(obstacle(
+                    &name,
+                    Error::new(code::CAPABILITY_MISSING, what).hint("leave it out: --exclude"),
+                ));
                 continue;
             }
             if one.has_collation {
                 let what = format!("the keys of {full} are equal by a collation");
-                obstacles.push(obstacle(&name, Error::new(code::KEY_UNFIT, what).hint("leave it out")));
+                obstacles
+                    .push(obstacle(&name, Error::new(code::KEY_UNFIT, what).hint("leave it out: --exclude")));
             }
             let collection = database.collection::<Document>(&full);
             let rows = collection.estimated_document_count().await.during("count documents")?;
@@ -247,7 +250,8 @@ impl Catalog for MongoStore {
                 database.collection::<Document>(&full).find_one(doc! {}).await.during("look for rows")?;
             if first.is_some() && !allow_non_empty {
                 let what = format!("collection {full} has documents already");
-                obstacles.push(obstacle(&table.name, Error::new(code::TARGET_NOT_EMPTY, what)));
+                obstacles
+                    .push(obstacle(&table.name, Error::new(code::TARGET_NOT_EMPTY, what).hint(NOT_EMPTY)));
             }
         }
         Ok(obstacles)

@@ -104,7 +104,9 @@ impl StateStore for MongoStore {
             Some(now) if now == holder => Ok(Lease { holder: holder.to_owned(), time }),
             now => {
                 let other = now.unwrap_or_else(|| "another runner".to_owned());
-                Err(Error::new(code::LEASE_HELD, format!("{other} runs this flow")).with("holder", other))
+                Err(Error::new(code::LEASE_HELD, "another process runs this migration")
+                    .with("process", other)
+                    .hint("stop that one first, or work with it: status, pause and set are for any process"))
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Keeps the records of flows, in the schema `tidegate`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,13 +20,14 @@ use crate::store::PostgresStore;
 pub(crate) struct PostgresState {
     store: PostgresStore,
     session: Mutex<Arc<Session>>,
+    /// The tables are there.
+    is_made: AtomicBool,
 }
 
 impl PostgresState {
     pub(crate) async fn open(store: &PostgresStore) -> Result<Self> {
-        let session = store.session().await?;
-        schema::ensure(&session).await?;
-        Ok(Self { store: store.clone(), session: Mutex::new(Arc::new(session)) })
+        let session = Mutex::new(Arc::new(store.session().await?));
+        Ok(Self { store: store.clone(), session, is_made: AtomicBool::new(false) })
     }
 
     /// The session; another one if the server ended it.
@@ -35,6 +37,27 @@ impl PostgresState {
             *session = Arc::new(self.store.session().await?);
         }
         Ok(Arc::clone(&session))
+    }
+
+    /// The session, with the tables made.
+    async fn making(&self) -> Result<Arc<Session>> {
+        let session = self.session().await?;
+        if !self.is_made.load(Ordering::Relaxed) {
+            schema::ensure(&session).await?;
+            self.is_made.store(true, Ordering::Relaxed);
+        }
+        Ok(session)
+    }
+
+    /// The session, if the tables are there: looking makes nothing.
+    async fn looking(&self) -> Result<Option<Arc<Session>>> {
+        if !self.is_made.load(Ordering::Relaxed) {
+            let sql = "SELECT to_regclass('tidegate.records') IS NOT NULL";
+            if !self.session().await?.query_one(sql, &[]).await.map_err(failed)?.get::<_, bool>(0) {
+                return Ok(None);
+            }
+        }
+        self.making().await.map(Some)
     }
 }
 
@@ -51,12 +74,13 @@ fn number(version: u64) -> i64 {
 impl StateStore for PostgresState {
     async fn get(&self, flow: &FlowName, key: &str) -> Result<Option<Stored>> {
         let sql = "SELECT version, value FROM tidegate.records WHERE flow = $1 AND key = $2";
-        let row = self.session().await?.query_opt(sql, &[&flow.as_str(), &key]).await.map_err(failed)?;
+        let Some(session) = self.looking().await? else { return Ok(None) };
+        let row = session.query_opt(sql, &[&flow.as_str(), &key]).await.map_err(failed)?;
         Ok(row.map(|row| Stored { version: row.get::<_, i64>(0).unsigned_abs(), value: row.get(1) }))
     }
 
     async fn put(&self, flow: &FlowName, key: &str, value: &str, expected: u64) -> Result<Option<u64>> {
-        let session = self.session().await?;
+        let session = self.making().await?;
         let flow = flow.as_str();
         let row = if expected == 0 {
             let sql = "INSERT INTO tidegate.records (flow, key, version, value) VALUES ($1, $2, 1, $3)
@@ -73,7 +97,8 @@ impl StateStore for PostgresState {
     async fn flows(&self) -> Result<Vec<FlowName>> {
         let sql = "SELECT flow FROM tidegate.records UNION SELECT flow FROM tidegate.flows
             UNION SELECT flow FROM tidegate.leases ORDER BY 1";
-        let rows = self.session().await?.query(sql, &[]).await.map_err(failed)?;
+        let Some(session) = self.looking().await? else { return Ok(Vec::new()) };
+        let rows = session.query(sql, &[]).await.map_err(failed)?;
         rows.iter().map(|row| FlowName::new(row.get::<_, String>(0))).collect()
     }
 
@@ -85,7 +110,7 @@ impl StateStore for PostgresState {
             i AS (DELETE FROM tidegate.identities WHERE flow = $1),
             d AS (DELETE FROM tidegate.left_out WHERE flow = $1)
             DELETE FROM tidegate.leases WHERE flow = $1";
-        self.session().await?.execute(sql, &[&flow.as_str()]).await.map_err(failed)?;
+        self.making().await?.execute(sql, &[&flow.as_str()]).await.map_err(failed)?;
         Ok(())
     }
 
@@ -94,7 +119,7 @@ impl StateStore for PostgresState {
             VALUES ($1, $2, clock_timestamp() + $3 * interval '1 microsecond')
             ON CONFLICT (flow) DO UPDATE SET holder = excluded.holder, until = excluded.until
             WHERE l.holder = excluded.holder OR l.until <= clock_timestamp() RETURNING true";
-        let session = self.session().await?;
+        let session = self.making().await?;
         let micros = time.as_micros() as f64;
         let row = session.query_opt(sql, &[&flow.as_str(), &holder, &micros]).await.map_err(failed)?;
         if row.is_some() {
@@ -103,12 +128,14 @@ impl StateStore for PostgresState {
         let sql = "SELECT holder FROM tidegate.leases WHERE flow = $1";
         let row = session.query_opt(sql, &[&flow.as_str()]).await.map_err(failed)?;
         let other = row.map_or_else(|| "another".to_owned(), |row| row.get(0));
-        Err(Error::new(code::LEASE_HELD, format!("{other} runs this flow")).with("holder", other))
+        Err(Error::new(code::LEASE_HELD, "another process runs this migration")
+            .with("process", other)
+            .hint("stop that one first, or work with it: status, pause and set are for any process"))
     }
 
     async fn release(&self, flow: &FlowName, holder: &str) -> Result<()> {
         let sql = "DELETE FROM tidegate.leases WHERE flow = $1 AND holder = $2";
-        self.session().await?.execute(sql, &[&flow.as_str(), &holder]).await.map_err(failed)?;
+        self.making().await?.execute(sql, &[&flow.as_str(), &holder]).await.map_err(failed)?;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{Connection, SqliteConnection};
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Conversions, Fit, Identity, Obstacle, Selection};
+use tidegate_core::port::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection};
 use tidegate_core::{
     Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value,
 };
@@ -109,7 +109,8 @@ impl Catalog for SqliteStore {
                 obstacles.push(Obstacle { table: Some(table.name.clone()), column, error });
             } else if !allow_non_empty && !is_empty(&mut connection, table).await? {
                 let error =
-                    Error::new(code::TARGET_NOT_EMPTY, format!("table {} has rows already", table.name));
+                    Error::new(code::TARGET_NOT_EMPTY, format!("table {} has rows already", table.name))
+                        .hint(NOT_EMPTY);
                 obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
             }
         }

@@ -92,7 +92,7 @@ pub(crate) async fn table(
         let error =
             Error::new(code::CAPABILITY_MISSING, format!("{wanted} is a {kind} table and is not moved"))
                 .with("table", wanted)
-                .hint("leave it out, and create it anew in the target");
+                .hint("leave it out (--exclude), and create it anew in the target");
         return Ok(Err(error));
     }
     let (without_rowid, is_strict): (bool, bool) = (found.get(2), found.get(3));
@@ -246,7 +246,11 @@ pub(crate) async fn obstacles_of(
     if table.key.is_empty() {
         let message =
             format!("table {} has no primary key, nor a unique index over NOT NULL columns", table.name);
-        add(None, Error::new(code::KEY_MISSING, message).hint("add a primary key, or leave the table out"));
+        add(
+            None,
+            Error::new(code::KEY_MISSING, message)
+                .hint("add a primary key, or leave the table out (--exclude)"),
+        );
     }
     for column in table.key_columns() {
         if let Some(collation) = crate::statement::collation(&column.native)
@@ -273,7 +277,7 @@ pub(crate) async fn obstacles_of(
                 add(
                     Some(&column.name),
                     Error::new(code::KEY_UNFIT, message)
-                        .hint("give those rows a key, or leave the table out"),
+                        .hint("give those rows a key, or leave the table out (--exclude)"),
                 );
             }
         }

@@ -401,5 +401,5 @@ fn differs(one: &str, other: &str, keys: &[String]) -> String {
 pub(crate) fn null_key(table: &TableName) -> Error {
     Error::new(code::KEY_UNFIT, format!("a row of {table} has no key: a part of it is null"))
         .with("table", table)
-        .hint("give those rows a key, or leave the table out")
+        .hint("give those rows a key, or leave the table out (--exclude)")
 }

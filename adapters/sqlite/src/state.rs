@@ -138,7 +138,9 @@ impl StateStore for SqliteStore {
                 .fetch_one(&mut *tx)
                 .await
                 .during("look who holds the lease")?;
-            return Err(Error::new(code::LEASE_HELD, format!("{other} runs this flow")).with("holder", other));
+            return Err(Error::new(code::LEASE_HELD, "another process runs this migration")
+                .with("process", other)
+                .hint("stop that one first, or work with it: status, pause and set are for any process"));
         }
         tx.commit().await.during("commit the lease")?;
         connection.close().await.during("close")?;

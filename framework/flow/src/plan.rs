@@ -12,6 +12,8 @@ use tidegate_core::{Column, Error, Result, Shape, Table, TableName};
 pub struct Wanted {
     /// Which tables of the source.
     pub tables: Selection,
+    /// Of these, tables that are left out, by their names in the source, with or without their schema.
+    pub exclude: BTreeSet<String>,
     /// Names in the target that the user chose, by the name in the source, with or without its schema. The others are
     /// as the target would have them.
     pub names: BTreeMap<String, TableName>,
@@ -22,8 +24,26 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Whether a table is left out.
+    pub fn excludes(&self, table: &TableName) -> bool {
+        self.exclude.contains(&table.to_string()) || self.exclude.contains(&table.name)
+    }
+
     fn name_of<'a>(&'a self, table: &'a TableName) -> &'a TableName {
         self.names.get(&table.to_string()).or_else(|| self.names.get(&table.name)).unwrap_or(table)
+    }
+
+    /// Tables that are to be left out of all, and are not there.
+    fn excluded_in_vain(&self, tables: &[Table], obstacles: &[Obstacle]) -> Vec<Obstacle> {
+        let found = tables.iter().map(|table| &table.name);
+        let found: Vec<_> = found.chain(obstacles.iter().filter_map(|found| found.table.as_ref())).collect();
+        let is_there = |name: &String| found.iter().any(|t| t.to_string() == *name || t.name == *name);
+        let in_vain = self.exclude.iter().filter(|name| self.tables == Selection::All && !is_there(name));
+        let error = |name: &String| {
+            let text = format!("{name} cannot be left out: the source has no such table");
+            Obstacle { table: None, column: None, error: Error::new(code::TABLE_MISSING, text) }
+        };
+        in_vain.map(error).collect()
     }
 
     /// Names that the user chose for tables that are not moved.
@@ -72,9 +92,11 @@ impl Plan {
 /// If a side cannot be read. What a side refuses is among the obstacles.
 pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -> Result<Plan> {
     let (tables, mut obstacles) = source.describe(&wanted.tables).await?;
+    let excluded_in_vain = wanted.excluded_in_vain(&tables, &obstacles);
+    obstacles.retain(|obstacle| !obstacle.table.as_ref().is_some_and(|table| wanted.excludes(table)));
     let mut planned = Vec::new();
     for table in tables {
-        if table.key.is_empty() {
+        if table.key.is_empty() || wanted.excludes(&table.name) {
             continue;
         }
         match plan_table(source, target, wanted, table) {
@@ -87,6 +109,7 @@ pub async fn plan(source: &dyn Catalog, target: &dyn Catalog, wanted: &Wanted) -
             .hint("the source has no tables that this user can see; check the database's name");
         obstacles.push(Obstacle { table: None, column: None, error });
     }
+    obstacles.extend(excluded_in_vain);
     obstacles.extend(wanted.unknown(&planned, &obstacles));
     obstacles.extend(collisions(target, &planned));
     obstacles.extend(loops(source, target, &planned).await);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
-use tidegate_core::{Endpoint, Error, Result};
+use tidegate_core::{Endpoint, Error, FlowName, Result};
 
 use crate::arguments::{Common, ConfigVerb};
 use crate::mapping::{Mapping, table_name};
@@ -27,6 +27,7 @@ pub(super) fn config(verb: &ConfigVerb, common: &Common) -> Result<ExitCode> {
             for url in [&file.source.url, &file.target.url, &file.run.state].into_iter().flatten() {
                 Endpoint::parse(url)?;
             }
+            file.run.name.as_ref().map(FlowName::new).transpose()?;
             if let Some(url) = &file.run.via {
                 Endpoint::parse(url)?;
             }

@@ -155,7 +155,10 @@ async fn migrate(
     clock.sleep(Duration::from_millis(700)).await;
 
     let mut child = start(ends, &[])?;
-    say(&**clock, "started it again: it goes on where it was");
+    say(
+        &**clock,
+        "started it again: it waits some seconds for the killed one's lease, and goes on where that was",
+    );
     let status =
         watch(settings, clock, &mut child, |status| crawled(status) >= rows_at_kill && status.is_crawled())
             .await?;

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read};
+use tidegate_flow::verify::Report;
 use tidegate_flow::{MaxRate, Status};
+
+use super::status::VERIFIED;
 
 use crate::render::say;
 use crate::settings::{Settings, WORKERS_MAX};
@@ -87,6 +90,9 @@ pub(super) async fn skip(settings: &Settings, tables: &[String], json: bool) -> 
 pub(super) async fn recopy(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
     named(tables)?;
     let tables = known(settings, tables).await?;
+    // What was compared before says nothing about the table any more.
+    let state = settings.state().await?;
+    change(state.as_ref(), &settings.name, VERIFIED, |report: &mut Option<Report>| *report = None).await?;
     wish(settings, "the table is to be crawled anew", json, |wishes| {
         tables.iter().for_each(|table| *wishes.recopies.entry(table.clone()).or_default() += 1);
     })

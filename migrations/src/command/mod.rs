@@ -64,7 +64,7 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
         Verb::Doctor { ends } => doctor::doctor(&settings(ends)?, common.json).await,
         Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user, common.json).await,
         Verb::Config(verb) => config::config(verb, &common),
-        Verb::Explain { code } => explain::explain(code, common.json),
+        Verb::Explain { code } => explain::explain(code.as_deref(), common.json),
         Verb::Completions { shell } => completions::completions(*shell),
         Verb::Man => completions::man(),
     }

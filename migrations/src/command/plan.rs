@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use tidegate_core::error::code;
 use tidegate_core::port::{Obstacle, Selection};
 use tidegate_core::{Column, Error, Result, TableName};
-use tidegate_flow::follow::Record;
+use tidegate_flow::follow::{Record, known};
 use tidegate_flow::{Plan, Wanted, plan};
 
 use crate::render::{count, say, table};
@@ -76,9 +76,16 @@ pub(super) async fn make_clear(
 }
 
 pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
-    let mut plan = make(settings, &settings.wanted, &BTreeSet::new()).await?;
-    let unused = unused_conversions(&settings.wanted, &plan);
-    plan.obstacles.extend(unused);
+    // A migration that began already has rows of its own in the target.
+    let record = known(settings.state().await?.as_ref(), &settings.name).await?;
+    let mut wanted = settings.wanted.clone();
+    wanted.tables = of_flow(&record, wanted.tables);
+    let plan = make(settings, &wanted, &BTreeSet::new()).await?;
+    let mut plan = plan.resumed(&record, settings.source.catalog().await?.as_ref());
+    if record.is_empty() {
+        let unused = unused_conversions(&wanted, &plan);
+        plan.obstacles.extend(unused);
+    }
     let refused = !plan.obstacles.is_empty();
     if json {
         say!("{}", document(settings, &plan));
@@ -121,7 +128,9 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
             }
             say!("{} refused; nothing was changed", plan.obstacles.len());
         } else {
-            say!("nothing stands in the way; nothing was changed");
+            let began =
+                if record.is_empty() { "" } else { "the migration has begun, and goes on with a run; " };
+            say!("{began}nothing stands in the way; nothing was changed");
             say!("next: tidegate migrate run");
         }
     }

@@ -1,6 +1,6 @@
 //! `tidegate migrate verify`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
@@ -28,8 +28,11 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     let record = known(state.as_ref(), &settings.name).await?;
     let mut wanted = settings.wanted.clone();
     wanted.allow_non_empty = true;
-    let takes_no_part =
-        |table: &&TableStatus| matches!(table.state, TableState::Failed | TableState::Skipped);
+    let is_unfinished =
+        |table: &&TableStatus| matches!(table.state, TableState::NotStarted | TableState::Crawling);
+    let takes_no_part = |table: &&TableStatus| {
+        is_unfinished(table) || matches!(table.state, TableState::Failed | TableState::Skipped)
+    };
     let left_out = status.tables.iter().filter(takes_no_part).filter_map(|table| record.get(&table.source));
     let left_out: BTreeSet<TableName> = left_out.map(|known| known.source.name.clone()).collect();
     wanted.tables = match plan::of_flow(&record, wanted.tables) {
@@ -42,9 +45,15 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     wanted.names.retain(|name, _| !left_out.iter().any(|out| out.to_string() == *name || out.name == *name));
     let failed = status.tables.iter().filter(|table| table.state == TableState::Failed);
     let stopped: Vec<String> = failed.map(|table| table.source.clone()).collect();
+    let unfinished = status.tables.iter().filter(is_unfinished).map(|table| {
+        let why =
+            format!("{} of ~{} rows are crawled", count(table.rows_crawled), count(table.rows_estimated));
+        (table.source.clone(), why)
+    });
+    let unread: BTreeMap<String, String> = unfinished.collect();
     if matches!(&wanted.tables, Selection::These(names) if names.is_empty()) {
-        let (equal, at) = (stopped.is_empty(), clock.now());
-        let report = Report { equal, complete: true, stopped, at, ..Report::default() };
+        let (equal, at) = (stopped.is_empty() && unread.is_empty(), clock.now());
+        let report = Report { equal, complete: true, stopped, unread, at, ..Report::default() };
         note(state.as_ref(), settings, &report).await?;
         return Ok(report);
     }
@@ -64,8 +73,9 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
         clock: clock.as_ref(),
     };
     let mut report = verify(&verification, &state).await?;
-    report.equal &= stopped.is_empty();
+    report.equal &= stopped.is_empty() && unread.is_empty();
     report.stopped = stopped;
+    report.unread.extend(unread);
     note(state.as_ref(), settings, &report).await?;
     Ok(report)
 }

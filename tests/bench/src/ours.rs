@@ -1,6 +1,5 @@
 //! Our own side: flows as a migration runs them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidegate_core::port::{
@@ -37,8 +36,7 @@ pub async fn flow_with(
 ) -> Result<Flow> {
     let from = source.catalog().await?;
     let to = target.catalog().await?;
-    let wanted =
-        Wanted { tables: Selection::All, names: BTreeMap::new(), conversions, allow_non_empty: true };
+    let wanted = Wanted { conversions, allow_non_empty: true, ..Wanted::default() };
     let plan = plan(from.as_ref(), to.as_ref(), &wanted).await?;
     if let Some(obstacle) = plan.obstacles.into_iter().next() {
         return Err(obstacle.error.into());

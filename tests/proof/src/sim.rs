@@ -309,6 +309,7 @@ async fn prepare(
         routes: tables.iter().map(route).collect(),
         wanted: Wanted {
             tables: Selection::These(wanted),
+            exclude: BTreeSet::new(),
             names: BTreeMap::new(),
             conversions: Conversions::new(),
             allow_non_empty: true,

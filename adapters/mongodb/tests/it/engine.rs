@@ -16,6 +16,7 @@ use crate::place::{Place, flow};
 
 async fn flow_of(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Flow {
     let wanted = Wanted {
+        exclude: Default::default(),
         tables: Selection::All,
         names: Default::default(),
         conversions: Conversions::new(),

@@ -20,6 +20,8 @@ struct Found {
     identity: String,
     hidden: bool,
     readable: bool,
+    /// The role owns it, or it is published for us already.
+    publishable: bool,
     rows: i64,
     bytes: i64,
 }
@@ -125,6 +127,8 @@ impl Types {
 const TABLES: &str = "
     SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
         row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT'),
+        pg_has_role(c.relowner, 'USAGE') OR EXISTS (SELECT FROM pg_publication_rel r
+            JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid AND p.pubname ~ '^tidegate_'),
         (SELECT coalesce(sum(greatest(l.reltuples, CASE WHEN l.reltuples <= 0
                 THEN pg_relation_size(l.oid) / 100 END, 0)), 0)::int8
             FROM (SELECT c.oid WHERE c.relkind <> 'p' UNION ALL
@@ -232,8 +236,9 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
             if is_foldable {
                 obstacle(
                     Some(&column.name),
-                    refused(code::KEY_UNFIT, "different texts are equal keys")
-                        .hint("use a deterministic collation for the key, or leave the table out"),
+                    refused(code::KEY_UNFIT, "different texts are equal keys").hint(
+                        "use a deterministic collation for the key, or leave the table out (--exclude)",
+                    ),
                 );
             } else if column.native_id < OID_OWN && !Form::of(column.native_id, &column.kind).is_fit_for_key()
                 || column.native_id >= OID_OWN && column.kind != Type::Text
@@ -285,8 +290,9 @@ async fn find(session: &Session, which: &Selection, obstacles: &mut Vec<Obstacle
             identity: row.get(5),
             hidden: row.get(6),
             readable: row.get(7),
-            rows: row.get(8),
-            bytes: row.get(9),
+            publishable: row.get(8),
+            rows: row.get(9),
+            bytes: row.get(10),
         })
         .collect())
 }
@@ -305,15 +311,16 @@ fn key_of(found: &Found, keys: &[tokio_postgres::Row], numbers: &HashMap<i16, us
     };
     if found.identity == "n" {
         return Err(refused(code::KEY_MISSING, "the table's replica identity is nothing")
-            .hint("ALTER TABLE … REPLICA IDENTITY DEFAULT, or leave the table out"));
+            .hint("ALTER TABLE … REPLICA IDENTITY DEFAULT, or leave the table out (--exclude)"));
     }
     let index = keys.iter().find(wanted).ok_or_else(|| {
-        refused(code::KEY_MISSING, "the table has no primary key")
-            .hint("add a primary key, name a unique index as replica identity, or leave the table out")
+        refused(code::KEY_MISSING, "the table has no primary key").hint(
+            "add a primary key, name a unique index as replica identity, or leave the table out (--exclude)",
+        )
     })?;
     if !index.get::<_, bool>(3) {
         return Err(refused(code::KEY_UNFIT, "the key is checked at the end of a transaction")
-            .hint("make the constraint NOT DEFERRABLE, or leave the table out"));
+            .hint("make the constraint NOT DEFERRABLE, or leave the table out (--exclude)"));
     }
     let columns: Vec<i16> = index.get(4);
     let count = usize::try_from(index.get::<_, i16>(5)).unwrap_or(0);
@@ -326,7 +333,7 @@ fn not_moved(found: &Found) -> Option<Error> {
     let not_moved = |what| {
         Some(
             refused(code::CAPABILITY_MISSING, what)
-                .hint("name the tables that are to be moved (--table), and make it anew at the target"),
+                .hint("leave it out (--exclude), and make it anew at the target"),
         )
     };
     match (found.kind.as_str(), found.persistence.as_str()) {
@@ -341,6 +348,10 @@ fn not_moved(found: &Found) -> Option<Error> {
             refused(code::POLICY_HIDES_ROWS, "a row-level policy hides rows from this role")
                 .hint("use the table's owner, or a role with BYPASSRLS"),
         ),
+        _ if !found.publishable => Some(
+            refused(code::ACCESS_DENIED, "the role does not own the table, and only who does may publish it")
+                .hint("GRANT the owner's role to it (tidegate grants --for source URL prints the script)"),
+        ),
         _ => None,
     }
 }
@@ -351,7 +362,9 @@ const SERVER: &str = "
         current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots
             WHERE slot_name !~ '^tidegate_'),
         current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_stat_replication),
-        (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)";
+        (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user),
+    has_database_privilege(current_database(), 'CREATE') OR EXISTS (SELECT FROM pg_publication
+        WHERE pubname ~ '^tidegate_')";
 
 /// The first one that sends changes in binary form and before their end.
 const VERSION_OLDEST: i32 = 140_000;
@@ -381,6 +394,10 @@ async fn server(session: &Session, obstacles: &mut Vec<Obstacle>) -> Result<()> 
             .hint("raise max_replication_slots, or drop one"));
     } else if row.get::<_, i64>(5) <= 0 {
         add(refused(code::SLOT_UNAVAILABLE, "no sender of the log is free").hint("raise max_wal_senders"));
+    }
+    if !row.get::<_, bool>(7) {
+        add(refused(code::ACCESS_DENIED, "the role may not make a publication in this database")
+            .hint("GRANT CREATE ON DATABASE … (tidegate grants --for source URL prints the script)"));
     }
     if !row.get::<_, bool>(6) {
         add(refused(code::ACCESS_DENIED, "the role may not replicate").hint("ALTER ROLE … REPLICATION"));

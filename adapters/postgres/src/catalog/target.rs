@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Conversions, Fit, Obstacle};
+use tidegate_core::port::{Conversions, Fit, NOT_EMPTY, Obstacle};
 use tidegate_core::{Column, Encoding, Error, Result, Table, Type, Value, text};
 
 use crate::catalog::describe::{Resolved, Types};
@@ -191,7 +191,7 @@ pub(crate) async fn inspect(
             let sql = format!("SELECT EXISTS (SELECT FROM {})", sql::table(&table.name));
             let row = session.query_one(&sql, &[]).await.map_err(|e| from_driver(e, "inspect"))?;
             if row.get(0) {
-                add(None, Error::new(code::TARGET_NOT_EMPTY, "the table is not empty"));
+                add(None, Error::new(code::TARGET_NOT_EMPTY, "the table is not empty").hint(NOT_EMPTY));
             }
         }
     }

@@ -46,6 +46,9 @@ impl fmt::Display for Obstacle {
     }
 }
 
+/// What to do about a target whose tables have rows: the hint of `target-not-empty`.
+pub const NOT_EMPTY: &str = "empty it, or give --allow-non-empty: rows with equal keys are overwritten then";
+
 /// The conversions that the user named: type in the source → `string`, `date`, …
 pub type Conversions = std::collections::BTreeMap<String, String>;
 
