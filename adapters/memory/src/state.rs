@@ -41,7 +41,8 @@ impl StateStore for MemoryStore {
         let state = inner.flows.entry(flow.clone()).or_default();
         match &state.lease {
             Some((other, until)) if other != holder && *until > now => {
-                Err(Error::new(code::LEASE_HELD, format!("{other} runs this flow")))
+                Err(Error::new(code::LEASE_HELD, "another process runs this migration")
+                    .with("process", other))
             }
             _ => {
                 state.lease = Some((holder.to_owned(), now + time));

@@ -25,7 +25,7 @@ async fn records_are_put_by_version_and_the_lease_is_one_runners() {
     state.hold(&flow, "one", Duration::from_millis(300)).await.unwrap();
     let held = state.hold(&flow, "two", Duration::from_secs(60)).await.unwrap_err();
     assert_eq!(held.code(), code::LEASE_HELD);
-    assert!(held.to_string().contains("one"), "{held}");
+    assert!(held.context().contains(&("process".into(), "one".to_owned())), "{held:?}");
     tokio::time::sleep(Duration::from_millis(400)).await;
     state.hold(&flow, "two", Duration::from_secs(60)).await.unwrap();
     state.release(&flow, "one").await.unwrap();
