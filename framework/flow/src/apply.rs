@@ -36,7 +36,7 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) enum Report {
     /// Changes up to here, how many by table, and what a restart would replay from.
-    Durable { position: Position, replay: Option<Position>, changes: BTreeMap<usize, u64> },
+    Durable { position: Position, replay: Option<Position>, changes: Vec<u64> },
     /// A range's progress.
     Range(RangeProgress),
     /// A table is empty, to be crawled anew.
@@ -61,7 +61,7 @@ pub(crate) struct Applier {
     /// Where the last whole transaction taken by the coalescer ends.
     position: Option<Position>,
     /// How many changes were taken since a position was durable, by table.
-    changes: BTreeMap<usize, u64>,
+    changes: Vec<u64>,
     /// The sink holds a piece of a transaction that has not ended.
     open: bool,
     /// Pieces of that transaction were applied without a commit.
@@ -78,6 +78,7 @@ impl Applier {
     ) -> Self {
         let excluded = checkpoint.excluded.iter().map(|(table, _)| *table).collect();
         let crawling = Crawling::new(&checkpoint.ranges);
+        let changes = vec![0; flow.routes.len()];
         let coalescer = Coalescer::new(flow.routes.iter().map(|route| route.shape.clone()).collect());
         Self {
             sink,
@@ -87,7 +88,7 @@ impl Applier {
             excluded_since: Vec::new(),
             crawling,
             position: None,
-            changes: BTreeMap::new(),
+            changes,
             open: false,
             has_pieces: false,
             reports,
@@ -115,7 +116,7 @@ impl Applier {
                             continue;
                         }
                         match self.coalescer.take(change) {
-                            Ok(()) => *self.changes.entry(change.table).or_default() += 1,
+                            Ok(()) => self.changes[change.table] += 1,
                             Err(error) => self.exclude(change.table, error)?,
                         }
                     }
@@ -221,8 +222,9 @@ impl Applier {
         let holes = self.apply(batch, Some(commit)).await?;
         self.report_holes(holes);
         if let Some(position) = position {
-            let mut changes = std::mem::take(&mut self.changes);
-            changes.retain(|table, _| !self.excluded.contains(table));
+            let none = vec![0; self.changes.len()];
+            let mut changes = std::mem::replace(&mut self.changes, none);
+            self.excluded.iter().for_each(|table| changes[*table] = 0);
             self.report(Report::Durable { position, replay, changes });
         }
         Ok(())

@@ -296,9 +296,9 @@ impl Gauge {
                 if let Some(replay) = replay {
                     inner.replay = replay.clone();
                 }
-                for (table, changes) in changes {
+                for (table, changes) in changes.iter().enumerate() {
                     inner.status.changes_applied += changes;
-                    inner.status.tables[*table].changes += changes;
+                    inner.status.tables[table].changes += changes;
                 }
                 inner.status.position = hex(position.bytes());
                 while inner.delivered.front().is_some_and(|(delivered, _)| delivered <= position) {

@@ -30,6 +30,7 @@ const NAMED_ROWS_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 const TABLES_AT_ONCE: usize = 4;
 /// How long to wait before looking again how far the target is.
 const POSITION_WAIT: Duration = Duration::from_millis(100);
+
 /// How a row differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

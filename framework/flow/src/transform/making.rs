@@ -1,6 +1,5 @@
 //! How the rows of one table are made.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -271,9 +270,9 @@ fn invalid(table: &Table, why: String) -> Error {
 #[derive(Debug)]
 pub(crate) struct MadeCodec {
     source: Arc<dyn Codec>,
-    /// Computed columns, and carried ones with the name that they have in a source that is made itself, by their names
-    /// here. The others are read as they are called.
-    columns: BTreeMap<String, Option<String>>,
+    /// Computed columns, and carried ones as a source that is made itself calls them, by their names here. The others are
+    /// read as they are called.
+    columns: BTreeMap<String, Option<Column>>,
 }
 
 const MADE: Encoding = Encoding("made");
@@ -286,8 +285,11 @@ impl MadeCodec {
 
     /// The codec of a made table.
     fn over(source: &Shape, recipe: &Recipe) -> Arc<dyn Codec> {
-        let own = |at: usize| source.table.columns[at].name.clone();
-        let column = |made: &MadeColumn| (made.column.name.clone(), made.carries.map(own));
+        let column = |made: &MadeColumn| {
+            let own =
+                |at: usize| Column { name: source.table.columns[at].name.clone(), ..made.column.clone() };
+            (made.column.name.clone(), made.carries.map(own))
+        };
         let mut columns: BTreeMap<_, _> = recipe.columns.iter().map(column).collect();
         if source.codec.encoding() != MADE {
             // It does not look at names.
@@ -300,11 +302,8 @@ impl MadeCodec {
     }
 
     /// The column as the source calls it; `None` if it is computed.
-    fn carried<'c>(&self, column: &'c Column) -> Option<Cow<'c, Column>> {
-        match self.columns.get(&column.name) {
-            None => Some(Cow::Borrowed(column)),
-            Some(own) => own.clone().map(|name| Cow::Owned(Column { name, ..column.clone() })),
-        }
+    fn carried<'c>(&'c self, column: &'c Column) -> Option<&'c Column> {
+        self.columns.get(&column.name).map_or(Some(column), Option::as_ref)
     }
 }
 
@@ -314,20 +313,20 @@ impl Codec for MadeCodec {
     }
 
     fn encoding_of(&self, column: &Column) -> Encoding {
-        self.carried(column).map_or(Encoding::CANONICAL, |column| self.source.encoding_of(&column))
+        self.carried(column).map_or(Encoding::CANONICAL, |column| self.source.encoding_of(column))
     }
 
     fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
         match self.carried(column) {
             None => Value::decode(cell),
-            Some(column) => self.source.value(&column, cell),
+            Some(column) => self.source.value(column, cell),
         }
     }
 
     fn key(&self, column: &Column, cell: &[u8], out: &mut Vec<u8>) -> Result<()> {
         match self.carried(column) {
             None => self.value(column, cell).map(|value| value.encode(out)),
-            Some(column) => self.source.key(&column, cell, out),
+            Some(column) => self.source.key(column, cell, out),
         }
     }
 }
