@@ -27,7 +27,10 @@ impl StateStore for MemoryStore {
     }
 
     async fn flows(&self) -> Result<Vec<FlowName>> {
-        Ok(self.lock().flows.keys().cloned().collect())
+        let inner = self.lock();
+        let flows = inner.flows.iter();
+        let known = flows.filter(|(_, state)| !state.records.is_empty() || state.checkpoint.is_some());
+        Ok(known.map(|(flow, _)| flow.clone()).collect())
     }
 
     async fn forget(&self, flow: &FlowName) -> Result<()> {
@@ -42,11 +45,13 @@ impl StateStore for MemoryStore {
         match &state.lease {
             Some((other, until)) if other != holder && *until > now => {
                 Err(Error::new(code::LEASE_HELD, "another process runs this migration")
-                    .with("process", other))
+                    .with("process", other)
+                    .hint("stop that one first, or work with it: status, pause and set are for any process"))
             }
-            _ => {
+            before => {
+                let renewed = before.as_ref().is_some_and(|(before, _)| before == holder);
                 state.lease = Some((holder.to_owned(), now + time));
-                Ok(Lease { holder: holder.to_owned(), time })
+                Ok(Lease { holder: holder.to_owned(), time, renewed })
             }
         }
     }

@@ -92,6 +92,7 @@ impl StateStore for MongoStore {
         let taken = vec![doc! { "$set": {
             "holder": { "$cond": [free.clone(), { "$literal": holder }, "$holder"] },
             "until": { "$cond": [free, until, "$until"] },
+            "renewed": { "$eq": ["$holder", { "$literal": holder }] },
         } }];
         let now = collection
             .find_one_and_update(doc! { "_id": flow.as_str() }, taken)
@@ -99,11 +100,13 @@ impl StateStore for MongoStore {
             .return_document(ReturnDocument::After)
             .await
             .during("take the lease")?;
-        let now = now.and_then(|now| Some(now.get_str("holder").ok()?.to_owned()));
+        let now = now.and_then(|now| Some((now.get_str("holder").ok()?.to_owned(), now.get_bool("renewed"))));
         match now {
-            Some(now) if now == holder => Ok(Lease { holder: holder.to_owned(), time }),
+            Some((now, renewed)) if now == holder => {
+                Ok(Lease { holder: holder.to_owned(), time, renewed: renewed.unwrap_or(false) })
+            }
             now => {
-                let other = now.unwrap_or_else(|| "another runner".to_owned());
+                let other = now.map_or_else(|| "another runner".to_owned(), |(other, _)| other);
                 Err(Error::new(code::LEASE_HELD, "another process runs this migration")
                     .with("process", other)
                     .hint("stop that one first, or work with it: status, pause and set are for any process"))

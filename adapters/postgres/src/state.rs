@@ -115,15 +115,21 @@ impl StateStore for PostgresState {
     }
 
     async fn hold(&self, flow: &FlowName, holder: &str, time: Duration) -> Result<Lease> {
+        let session = self.making().await?;
+        let micros = time.as_micros() as f64;
+        let sql = "UPDATE tidegate.leases SET until = clock_timestamp() + $3 * interval '1 microsecond'
+            WHERE flow = $1 AND holder = $2";
+        let renewed = session.execute(sql, &[&flow.as_str(), &holder, &micros]).await.map_err(failed)?;
+        if renewed > 0 {
+            return Ok(Lease { holder: holder.to_owned(), time, renewed: true });
+        }
         let sql = "INSERT INTO tidegate.leases AS l (flow, holder, until)
             VALUES ($1, $2, clock_timestamp() + $3 * interval '1 microsecond')
             ON CONFLICT (flow) DO UPDATE SET holder = excluded.holder, until = excluded.until
-            WHERE l.holder = excluded.holder OR l.until <= clock_timestamp() RETURNING true";
-        let session = self.making().await?;
-        let micros = time.as_micros() as f64;
-        let row = session.query_opt(sql, &[&flow.as_str(), &holder, &micros]).await.map_err(failed)?;
-        if row.is_some() {
-            return Ok(Lease { holder: holder.to_owned(), time });
+            WHERE l.until <= clock_timestamp()";
+        let taken = session.execute(sql, &[&flow.as_str(), &holder, &micros]).await.map_err(failed)?;
+        if taken > 0 {
+            return Ok(Lease { holder: holder.to_owned(), time, renewed: false });
         }
         let sql = "SELECT holder FROM tidegate.leases WHERE flow = $1";
         let row = session.query_opt(sql, &[&flow.as_str()]).await.map_err(failed)?;

@@ -120,19 +120,24 @@ impl StateStore for SqliteStore {
         let mut connection = connect::creator(self.path()).await?;
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to take the lease")?;
         create(&mut tx).await?;
-        let text = format!(
+        let renew = format!("UPDATE tidegate_lease SET until = {NOW} + ?3 WHERE flow = ?1 AND holder = ?2");
+        let take = format!(
             "INSERT INTO tidegate_lease(flow, holder, until) VALUES (?1, ?2, {NOW} + ?3)
              ON CONFLICT (flow) DO UPDATE SET holder = excluded.holder, until = excluded.until
-             WHERE tidegate_lease.holder = excluded.holder OR tidegate_lease.until <= {NOW}"
+             WHERE tidegate_lease.until <= {NOW}"
         );
-        let taken = sqlx::query(crate::statement::sql(text))
-            .bind(flow.as_str())
-            .bind(holder)
-            .bind(i64::try_from(time.as_micros()).unwrap_or(i64::MAX / 4))
-            .execute(&mut *tx)
-            .await
-            .during("take the lease")?;
-        if taken.rows_affected() == 0 {
+        let mut written = Vec::new();
+        for text in [renew, take] {
+            let query = sqlx::query(crate::statement::sql(text))
+                .bind(flow.as_str())
+                .bind(holder)
+                .bind(i64::try_from(time.as_micros()).unwrap_or(i64::MAX / 4));
+            written.push(query.execute(&mut *tx).await.during("take the lease")?.rows_affected() > 0);
+            if written == [true] {
+                break;
+            }
+        }
+        if !written.contains(&true) {
             let other: String = sqlx::query_scalar("SELECT holder FROM tidegate_lease WHERE flow = ?")
                 .bind(flow.as_str())
                 .fetch_one(&mut *tx)
@@ -144,7 +149,7 @@ impl StateStore for SqliteStore {
         }
         tx.commit().await.during("commit the lease")?;
         connection.close().await.during("close")?;
-        Ok(Lease { holder: holder.to_owned(), time })
+        Ok(Lease { holder: holder.to_owned(), time, renewed: written == [true] })
     }
 
     async fn release(&self, flow: &FlowName, holder: &str) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
@@ -25,7 +26,7 @@ pub const WISHES: &str = "wishes";
 
 /// How long a lease lasts if it is not renewed.
 const LEASE: Duration = Duration::from_secs(5);
-/// How often the record is written, wishes are read and the lease is renewed.
+/// How often the lease is renewed, the record is written and wishes are read.
 const BEAT: Duration = Duration::from_millis(500);
 /// A runner that has not written its record for so long is not there any more; one that was killed has not said so.
 pub const QUIET: Duration = Duration::from_secs(10);
@@ -124,13 +125,25 @@ pub async fn run(
     stop: &CancellationToken,
 ) -> Result<Ended> {
     // Before anything is waited for: until then it is what there is to show.
-    let (earlier, _) = read::<Status>(state.as_ref(), &flow.name, STATUS).await?;
+    let (earlier, version) = read::<Status>(state.as_ref(), &flow.name, STATUS).await?;
     gauge.restore(&earlier);
     take_lease(flow, state.as_ref(), holder).await?;
-    let ended = runs(flow, until, gauge, state, holder, patience, stop).await;
-    // A flow that is another target's has its own record.
-    let is_taken = ended.as_ref().is_err_and(|error| error.code() == code::NAME_TAKEN);
-    let record = if is_taken { Ok(()) } else { write_status(flow, gauge, state.as_ref(), &ended).await };
+    let runner = Runner { gauge, state: state.as_ref(), holder, is_own: AtomicBool::new(false) };
+    let ended = if version > 0 && state.get(&flow.name, STATUS).await?.is_none() {
+        // What was planned for it is not what a new one needs.
+        Err(lost("the migration was removed while its lease was waited for"))
+    } else {
+        tokio::select! {
+            biased;
+            // As long as anything goes on, pauses and all: nobody may take the flow, or remove it, meanwhile.
+            lost = runner.keep(flow) => lost.map(|never| match never {}),
+            ended = runs(flow, until, &runner, patience, stop) => ended,
+        }
+    };
+    // The record is another's where the flow is.
+    let anothers = [code::NAME_TAKEN, code::LEASE_LOST, code::LEASE_HELD];
+    let is_own = ended.as_ref().err().is_none_or(|error| !anothers.contains(&error.code()));
+    let record = if is_own { write_status(flow, gauge, state.as_ref(), &ended).await } else { Ok(()) };
     let released = state.release(&flow.name, holder).await;
     // What ended it comes first: the store may be out of reach for the same reason.
     let ended = ended?;
@@ -158,6 +171,57 @@ async fn take_lease(flow: &Flow, state: &dyn StateStore, holder: &str) -> Result
     }
 }
 
+/// Who runs a flow, and where that is on record.
+struct Runner<'a> {
+    gauge: &'a Gauge,
+    state: &'a dyn StateStore,
+    holder: &'a str,
+    /// Whether what the source keeps under the flow's name is for this target. Its record is written then.
+    is_own: AtomicBool,
+}
+
+impl Runner<'_> {
+    /// Renews the lease.
+    ///
+    /// # Errors
+    /// `lease-lost` if it is not this holder's any more; `lease-held` if it is another's.
+    async fn hold(&self, flow: &Flow) -> Result<()> {
+        if self.state.hold(&flow.name, self.holder, LEASE).await?.renewed {
+            return Ok(());
+        }
+        Err(lost("another process took the migration, or removed it, while the state was out of reach"))
+    }
+
+    /// Renews the lease and writes the record, until the lease is lost.
+    async fn keep(&self, flow: &Flow) -> Result<Infallible> {
+        loop {
+            match self.hold_on_record(flow).await {
+                Err(error) if [code::LEASE_LOST, code::LEASE_HELD].contains(&error.code()) => {
+                    return Err(error);
+                }
+                // The run itself finds out whether the state is there, and what to do then.
+                Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
+                Ok(_) => {}
+            }
+            flow.clock.sleep(BEAT).await;
+        }
+    }
+
+    async fn hold_on_record(&self, flow: &Flow) -> Result<()> {
+        self.hold(flow).await?;
+        if self.is_own.load(Ordering::Relaxed) {
+            let mut status = self.gauge.read(flow.clock.as_ref());
+            status.running = true;
+            change(self.state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn lost(text: &'static str) -> Error {
+    Error::new(code::LEASE_LOST, text).hint("tidegate migrate status says what is there now")
+}
+
 async fn write_status(
     flow: &Flow,
     gauge: &Gauge,
@@ -174,12 +238,11 @@ async fn write_status(
 async fn runs(
     flow: &Flow,
     until: Until,
-    gauge: &Gauge,
-    state: &Arc<dyn StateStore>,
-    holder: &str,
+    runner: &Runner<'_>,
     patience: Duration,
     stop: &CancellationToken,
 ) -> Result<Ended> {
+    let gauge = runner.gauge;
     // One for all attempts: a source is in danger above all while none of them gets anywhere.
     let danger = watch(flow, gauge);
     tokio::pin!(danger);
@@ -190,10 +253,14 @@ async fn runs(
     loop {
         let began = flow.clock.elapsed();
         let ends = (danger.as_mut(), stop);
-        let attempt = attempt(&mut flow, until, gauge, state.as_ref(), holder, &mut doubt, ends);
-        let outcome = attempt.await;
+        let outcome = attempt(&mut flow, until, runner, &mut doubt, ends).await;
         if outcome.is_err() {
             gauge.broke();
+        }
+        // A run that lived for a while was a good one, however it ended: what breaks the next one is new.
+        if outcome.is_ok() || flow.clock.elapsed().saturating_sub(began) > PAUSES.1 {
+            broken_since = None;
+            pause = PAUSES.0;
         }
         let error = match outcome {
             Ok(Ended::Again) => continue,
@@ -207,11 +274,6 @@ async fn runs(
             Err(error) if error.verdict() == Verdict::Never => return Err(error),
             Err(error) => error,
         };
-        // A run that lived for a while was a good one: what broke it is new.
-        if flow.clock.elapsed().saturating_sub(began) > PAUSES.1 {
-            broken_since = None;
-            pause = PAUSES.0;
-        }
         let since = *broken_since.get_or_insert(flow.clock.elapsed());
         if flow.clock.elapsed().saturating_sub(since) > patience {
             return Err(error);
@@ -231,13 +293,12 @@ async fn runs(
 async fn attempt(
     flow: &mut Flow,
     until: Until,
-    gauge: &Gauge,
-    state: &dyn StateStore,
-    holder: &str,
+    runner: &Runner<'_>,
     doubt: &mut Doubt,
     (danger, stop): (Pin<&mut impl Future<Output = Result<Infallible>>>, &CancellationToken),
 ) -> Result<Ended> {
-    let Some(prepared) = stop.run_until_cancelled(prepare(flow, state, doubt)).await else {
+    let Runner { gauge, state, .. } = *runner;
+    let Some(prepared) = stop.run_until_cancelled(prepare(flow, runner, doubt)).await else {
         return Ok(Ended::Stopped);
     };
     let (wishes, target) = prepared?;
@@ -255,7 +316,7 @@ async fn attempt(
     let outcome = tokio::select! {
         biased;
         outcome = run_once(&flow, until, gauge, &mut requests, stop) => outcome,
-        broken = beat(&flow, gauge, state, holder, &mut asking) => broken.map(|never| match never {}),
+        broken = pass_wishes_on(&flow, gauge, state, &mut asking) => broken.map(|never| match never {}),
         danger = danger => danger.map(|never| match never {}),
         replaced = seal::keep(&flow, target.as_ref()) => replaced.map(|never| match never {}),
     };
@@ -270,9 +331,12 @@ async fn attempt(
 /// Makes the flow what its tables are now, and gives what is wanted of it, and the target's own records.
 async fn prepare(
     flow: &mut Flow,
-    state: &dyn StateStore,
+    runner: &Runner<'_>,
     doubt: &mut Doubt,
 ) -> Result<(Wishes, Arc<dyn StateStore>)> {
+    // Before anything is made: the lease may have been lost while the last run was broken.
+    runner.hold(flow).await?;
+    let state = runner.state;
     let target = flow.target.state().await?;
     let is_sealed = seal::renew(flow, target.as_ref()).await?;
     let mut wishes = read::<Wishes>(state, &flow.name, WISHES).await?.0;
@@ -284,6 +348,7 @@ async fn prepare(
         begin_capture(flow, flow.source.catalog().await?.as_ref()).await?;
         seal::renew(flow, target.as_ref()).await?;
     }
+    runner.is_own.store(true, Ordering::Relaxed);
     Ok((wishes, target))
 }
 
@@ -306,22 +371,17 @@ async fn give_up_recopies(flow: &Flow, state: &dyn StateStore, wishes: &mut Wish
     Ok(())
 }
 
-/// Renews the lease, writes the record, and passes wishes on.
-async fn beat(
+/// Passes on what is wanted, and notes what was done of it.
+async fn pass_wishes_on(
     flow: &Flow,
     gauge: &Gauge,
     state: &dyn StateStore,
-    holder: &str,
     asking: &mut Asking,
 ) -> Result<Infallible> {
     loop {
-        state.hold(&flow.name, holder, LEASE).await?;
         let (wishes, _) = read::<Wishes>(state, &flow.name, WISHES).await?;
         asking.grant(flow, gauge, wishes);
-        let mut status = gauge.read(flow.clock.as_ref());
-        status.running = true;
-        change(state, &flow.name, STATUS, |record: &mut Status| *record = status.clone()).await?;
-        note_done(flow, state, &status, &mut asking.asked).await?;
+        note_done(flow, state, &gauge.read(flow.clock.as_ref()), &mut asking.asked).await?;
         flow.clock.sleep(BEAT).await;
     }
 }

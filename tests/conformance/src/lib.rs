@@ -33,6 +33,7 @@ mod fixture;
 mod oracle;
 mod program;
 mod sink;
+mod state;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
@@ -43,6 +44,7 @@ pub use sink::{
     Seats, a_table_that_another_one_replaced_is_named, a_table_that_is_gone_is_named, full,
     keeps_rivals_apart,
 };
+pub use state::a_lease_is_one_holders;
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

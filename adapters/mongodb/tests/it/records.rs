@@ -21,16 +21,7 @@ async fn records_are_put_by_version_and_the_lease_is_one_runners() {
     assert_eq!((stored.version, stored.value.as_str()), (2, "b"));
     assert_eq!(state.flows().await.unwrap(), std::slice::from_ref(&flow));
 
-    state.hold(&flow, "one", Duration::from_secs(60)).await.unwrap();
-    state.hold(&flow, "one", Duration::from_millis(300)).await.unwrap();
-    let held = state.hold(&flow, "two", Duration::from_secs(60)).await.unwrap_err();
-    assert_eq!(held.code(), code::LEASE_HELD);
-    assert!(held.context().contains(&("process".into(), "one".to_owned())), "{held:?}");
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    state.hold(&flow, "two", Duration::from_secs(60)).await.unwrap();
-    state.release(&flow, "one").await.unwrap();
-    assert_eq!(state.hold(&flow, "one", Duration::from_secs(1)).await.unwrap_err().code(), code::LEASE_HELD);
-    state.release(&flow, "two").await.unwrap();
+    tidegate_conformance::a_lease_is_one_holders(state.as_ref(), &flow).await;
     state.hold(&flow, "one", Duration::from_secs(1)).await.unwrap();
 
     let mut sink = place.store.sink(&flow, &[]).await.unwrap();

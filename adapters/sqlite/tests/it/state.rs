@@ -42,15 +42,5 @@ async fn one_of_many_wins() {
 async fn a_lease_is_one_holders_until_its_time_is_over() {
     let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
     let state = file.store.state().await.unwrap();
-    state.hold(&flow(), "a", Duration::from_secs(60)).await.unwrap();
-    state.hold(&flow(), "a", Duration::from_secs(60)).await.unwrap();
-    let error = state.hold(&flow(), "b", Duration::from_secs(60)).await.unwrap_err();
-    assert_eq!(error.code(), code::LEASE_HELD);
-    state.release(&flow(), "b").await.unwrap();
-    assert!(state.hold(&flow(), "b", Duration::from_secs(60)).await.is_err());
-    state.hold(&flow(), "a", Duration::from_millis(50)).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(80)).await;
-    state.hold(&flow(), "b", Duration::from_secs(60)).await.unwrap();
-    state.release(&flow(), "b").await.unwrap();
-    state.hold(&flow(), "c", Duration::from_secs(60)).await.unwrap();
+    tidegate_conformance::a_lease_is_one_holders(state.as_ref(), &flow()).await;
 }

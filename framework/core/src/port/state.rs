@@ -44,7 +44,8 @@ pub struct Stored {
 /// assert_eq!(state.put(&flow, "plan", "second", 0).await?, None, "somebody was faster");
 /// assert_eq!(state.put(&flow, "plan", "second", 1).await?, Some(2));
 ///
-/// state.hold(&flow, "a", Duration::from_secs(60)).await?;
+/// assert!(!state.hold(&flow, "a", Duration::from_secs(60)).await?.renewed);
+/// assert!(state.hold(&flow, "a", Duration::from_secs(60)).await?.renewed);
 /// assert!(state.hold(&flow, "b", Duration::from_secs(60)).await.is_err());
 /// # Ok(())
 /// # }
@@ -63,7 +64,8 @@ pub trait StateStore: Send + Sync {
     /// Removes all records of a flow, its checkpoint and its lease.
     async fn forget(&self, flow: &FlowName) -> Result<()>;
 
-    /// Takes, or renews, the lease of a flow by the store's own clock.
+    /// Takes, or renews, the lease of a flow by the store's own clock, and says which. Its holder may renew it after its
+    /// time as long as nobody else took it and it was not forgotten.
     ///
     /// # Errors
     /// `lease-held` if another holder has it and its time is not over.
@@ -80,4 +82,6 @@ pub struct Lease {
     pub holder: String,
     /// How long from now, by the store's clock.
     pub time: Duration,
+    /// Whether this holder had it before, and nobody else since.
+    pub renewed: bool,
 }
