@@ -63,6 +63,13 @@ impl Flow {
         };
         self.routes.iter().position(|route| name(route) == *named)
     }
+
+    /// Whether a look at both sides may explain an error: a table of the source is not what its route says, or is gone.
+    pub(crate) fn is_of_a_changed_table(&self, error: &Error) -> bool {
+        // A target's table that is gone is its applier's business, and does not get here.
+        error.code() == code::SCHEMA_CHANGED
+            || error.code() == code::TABLE_MISSING && self.table_of(Side::Source, error).is_some()
+    }
 }
 
 /// How long to wait for the error of a part that others miss.
@@ -128,8 +135,8 @@ pub enum Request {
 /// Runs a flow until it ends, is told to stop, or something breaks.
 ///
 /// # Errors
-/// The first error of any part. `schema-changed` if a table of the source is not what its route says: the flow is
-/// to be renewed ([`renew`](crate::renew)). With verdict retry or unknown another run may be started: it goes on from the
+/// The first error of any part. `schema-changed` or `table-missing` if a table of the source is not what its route says:
+/// the flow is to be renewed ([`renew`](crate::renew)). With verdict retry or unknown another run may be started: it goes on from the
 /// target's checkpoint.
 pub async fn run_once(
     flow: &Flow,
@@ -169,16 +176,21 @@ pub async fn run_once(
         sequencer.start(&checkpoint).await?;
         let mut tick_at = flow.clock.elapsed();
         loop {
-            let until_tick = tick_at.saturating_sub(flow.clock.elapsed());
+            let wake_at = sequencer.reads_wait_until().map_or(tick_at, |reads_at| reads_at.min(tick_at));
+            let pause = wake_at.saturating_sub(flow.clock.elapsed());
             tokio::select! {
                 biased;
                 // First, so that a run that could end at once does what was asked before it ends.
                 Some(request) = requests.recv() => sequencer.heed(request).await?,
                 Some(report) = report_out.recv() => sequencer.hear(report).await?,
                 Some(done) = read_out.recv() => sequencer.chunk_read(done).await?,
-                () = flow.clock.sleep(until_tick) => {
-                    tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
-                    sequencer.tick().await?;
+                () = flow.clock.sleep(pause) => {
+                    if flow.clock.elapsed() < tick_at {
+                        sequencer.order_reads().await?;
+                    } else {
+                        tick_at = flow.clock.elapsed() + flow.options.acknowledge_every;
+                        sequencer.tick().await?;
+                    }
                 }
                 Some(delivered) = deliver_out.recv() => sequencer.deliver(delivered).await?,
             }
@@ -212,7 +224,7 @@ pub async fn run_once(
     let ended = match outcome {
         Ok(ended) => Ok(ended),
         // Perhaps the flow can follow: whoever runs it looks at the source anew.
-        Err(error) if error.code() == code::SCHEMA_CHANGED => Err(error),
+        Err(error) if flow.is_of_a_changed_table(&error) => Err(error),
         // One table's trouble is its own: it is left out, durably, and the others go on.
         Err(error) => {
             sequencer.exclude_for(error).await?;

@@ -36,6 +36,14 @@ pub struct Known {
     pub target: Table,
 }
 
+impl Known {
+    /// The table as it was planned when the flow saw it last.
+    pub fn planned(&self, source: &dyn Catalog) -> PlannedTable {
+        let shape = Shape { codec: source.codec(&self.source), table: Arc::new(self.source.clone()) };
+        PlannedTable { route: Route { shape, target: Arc::new(self.target.clone()) }, fits: Vec::new() }
+    }
+}
+
 /// The tables of a flow, by their names in the source.
 pub type Record = BTreeMap<String, Known>;
 
@@ -52,7 +60,8 @@ pub async fn known(state: &dyn StateStore, flow: &FlowName) -> Result<Record> {
 /// taken as it is. Returns whether a route is another one, or another table is refused.
 ///
 /// # Errors
-/// If a side cannot be read, or a table that did not change cannot be carried any more.
+/// If a side cannot be read, or a table that did not change cannot be carried any more; `config-invalid` if the flow knows a
+/// table that has no route: its changes would be lost.
 pub async fn renew(
     flow: &mut Flow,
     state: &dyn StateStore,
@@ -60,6 +69,11 @@ pub async fn renew(
     doubt: &mut Doubt,
 ) -> Result<bool> {
     let record = known(state, &flow.name).await?;
+    let is_routed =
+        |name: &String| flow.routes.iter().any(|route| route.shape.table.name.to_string() == *name);
+    if let Some(name) = record.keys().find(|name| !is_routed(name)) {
+        return Err(left_out(name));
+    }
     let (source, target) = (flow.source.catalog().await?, flow.target.catalog().await?);
     let (found, obstacles) = source.describe(&flow.wanted.tables).await?;
     let wanted = flow.wanted.clone();
@@ -80,7 +94,10 @@ pub async fn renew(
             target: route.target.as_ref().clone(),
         });
         let Some(now) = found.iter().find(|table| table.name == known.source.name) else {
-            refused.insert(at, refusal(&known.source, "", "the table is gone, renamed or moved").line());
+            refused.insert(
+                at,
+                refusal(&known.source, "", "the table is gone, renamed or moved, or was not named").line(),
+            );
             renewed.insert(name, known);
             continue;
         };
@@ -93,9 +110,7 @@ pub async fn renew(
             }
             Err(error) if error.code() == code::SCHEMA_CHANGED => {
                 refused.insert(at, error.line());
-                let shape =
-                    Shape { codec: source.codec(&known.source), table: Arc::new(known.source.clone()) };
-                flow.routes[at] = Route { shape, target: Arc::new(known.target.clone()) };
+                flow.routes[at] = known.planned(source.as_ref()).route;
                 renewed.insert(name, known);
             }
             Err(error) => return Err(error),
@@ -120,6 +135,15 @@ pub async fn renew(
         doubt.heard.clear();
     }
     Ok(changed)
+}
+
+/// A table that is left out for one run would come back without the changes of that time.
+fn left_out(name: &str) -> Error {
+    let text = format!("table {name} is part of this migration and was left out; nothing was changed");
+    let hint = format!(
+        "name it too; to leave it out for good: tidegate migrate skip --table {name}, while the migration runs with it"
+    );
+    Error::new(code::CONFIG_INVALID, text).hint(hint)
 }
 
 /// How long an error that the tables do not explain may be one of a change that readers do not see yet.
@@ -215,10 +239,7 @@ impl Plan {
             false
         });
         self.tables.retain(|table| !others.contains_key(&table.route.shape.table.name.to_string()));
-        self.tables.extend(others.values().map(|known| {
-            let shape = Shape { codec: source.codec(&known.source), table: Arc::new(known.source.clone()) };
-            PlannedTable { route: Route { shape, target: Arc::new(known.target.clone()) }, fits: Vec::new() }
-        }));
+        self.tables.extend(others.values().map(|known| known.planned(source)));
         self
     }
 }

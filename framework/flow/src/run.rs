@@ -265,7 +265,7 @@ async fn runs(
         let error = match outcome {
             Ok(Ended::Again) => continue,
             Ok(ended) => return Ok(ended),
-            Err(error) if error.code() == code::SCHEMA_CHANGED => {
+            Err(error) if flow.is_of_a_changed_table(&error) => {
                 tracing::info!(%error, "a table changed; both sides are looked at anew");
                 doubt.hear(&flow, error)?;
                 flow.clock.sleep(LOOK_PAUSE).await;

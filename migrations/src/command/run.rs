@@ -9,9 +9,9 @@ use std::time::Duration;
 use tidegate_core::error::{Code, Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::follow::known;
-use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
+use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read, run as run_flow};
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, seal, via};
+use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, Status, TableState, TableStatus, Until, seal, via};
 use tokio_util::sync::CancellationToken;
 
 use super::{plan, serve, verify};
@@ -171,7 +171,7 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let mut wanted = settings.wanted.clone();
     wanted.tables = plan::of_flow(&record, wanted.tables);
     let none = BTreeSet::new();
-    let plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &none)).await?;
+    let mut plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &none)).await?;
     if let Some(obstacle) = plan::unused_conversions(&wanted, &plan).into_iter().next()
         && record.is_empty()
     {
@@ -184,6 +184,15 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let targets: Vec<_> =
         plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();
     settings.target.catalog().await?.create(&targets).await?;
+    // A table that stopped, or was to be left out, needs not be named. It stays out: the record of that is its route's.
+    let status = read::<Status>(state.as_ref(), &settings.name, STATUS).await?.0;
+    let is_out = |table: &&TableStatus| matches!(table.state, TableState::Failed | TableState::Skipped);
+    let is_named =
+        |name: &String| plan.tables.iter().any(|planned| planned.route.shape.table.name.to_string() == *name);
+    let out = status.tables.iter().filter(is_out).filter(|table| !is_named(&table.source));
+    let out: Vec<_> =
+        out.filter_map(|table| Some(record.get(&table.source)?.planned(source.as_ref()))).collect();
+    plan.tables.extend(out);
     Ok(settings.flow(&plan))
 }
 

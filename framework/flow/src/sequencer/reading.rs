@@ -1,5 +1,7 @@
 //! Orders chunks to be read, and merges what was read with the changes that came meanwhile.
 
+use std::time::Duration;
+
 use tidegate_core::error::code;
 use tidegate_core::port::Limit;
 use tidegate_core::{Error, Result};
@@ -12,8 +14,13 @@ use crate::crawl::{Order, ReadDone};
 const CHUNK_ROWS_MIN: usize = 100;
 
 impl Sequencer<'_> {
+    /// Until when reads wait because of the limit of how fast is crawled.
+    pub(crate) fn reads_wait_until(&self) -> Option<Duration> {
+        (self.is_crawling() && self.flow.clock.elapsed() < self.next_read_at).then_some(self.next_read_at)
+    }
+
     /// Orders as many reads as may be under way.
-    pub(super) async fn order_reads(&mut self) -> Result<()> {
+    pub(crate) async fn order_reads(&mut self) -> Result<()> {
         self.read_holes().await?;
         for table in 0..self.flow.routes.len() {
             if self.hold.is_none() && !self.ledger.is_split(table) && !self.excluded.contains(&table) {

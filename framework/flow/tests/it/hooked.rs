@@ -24,6 +24,7 @@ pub(crate) struct Hooked {
     write: Hook<()>,
     holds: bool,
     cuts: bool,
+    quiet: bool,
 }
 
 impl Hooked {
@@ -35,12 +36,19 @@ impl Hooked {
             write: Arc::new(|_, ()| Ok(())),
             holds: false,
             cuts: false,
+            quiet: false,
         }
     }
 
     /// Transactions come in pieces.
     pub(crate) fn cutting(mut self) -> Self {
         self.cuts = true;
+        self
+    }
+
+    /// Nothing is delivered while nothing is new, as by a server's stream.
+    pub(crate) fn quiet(mut self) -> Self {
+        self.quiet = true;
         self
     }
 
@@ -106,6 +114,7 @@ impl Store for Hooked {
         from: &Position,
     ) -> Result<Box<dyn ChangeFeed>> {
         let inner = self.inner.change_feed(flow, tables, source, from).await?;
+        let inner = if self.quiet { Box::new(QuietFeed { inner, at: None }) } else { inner };
         Ok(if self.cuts { Box::new(CutFeed(inner)) } else { inner })
     }
 
@@ -148,6 +157,33 @@ impl Crawler for HookedCrawler {
 
     async fn as_of(&mut self) -> Result<AsOf> {
         self.inner.as_of().await
+    }
+}
+
+/// Gives an answer only where something is new.
+struct QuietFeed {
+    inner: Box<dyn ChangeFeed>,
+    at: Option<Position>,
+}
+
+#[async_trait]
+impl ChangeFeed for QuietFeed {
+    async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress> {
+        loop {
+            let progress = self.inner.next(want, out).await?;
+            if !out.transactions().is_empty() || self.at.as_ref() != Some(&progress.position) {
+                self.at = Some(progress.position.clone());
+                return Ok(progress);
+            }
+        }
+    }
+
+    async fn acknowledge(&mut self, position: &Position) -> Result<()> {
+        self.inner.acknowledge(position).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use tidegate_core::port::{Catalog, Route, Store};
 use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, TableName, Type, Value};
-use tidegate_flow::{Ended, Flow, Gauge, Options, Request, Until, Wanted, run_once};
+use tidegate_flow::{Ended, Flow, Gauge, MaxRate, Options, Request, Until, Wanted, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -128,6 +128,26 @@ async fn chunks_that_were_made_smaller_grow_again() {
     let mut limits = limits.lock().unwrap().clone();
     limits.dedup();
     assert_eq!(limits, [400, 200, 226, 255, 287, 323, 364, 400]);
+}
+
+/// Found by reading: the limit was looked at once a second.
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_the_crawl_is_reached() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    let orders = TableName::new("", "orders");
+    source.create_table(&orders, vec![Column::new("id", Type::Int { bits: 64 })], &["id"]);
+    source
+        .transact(&(0..400).map(|id| Write::insert(&orders, [Value::Int(id)])).collect::<Vec<_>>())
+        .unwrap();
+    let mut flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
+    flow.source = Arc::new(hooked::Hooked::new(&source).quiet());
+    let gauge = Gauge::new(&flow.routes, &flow.options);
+    let (ask, mut requests) = mpsc::unbounded_channel();
+    ask.send(Request::MaxRate(MaxRate { rows: Some(100), bytes: None })).unwrap();
+    let began = tokio::time::Instant::now();
+    run_once(&flow, Until::CaughtUp, &gauge, &mut requests, &CancellationToken::new()).await.unwrap();
+    let seconds = began.elapsed().as_secs_f64();
+    assert!((3.5..5.5).contains(&seconds), "400 rows at 100 a second took {seconds} s");
 }
 
 /// Found by simulation: a table crawled anew took its last bound while a commit was logged and not yet seen, so that
