@@ -124,6 +124,14 @@ impl Mapping {
         unknown.map(|map| invalid(&map.map.table, "it is not among the tables that are moved")).collect()
     }
 
+    /// What makes other values of the same rows, in words that are the same as long as that is: another filter, or another
+    /// computed column, would make a mixture. Other columns are found by their names.
+    pub(crate) fn words(&self, table: &TableName) -> String {
+        let map = self.of(table).map(|table| &table.map);
+        let words = map.map(|map| serde_json::json!({"filter": map.filter, "compute": map.compute}));
+        words.unwrap_or_default().to_string()
+    }
+
     fn of(&self, table: &TableName) -> Option<&TableMap> {
         self.tables.iter().find(|map| map.is_of(table))
     }
@@ -173,7 +181,7 @@ fn failure(error: &ExecutionError) -> String {
 
 impl TableMap {
     fn is_of(&self, table: &TableName) -> bool {
-        self.map.table == table.to_string() || self.map.table == table.name
+        table.is_called(&self.map.table)
     }
 
     fn recipe(&self, table: &Table) -> Result<Recipe> {

@@ -21,6 +21,11 @@ impl TableName {
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
         Self { schema: schema.into(), name: name.into() }
     }
+
+    /// Whether somebody who writes this means the table: its name, with or without its schema.
+    pub fn is_called(&self, text: &str) -> bool {
+        self.name == text || self.to_string() == text
+    }
 }
 
 impl fmt::Display for TableName {

@@ -26,7 +26,7 @@ pub struct Wanted {
 impl Wanted {
     /// Whether a table is left out.
     pub fn excludes(&self, table: &TableName) -> bool {
-        self.exclude.contains(&table.to_string()) || self.exclude.contains(&table.name)
+        self.exclude.iter().any(|name| table.is_called(name))
     }
 
     fn name_of<'a>(&'a self, table: &'a TableName) -> &'a TableName {
@@ -37,7 +37,7 @@ impl Wanted {
     fn excluded_in_vain(&self, tables: &[Table], obstacles: &[Obstacle]) -> Vec<Obstacle> {
         let found = tables.iter().map(|table| &table.name);
         let found: Vec<_> = found.chain(obstacles.iter().filter_map(|found| found.table.as_ref())).collect();
-        let is_there = |name: &String| found.iter().any(|t| t.to_string() == *name || t.name == *name);
+        let is_there = |name: &String| found.iter().any(|table| table.is_called(name));
         let in_vain = self.exclude.iter().filter(|name| self.tables == Selection::All && !is_there(name));
         let error = |name: &String| {
             let text = format!("{name} cannot be left out: the source has no such table");
@@ -50,7 +50,7 @@ impl Wanted {
     fn unknown(&self, planned: &[PlannedTable], obstacles: &[Obstacle]) -> Vec<Obstacle> {
         let moved = planned.iter().map(|planned| &planned.route.shape.table.name);
         let tables: Vec<_> = moved.chain(obstacles.iter().filter_map(|found| found.table.as_ref())).collect();
-        let is_unknown = |name: &&String| !tables.iter().any(|t| t.to_string() == **name || t.name == **name);
+        let is_unknown = |name: &&String| !tables.iter().any(|table| table.is_called(name));
         let error = |name: &String| {
             let text = format!(
                 "the mapping of {name} cannot be followed: it is not among the tables that are moved"
@@ -122,12 +122,19 @@ fn obstacle(table: &TableName, column: Option<&str>, error: Error) -> Obstacle {
     Obstacle { table: Some(table.clone()), column: column.map(str::to_owned), error }
 }
 
-/// Tables, and columns of one table, that the target takes for one.
+/// Tables that are written alike, and tables, and columns of one table, that the target takes for one.
 fn collisions(target: &dyn Catalog, planned: &[PlannedTable]) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    let mut tables = BTreeMap::new();
+    let (mut tables, mut words) = (BTreeMap::new(), BTreeSet::new());
     for PlannedTable { route: Route { shape, target: held }, .. } in planned {
         let own = &shape.table.name;
+        if !words.insert(own.to_string()) {
+            // What is known of a table is known by this.
+            let text = format!("two tables are both written {own}: their schemas and names have dots");
+            let error = Error::new(code::MAPPING_INVALID, text).hint("rename one of them, or leave it out");
+            found.push(obstacle(own, None, error));
+            continue;
+        }
         if let Some(other) = tables.insert(folded(target, &held.name), own) {
             let text = format!("{other} and {own} would both be written to {} of the target", held.name);
             let error = Error::new(code::MAPPING_INVALID, text)

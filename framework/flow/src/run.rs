@@ -59,12 +59,40 @@ pub struct Wishes {
 }
 
 impl Wishes {
+    /// The table is to be left out. The last wish counts: it is not to be crawled anew.
+    pub fn skip(&mut self, table: &str) {
+        *self.skips.entry(table.to_owned()).or_default() += 1;
+        self.give_up("recopy", table);
+    }
+
+    /// The table is to be crawled anew, and not to be left out.
+    pub fn recopy(&mut self, table: &str) {
+        *self.recopies.entry(table.to_owned()).or_default() += 1;
+        self.give_up("skip", table);
+    }
+
+    fn give_up(&mut self, verb: &str, table: &str) {
+        let wishes = if verb == "skip" { &self.skips } else { &self.recopies };
+        if let Some(times) = wishes.get(table) {
+            self.done.insert(format!("{verb} {table}"), *times);
+        }
+    }
+
     /// Tables to be crawled anew that were not yet.
-    fn recopies_open(&self) -> BTreeMap<String, u64> {
-        let open = |(name, times): &(&String, &u64)| {
-            self.done.get(&format!("recopy {name}")).is_none_or(|done| done < times)
+    pub fn recopies_open(&self) -> BTreeMap<String, u64> {
+        self.open("recopy", &self.recopies)
+    }
+
+    /// Tables to be left out that were not yet.
+    pub fn skips_open(&self) -> BTreeMap<String, u64> {
+        self.open("skip", &self.skips)
+    }
+
+    fn open(&self, verb: &str, wishes: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+        let is_open = |(name, times): &(&String, &u64)| {
+            self.done.get(&format!("{verb} {name}")).is_none_or(|done| done < times)
         };
-        self.recopies.iter().filter(open).map(|(name, times)| (name.clone(), *times)).collect()
+        wishes.iter().filter(is_open).map(|(name, times)| (name.clone(), *times)).collect()
     }
 }
 

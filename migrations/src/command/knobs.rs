@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
+use tidegate_flow::follow::{self, Record};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, change, read};
 use tidegate_flow::verify::Report;
 use tidegate_flow::{MaxRate, Status};
@@ -13,24 +14,37 @@ use super::status::VERIFIED;
 use crate::render::say;
 use crate::settings::{Settings, WORKERS_MAX};
 
-/// The names of tables as the status has them.
+/// The names of tables as the migration knows them.
 async fn known(settings: &Settings, tables: &[String]) -> Result<Vec<String>> {
     let state = settings.state().await?;
-    let (status, version) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
-    if version == 0 {
+    let record = follow::known(state.as_ref(), &settings.name).await?;
+    if record.is_empty() {
         return Err(Error::new(code::STATE_MISSING, format!("there is no migration {}", settings.name))
             .hint("check --name, --to and --state"));
     }
-    let find = |wanted: &String| {
-        let tables = status.tables.iter().map(|table| &table.source);
-        let mut fits = tables.filter(|name| *name == wanted || name.ends_with(&format!(".{wanted}")));
-        fits.next().cloned().ok_or_else(|| {
-            let known: Vec<_> = status.tables.iter().map(|table| table.source.as_str()).collect();
-            Error::new(code::TABLE_MISSING, format!("the migration has no table {wanted}"))
-                .hint(format!("it has: {}", known.join(" ")))
-        })
-    };
-    tables.iter().map(find).collect()
+    tables.iter().map(|wanted| find(&record, wanted)).collect()
+}
+
+/// The table that is meant: the one of this whole name, or else the only one of this name in any schema.
+fn find(record: &Record, wanted: &str) -> Result<String> {
+    if record.contains_key(wanted) {
+        return Ok(wanted.to_owned());
+    }
+    let called: Vec<&str> = record
+        .iter()
+        .filter(|(_, known)| known.source.name.is_called(wanted))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    match called.as_slice() {
+        [one] => Ok((*one).to_owned()),
+        [] => {
+            let all: Vec<&str> = record.keys().map(String::as_str).collect();
+            Err(Error::new(code::TABLE_MISSING, format!("the migration has no table {wanted}"))
+                .hint(format!("it has: {}", all.join(", "))))
+        }
+        several => Err(Error::new(code::CONFIG_INVALID, format!("{wanted} is the name of several tables"))
+            .hint(format!("name one with its schema: {}", several.join(", ")))),
+    }
 }
 
 async fn wish(settings: &Settings, said: &str, json: bool, wish: impl Fn(&mut Wishes)) -> Result<ExitCode> {
@@ -81,10 +95,8 @@ fn named(tables: &[String]) -> Result<()> {
 pub(super) async fn skip(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
     named(tables)?;
     let tables = known(settings, tables).await?;
-    wish(settings, "the table is to be left out", json, |wishes| {
-        tables.iter().for_each(|table| *wishes.skips.entry(table.clone()).or_default() += 1);
-    })
-    .await
+    let said = format!("to be left out: {}", tables.join(", "));
+    wish(settings, &said, json, |wishes| tables.iter().for_each(|table| wishes.skip(table))).await
 }
 
 pub(super) async fn recopy(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
@@ -93,10 +105,8 @@ pub(super) async fn recopy(settings: &Settings, tables: &[String], json: bool) -
     // What was compared before says nothing about the table any more.
     let state = settings.state().await?;
     change(state.as_ref(), &settings.name, VERIFIED, |report: &mut Option<Report>| *report = None).await?;
-    wish(settings, "the table is to be crawled anew", json, |wishes| {
-        tables.iter().for_each(|table| *wishes.recopies.entry(table.clone()).or_default() += 1);
-    })
-    .await
+    let said = format!("to be crawled anew: {}", tables.join(", "));
+    wish(settings, &said, json, |wishes| tables.iter().for_each(|table| wishes.recopy(table))).await
 }
 
 pub(super) async fn set(settings: &Settings, knob: &str, json: bool) -> Result<ExitCode> {
@@ -150,7 +160,41 @@ impl Knob {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::{Table, TableName};
+    use tidegate_flow::follow::Known;
+
     use super::*;
+
+    /// Found by trying: the first table whose name ended so was taken, also over the one that was meant.
+    #[test]
+    fn the_table_that_is_meant_is_found_or_asked_for() {
+        let known = |name: TableName| {
+            let table = Table {
+                name: name.clone(),
+                native_id: 0,
+                columns: Vec::new(),
+                key: Vec::new(),
+                rows_estimated: 0,
+                bytes_estimated: 0,
+            };
+            (name.to_string(), Known { source: table.clone(), target: table })
+        };
+        let names =
+            [("", "a.orders"), ("", "orders"), ("public", "lines"), ("old", "lines"), ("public", "one")];
+        let record: Record = names.map(|(schema, name)| known(TableName::new(schema, name))).into();
+        for (wanted, found) in [
+            ("orders", Ok("orders")),
+            ("a.orders", Ok("a.orders")),
+            ("one", Ok("public.one")),
+            ("old.lines", Ok("old.lines")),
+            ("lines", Err("lines is the name of several tables")),
+            ("rders", Err("the migration has no table rders")),
+        ] {
+            let answer = find(&record, wanted);
+            let answer = answer.as_deref().map_err(|error| error.message().to_owned());
+            assert_eq!(answer, found.map_err(str::to_owned), "{wanted}");
+        }
+    }
 
     #[test]
     fn a_knob_is_read_or_refused_with_what_is_known() {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Obstacle, Selection};
-use tidegate_core::{Column, Error, Result, TableName};
+use tidegate_core::port::{Obstacle, Selection, StateStore};
+use tidegate_core::{Column, Error, FlowName, Result, TableName};
 use tidegate_flow::follow::{Record, known};
-use tidegate_flow::{Plan, Wanted, plan};
+use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
+use tidegate_flow::{Plan, Status, TableState, TableStatus, Wanted, plan};
 
 use crate::render::{count, say, table};
 use crate::settings::Settings;
@@ -28,6 +29,9 @@ pub(super) fn unused_conversions(wanted: &Wanted, plan: &Plan) -> Vec<Obstacle> 
 
 /// Works the plan out. Tables that are left out are none that the mapping may not name.
 async fn make(settings: &Settings, wanted: &Wanted, left_out: &BTreeSet<TableName>) -> Result<Plan> {
+    if matches!(&wanted.tables, Selection::These(names) if names.is_empty()) {
+        return Ok(Plan { tables: Vec::new(), obstacles: Vec::new() });
+    }
     let source = settings.source.catalog().await?;
     let target = settings.target.catalog().await?;
     let mut plan = plan(source.as_ref(), target.as_ref(), wanted).await?;
@@ -51,6 +55,34 @@ pub(super) fn of_flow(record: &Record, named: Selection) -> Selection {
     }
 }
 
+/// Tables of a flow that ran before and that take no part any more: they stopped, or were to be left out. What is wrong
+/// with one of them stands in nobody's way.
+pub(super) async fn left_out(
+    state: &dyn StateStore,
+    name: &FlowName,
+    record: &Record,
+) -> Result<BTreeSet<TableName>> {
+    let status = read::<Status>(state, name, STATUS).await?.0;
+    let wishes = read::<Wishes>(state, name, WISHES).await?.0;
+    let is_out = |table: &&TableStatus| matches!(table.state, TableState::Failed | TableState::Skipped);
+    let mut out: BTreeSet<String> = wishes.skips_open().into_keys().collect();
+    out.extend(status.tables.iter().filter(is_out).map(|table| table.source.clone()));
+    let recopied = wishes.recopies_open();
+    let out = out.iter().filter(|name| !recopied.contains_key(*name));
+    Ok(out.filter_map(|name| Some(record.get(name)?.source.name.clone())).collect())
+}
+
+/// Takes tables out of what is wanted of a flow that ran before, with what is said of them.
+pub(super) fn without(wanted: &mut Wanted, record: &Record, left_out: &BTreeSet<TableName>) {
+    let is_out = |name: &TableName| left_out.iter().any(|out| out.is_called(&name.to_string()));
+    wanted.tables = match of_flow(record, std::mem::take(&mut wanted.tables)) {
+        Selection::These(names) => Selection::These(names.into_iter().filter(|name| !is_out(name)).collect()),
+        Selection::All => Selection::All,
+    };
+    // What the mapping says of them is not for this plan.
+    wanted.names.retain(|name, _| !left_out.iter().any(|out| out.is_called(name)));
+}
+
 /// The plan, or the error of its first obstacle with all of them named.
 pub(super) async fn make_clear(
     settings: &Settings,
@@ -66,10 +98,16 @@ pub(super) async fn make_clear(
     let obstacles = std::mem::take(&mut plan.obstacles);
     let more = obstacles.len() - 1;
     let texts: Vec<String> = obstacles.iter().skip(1).map(ToString::to_string).collect();
-    let first = obstacles.into_iter().next().map(|obstacle| match (obstacle.table, obstacle.column) {
-        (Some(table), Some(column)) => obstacle.error.with("table", table).with("column", column),
-        (Some(table), None) => obstacle.error.with("table", table),
-        _ => obstacle.error,
+    let first = obstacles.into_iter().next().map(|Obstacle { table, column, error }| {
+        let has = |error: &Error, fact: &str| error.context().iter().any(|(known, _)| known == fact);
+        let error = match table {
+            Some(table) if !has(&error, "table") => error.with("table", table),
+            _ => error,
+        };
+        match column {
+            Some(column) if !has(&error, "column") => error.with("column", column),
+            _ => error,
+        }
     });
     let first = first.unwrap_or_else(|| Error::new(code::INTERNAL, "an obstacle without an error"));
     Err(if more == 0 { first } else { first.with("and", texts.join("\n       ")) })
@@ -77,10 +115,12 @@ pub(super) async fn make_clear(
 
 pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
     // A migration that began already has rows of its own in the target.
-    let record = known(settings.state().await?.as_ref(), &settings.name).await?;
+    let state = settings.state().await?;
+    let record = known(state.as_ref(), &settings.name).await?;
+    let out = left_out(state.as_ref(), &settings.name, &record).await?;
     let mut wanted = settings.wanted.clone();
-    wanted.tables = of_flow(&record, wanted.tables);
-    let plan = make(settings, &wanted, &BTreeSet::new()).await?;
+    without(&mut wanted, &record, &out);
+    let plan = make(settings, &wanted, &out).await?;
     let mut plan = plan.resumed(&record, settings.source.catalog().await?.as_ref());
     if record.is_empty() {
         let unused = unused_conversions(&wanted, &plan);
@@ -117,6 +157,11 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
                 ]
             });
             say!("{}", table(&["  column", "source", "target", ""], rows.collect()));
+        }
+        if !out.is_empty() {
+            let out: Vec<_> = out.iter().map(ToString::to_string).collect();
+            say!();
+            say!("stopped or left out: {}; back again: tidegate migrate recopy --table NAME", out.join(", "));
         }
         say!();
         if refused {

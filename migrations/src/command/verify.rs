@@ -35,14 +35,7 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
     };
     let left_out = status.tables.iter().filter(takes_no_part).filter_map(|table| record.get(&table.source));
     let left_out: BTreeSet<TableName> = left_out.map(|known| known.source.name.clone()).collect();
-    wanted.tables = match plan::of_flow(&record, wanted.tables) {
-        Selection::These(names) => {
-            Selection::These(names.into_iter().filter(|name| !left_out.contains(name)).collect())
-        }
-        Selection::All => Selection::All,
-    };
-    // What the mapping says of tables that are left out is not for this plan.
-    wanted.names.retain(|name, _| !left_out.iter().any(|out| out.to_string() == *name || out.name == *name));
+    plan::without(&mut wanted, &record, &left_out);
     let failed = status.tables.iter().filter(|table| table.state == TableState::Failed);
     let stopped: Vec<String> = failed.map(|table| table.source.clone()).collect();
     let unfinished = status.tables.iter().filter(is_unfinished).map(|table| {

@@ -129,7 +129,7 @@ fn knobs_hold_across_runs_and_a_skipped_table_is_left_out() {
     verb(&["pause", "--table", "nothing"]).failed(
         3,
         "TG0020 table-missing: the migration has no table nothing",
-        &["hint: it has: more orders"],
+        &["hint: it has: more, orders"],
     );
     verb(&["pause"]).ended(0);
     let runner = Runner::start(&from, &to, &[]);

@@ -133,7 +133,7 @@ impl Store for Carried {
     }
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(CarriedSink::open(&self.via, flow, routes).await?))
+        Ok(Box::new(CarriedSink::open(&self.via, flow, self.target.as_ref(), routes).await?))
     }
 
     async fn examiner(&self) -> Result<Arc<dyn Examiner>> {

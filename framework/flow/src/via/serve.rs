@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Batch, Checkpoint, Commit, Opened, Route, Sink, Store};
+use tidegate_core::port::{Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, Store};
 use tidegate_core::{Error, FlowName, Result, Shape};
 use tidegate_runtime::{Publisher, Receiver};
 use tokio_util::sync::CancellationToken;
@@ -125,7 +125,9 @@ impl<'a> Server<'a> {
         let is_next = self.session.as_ref().is_some_and(|session| session.is_next(&place))
             || plant::is(Bug::AnySession);
         let reply = match Call::decode(body)? {
-            Call::Open { routes, first } => return self.open_session(place, &routes, &first).await,
+            Call::Open { target, routes, first } => {
+                return self.open_session(place, target, &routes, &first).await;
+            }
             Call::Apply { batch, commit } if is_next => self.apply(&place, &batch, commit.as_ref()).await?,
             Call::Close if is_next => match self.session.take() {
                 None => Reply::Unknown,
@@ -152,12 +154,16 @@ impl<'a> Server<'a> {
     async fn open_session(
         &mut self,
         place: Place,
+        expected: Option<Identity>,
         routes: &[CarriedRoute],
         first: &Checkpoint,
     ) -> Result<()> {
         // Whoever opened the target before is fenced off by this anyway.
         self.session = None;
-        let opening = open(self.flow, self.target, self.via, routes, first);
+        let opening = async {
+            check_target(self.target.as_ref(), expected).await?;
+            open(self.flow, self.target, self.via, routes, first).await
+        };
         match self.while_working(&place, opening).await? {
             Err(error) => self.tell(&place, &Reply::Failed(error)).await,
             Ok((sink, opened)) => {
@@ -214,6 +220,27 @@ impl<'a> Server<'a> {
 
 fn said(reply: Result<Reply>) -> Reply {
     reply.unwrap_or_else(Reply::Failed)
+}
+
+/// What the source's end knows of the target, its rows and records, is of this one.
+async fn check_target(target: &dyn Store, expected: Option<Identity>) -> Result<()> {
+    let own = identity(target).await;
+    if let (Some(own), Some(expected)) = (own, expected)
+        && own != expected
+    {
+        return Err(Error::new(
+            code::CONFIG_INVALID,
+            "the two ends of the broker have different targets; nothing was written",
+        )
+        .hint("give both the same --to")
+        .with("target", target.location()));
+    }
+    Ok(())
+}
+
+/// Who a target is; nothing where it cannot tell, or is not there yet.
+pub(super) async fn identity(target: &dyn Store) -> Option<Identity> {
+    target.catalog().await.ok()?.identity().await.ok()
 }
 
 async fn open(

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink};
+use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, Store};
 use tidegate_core::{Column, Encoding, Error, FlowName, Result, Shape};
 use tidegate_runtime::{Publisher, Receiver};
 
+use super::serve::identity;
 use super::wire::{CALL, Call, CarriedRoute, Parts, Place, Reply, messages};
 use super::{PATIENCE, Via};
 use crate::plant::{self, Bug};
@@ -21,6 +22,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 pub(super) struct CarriedSink {
     flow: FlowName,
+    target: Option<Identity>,
     routes: Vec<CarriedRoute>,
     publisher: Publisher,
     receiver: Receiver,
@@ -30,11 +32,17 @@ pub(super) struct CarriedSink {
 }
 
 impl CarriedSink {
-    pub(super) async fn open(via: &Via, flow: &FlowName, routes: &[Route]) -> Result<Self> {
+    pub(super) async fn open(
+        via: &Via,
+        flow: &FlowName,
+        target: &dyn Store,
+        routes: &[Route],
+    ) -> Result<Self> {
         let ways = via.prepare(flow).await?;
         let broker = via.broker.as_ref();
         Ok(Self {
             flow: flow.clone(),
+            target: identity(target).await,
             routes: routes.iter().map(carried).collect(),
             publisher: Publisher::open(broker, &ways.calls, Arc::clone(&via.clock), PATIENCE).await?,
             receiver: Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?,
@@ -98,7 +106,8 @@ fn unexpected() -> Error {
 #[async_trait]
 impl Sink for CarriedSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
-        let call = Call::Open { routes: self.routes.clone(), first: first.clone() };
+        let call =
+            Call::Open { target: self.target.clone(), routes: self.routes.clone(), first: first.clone() };
         let Reply::Opened { opened, session } = self.call(call).await? else { return Err(unexpected()) };
         self.place.session = session.into();
         Ok(opened)

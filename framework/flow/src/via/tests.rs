@@ -228,6 +228,22 @@ async fn an_encoding_that_the_other_end_cannot_read_is_refused_by_name() {
     assert!(error.line().contains("rows come in the encoding \"decimal\""), "{}", error.line());
 }
 
+/// Found by trying: the source's end planned for one target, and the rows went to the other.
+#[tokio::test(start_paused = true)]
+async fn two_ends_with_different_targets_are_refused() {
+    let (store, via, route) = made(vec![Arc::new(Canonical), Arc::new(Decimal)]);
+    let other: Arc<dyn Store> = Arc::new(MemoryStore::new("other"));
+    let target = Carried::new(other, via.clone());
+    let served: Arc<dyn Store> = Arc::new(store);
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let error = tokio::select! {
+        ended = serve(&flow, &served, &via, &never) => panic!("it ended: {ended:?}"),
+        opened = opened(&target, &route) => opened.err().unwrap(),
+    };
+    assert_eq!(error.code(), code::CONFIG_INVALID);
+    assert!(error.line().contains("the two ends of the broker have different targets; nothing was written"));
+}
+
 /// Calls that were taken from their channel, as the broker has them.
 async fn calls(tap: &mut Receiver, count: usize) -> Vec<Message> {
     let mut taken = Vec::new();

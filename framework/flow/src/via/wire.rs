@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use tidegate_core::error::code;
-use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Delivery, Opened, TableBatch, Token};
+use tidegate_core::port::{
+    Applied, Batch, Checkpoint, Commit, Delivery, Identity, Opened, TableBatch, Token,
+};
 use tidegate_core::{Error, FlowName, Message, Result, Rows, Table};
 
 /// The largest part, however much the broker would carry.
@@ -38,14 +40,22 @@ pub(super) struct CarriedRoute {
 /// What is asked of the target's side. The first of a session is `Open`.
 #[derive(Debug)]
 pub(super) enum Call {
-    Open { routes: Vec<CarriedRoute>, first: Checkpoint },
-    Apply { batch: Batch, commit: Option<Commit> },
+    /// With who the target is, as far as the source's end can tell.
+    Open {
+        target: Option<Identity>,
+        routes: Vec<CarriedRoute>,
+        first: Checkpoint,
+    },
+    Apply {
+        batch: Batch,
+        commit: Option<Commit>,
+    },
     Close,
 }
 
 #[derive(Serialize, Deserialize)]
 enum Head {
-    Open { routes: Vec<CarriedRoute>, first: Checkpoint },
+    Open { target: Option<Identity>, routes: Vec<CarriedRoute>, first: Checkpoint },
     Apply { tables: Vec<TableHead>, commit: Option<Commit> },
     Close,
 }
@@ -66,7 +76,7 @@ struct TableHead {
 impl Call {
     pub(super) fn encode(self) -> Result<Bytes> {
         match self {
-            Self::Open { routes, first } => body(&Head::Open { routes, first }, &[]),
+            Self::Open { target, routes, first } => body(&Head::Open { target, routes, first }, &[]),
             Self::Apply { batch, commit } => {
                 let heads = batch.tables.iter().map(|part| TableHead {
                     table: part.table,
@@ -87,7 +97,7 @@ impl Call {
 
     pub(super) fn decode(mut body: Bytes) -> Result<Self> {
         Ok(match head(&mut body)? {
-            Head::Open { routes, first } => Self::Open { routes, first },
+            Head::Open { target, routes, first } => Self::Open { target, routes, first },
             Head::Close => Self::Close,
             Head::Apply { tables, commit } => {
                 let mut take = |length: usize| {
