@@ -26,7 +26,7 @@ const PLANNER: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SE
     SET enable_incremental_sort = off; SET max_parallel_workers_per_gather = 0; SET jit = off;
     SET default_transaction_isolation = 'repeatable read'; SET default_transaction_read_only = on";
 
-/// The snapshot and the position belong together: both are taken by the first statement of the transaction.
+/// The snapshot and the position belong together: both are taken by the first statement that needs a snapshot.
 const INSTANT: &str = "pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
 
 /// Below this size a table is not cut.
@@ -97,9 +97,9 @@ impl PostgresCrawler {
         bytes: usize,
         out: &mut Rows,
     ) -> Result<(AsOf, bool)> {
-        self.settle().await?;
+        let from = self.from(table).await?;
         self.unclean = true;
-        let copied = self.copy_within(table, query, bytes, out).await;
+        let copied = self.copy_within(table, &from, query, bytes, out).await;
         match &copied {
             // At once: an open transaction keeps the source from tidying up. If it is lost, its transaction is too.
             Err(_) => drop(self.settle().await),
@@ -116,13 +116,15 @@ impl PostgresCrawler {
     async fn copy_within(
         &mut self,
         table: &Table,
+        from: &str,
         query: &str,
         bytes: usize,
         out: &mut Rows,
     ) -> Result<(AsOf, bool)> {
         let failed = |e| from_driver(e, "read").with("table", &table.name);
+        // Held before the snapshot is taken: a table that is rewritten in between looks empty to it.
         let begin = format!(
-            "BEGIN; SELECT {INSTANT}, to_regclass({})::oid::text",
+            "BEGIN; LOCK TABLE {from} IN ACCESS SHARE MODE; SELECT {INSTANT}, to_regclass({})::oid::text",
             sql::literal(&sql::table(&table.name))
         );
         let copy = format!("COPY ({query}) TO STDOUT (FORMAT binary)");

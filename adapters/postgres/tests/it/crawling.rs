@@ -1,12 +1,13 @@
 //! Chunks by key: every row once, in the order of the key, whatever the key is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, KeyRange, Limit, Selection};
-use tidegate_core::{Rows, Shape, Table, Value};
+use tidegate_core::{Endpoint, Key, Rows, Shape, Table, Value};
 
-use crate::{database, drop_database};
+use crate::{database, drop_database, run};
 
 async fn shape(catalog: &Arc<dyn Catalog>, name: &str) -> Shape {
     let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
@@ -156,5 +157,74 @@ async fn a_dropped_or_replaced_table_is_an_error_and_an_empty_one_is_not() {
     crawler.read(&shape.table, &KeyRange::default(), Limit::rows(10), &mut rows).await.unwrap();
     assert_eq!(shape.value(0, rows.row(0).cell(0)).unwrap(), Some(Value::Int(7)));
     drop(crawler);
+    drop_database(session).await;
+}
+
+/// The server gives a rewritten table's rows to no snapshot from before the rewriting: one that is taken before the table
+/// is held sees an empty table and no error.
+#[tokio::test]
+async fn a_table_that_is_rewritten_while_a_read_waits_for_it_is_read_whole() {
+    let (_, session) = database("it_crawl_rewritten").await;
+    let statements = [
+        "DROP ROLE IF EXISTS it_reader",
+        "CREATE ROLE it_reader LOGIN PASSWORD 'reader'",
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)",
+        "CREATE TABLE p_0 PARTITION OF p FOR VALUES FROM (0) TO (51)",
+        "CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (51) TO (1000)",
+        "INSERT INTO t SELECT n, 'v' FROM generate_series(1, 100) n",
+        "INSERT INTO p SELECT n, 'v' FROM generate_series(1, 100) n",
+        // No right to a partition: its root's is enough.
+        "GRANT SELECT ON t, p TO it_reader",
+    ];
+    run(&session, statements).await;
+    let mut url = url::Url::parse(&crate::url_of("it_crawl_rewritten")).unwrap();
+    url.set_username("it_reader").unwrap();
+    url.set_password(Some("reader")).unwrap();
+    let store = tidegate_postgres::open(&Endpoint::parse(url.as_str()).unwrap()).unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let mut crawler = store.crawler().await.unwrap();
+    let alter = "ALTER v TYPE text USING v || ''";
+    for (name, rewrite) in [
+        ("t", format!("ALTER TABLE t {alter}")),
+        ("p", format!("ALTER TABLE p {alter}")),
+        (
+            "p",
+            "CREATE TEMP TABLE k ON COMMIT DROP AS TABLE p_1; TRUNCATE p_1; INSERT INTO p_1 TABLE k"
+                .to_owned(),
+        ),
+    ] {
+        let shape = shape(&catalog, name).await;
+        let mut rows = Rows::new();
+        crawler.read(&shape.table, &KeyRange::default(), Limit::rows(1_000), &mut rows).await.unwrap();
+        let keys: Vec<Key> = rows.iter().map(|row| shape.cut_key(row)).collect();
+        for fetches in [false, true] {
+            rows.clear();
+            session.batch_execute(&format!("BEGIN; {rewrite}")).await.unwrap();
+            let reading = async {
+                if fetches {
+                    crawler.fetch(&shape.table, &keys, &mut rows).await.map(drop).unwrap();
+                } else {
+                    let range = KeyRange::default();
+                    let chunk = crawler.read(&shape.table, &range, Limit::rows(1_000), &mut rows).await;
+                    assert_eq!(chunk.unwrap().next, None);
+                }
+            };
+            let committing = async {
+                let waiting = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+                    WHERE NOT l.granted AND d.datname = current_database() AND l.locktype = 'relation')";
+                while !session.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                session.batch_execute("COMMIT").await.unwrap();
+            };
+            tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(reading, committing) })
+                .await
+                .unwrap();
+            assert_eq!(rows.len(), 100, "{rewrite}, fetches: {fetches}");
+        }
+    }
+    drop(crawler);
+    run(&session, ["DROP OWNED BY it_reader", "DROP ROLE it_reader"]).await;
     drop_database(session).await;
 }
