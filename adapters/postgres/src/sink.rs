@@ -112,8 +112,8 @@ impl PostgresSink {
     fn parts<'a>(&self, batch: &'a Batch) -> Result<Vec<Part<'a>>> {
         let part = |batch: &'a TableBatch| {
             let place = &self.places[batch.table];
-            if !place.is_there() {
-                return Err(place.route.table_missing());
+            if let Some(error) = place.trouble() {
+                return Err(error);
             }
             let some =
                 |rows: &Rows, encoded: Result<Bytes>| (!rows.is_empty()).then_some(encoded).transpose();

@@ -51,7 +51,7 @@ impl SqliteSink {
             else {
                 return Err(Error::new(code::INTERNAL, format!("there is no route {}", part.table)));
             };
-            let writer = writer.as_ref().ok_or_else(|| route.table_missing())?;
+            let writer = is_there(route, writer.as_ref())?;
             let holes = writer.write(&mut self.connection, part).await?;
             applied.holes.extend(holes.into_iter().map(|key| (part.table, key)));
         }
@@ -63,6 +63,12 @@ impl SqliteSink {
     }
 }
 
+/// The writer of a table that is there as it is to be written to.
+fn is_there<'a>(route: &Route, writer: Option<&'a Writer>) -> Result<&'a Writer> {
+    let writer = writer.ok_or_else(|| route.table_missing())?;
+    writer.lacks.as_ref().map_or(Ok(writer), |column| Err(route.target_differs(column)))
+}
+
 #[async_trait]
 impl Sink for SqliteSink {
     async fn open(&mut self, first: &Checkpoint) -> Result<Opened> {
@@ -71,9 +77,10 @@ impl Sink for SqliteSink {
         let (fence, mut opened) = checkpoint::open(&mut tx, &self.flow, &self.routes, first).await?;
         if let Opened::Resumed(checkpoint) = &mut opened {
             let is_excluded = |at: &usize| checkpoint.excluded.iter().any(|(excluded, _)| excluded == at);
-            let gone = (0..self.routes.len()).filter(|at| self.writers[*at].is_none() && !is_excluded(at));
+            let why = |at: usize| is_there(&self.routes[at], self.writers[at].as_ref()).err();
+            let gone = (0..self.routes.len()).filter(|at| !is_excluded(at));
             let exclude: Vec<_> =
-                gone.map(|at| (at, Exclusion::Failed(self.routes[at].table_missing().line()))).collect();
+                gone.filter_map(|at| Some((at, Exclusion::Failed(why(at)?.line())))).collect();
             checkpoint.excluded.extend(exclude.iter().cloned());
             let commit = Commit { exclude, ..Commit::default() };
             checkpoint::advance(&mut tx, &self.flow, &self.routes, &commit).await?;

@@ -19,6 +19,8 @@ const STEPS: [usize; 4] = [128, 16, 4, 1];
 pub(crate) struct Writer {
     route: Route,
     affinities: Vec<Affinity>,
+    /// A column that the target has not: nothing is written to it.
+    pub(crate) lacks: Option<String>,
     /// The target as it stands there, with the order of its key.
     key_equal: String,
     insert: String,
@@ -48,15 +50,12 @@ impl Writer {
         let target = Table { key: route.shape.table.key.clone(), ..route.target.as_ref().clone() };
         let found = describe::table(connection, &target.name).await??;
         let mut affinities = Vec::new();
+        let mut lacks = None;
         for column in &target.columns {
-            affinities.push(found.affinity(&column.name).ok_or_else(|| {
-                Error::new(
-                    code::TARGET_DIFFERS,
-                    format!("table {} has no column {}", target.name, column.name),
-                )
-                .with("table", &target.name)
-                .with("column", &column.name)
-            })?);
+            match found.affinity(&column.name) {
+                Some(affinity) => affinities.push(affinity),
+                None => lacks = Some(column.name.clone()),
+            }
         }
         // OR ABORT: what the table itself says of conflicts may be to remove the other row, or to drop this one.
         let columns = join(target.columns.iter().map(|column| name(&column.name)));
@@ -77,7 +76,14 @@ impl Writer {
         } else {
             format!(" ON CONFLICT ({key}) DO UPDATE SET {set}")
         };
-        Ok(Self { route: route.clone(), affinities, key_equal: key_equal("t", &target), insert, or_update })
+        Ok(Self {
+            route: route.clone(),
+            affinities,
+            lacks,
+            key_equal: key_equal("t", &target),
+            insert,
+            or_update,
+        })
     }
 
     /// Does what the batch says. Returns the keys of rows that are not there then and should be.

@@ -272,8 +272,9 @@ impl Applier {
     /// # Errors
     /// The error itself, if it is about more than one table.
     fn exclude(&mut self, table: usize, error: Error) -> Result<()> {
-        // Before a run a table that is missing is refused; within one it is the trouble of that table.
-        if error.kind() != Kind::Data && error.code() != code::TABLE_MISSING {
+        // Before a run a table that is missing or differs is refused; within one it is the trouble of that table.
+        let is_of_table = [code::TABLE_MISSING, code::TARGET_DIFFERS].contains(&error.code());
+        if error.kind() != Kind::Data && !is_of_table {
             return Err(error);
         }
         if !self.excluded.insert(table) {

@@ -66,7 +66,7 @@ fn another<'a>(
 
 /// Takes the tables that the flow knows. A dump that was restored has them all under other oids, this ledger among them:
 /// then what is found is what was restored. For a table that is new to it, also one of a flow that an earlier version began,
-/// the one that was found is kept. A table that is not the one that is known is excluded, unless it is. To be called in
+/// the one that was found is kept. A table that is not the one that is known, or lacks a column, is excluded, unless it is. To be called in
 /// the transaction that opens the flow.
 pub(super) async fn open(
     session: &Client,
@@ -90,10 +90,11 @@ pub(super) async fn open(
     note(session, flow, places, &new).await?;
     let Some(checkpoint) = checkpoint else { return Ok(()) };
     for (table, place) in places.iter().enumerate() {
-        if place.is_there() || checkpoint.excluded.iter().any(|(excluded, _)| *excluded == table) {
+        let Some(error) = place.trouble() else { continue };
+        if checkpoint.excluded.iter().any(|(excluded, _)| *excluded == table) {
             continue;
         }
-        let why = Exclusion::Failed(place.route.table_missing().line());
+        let why = Exclusion::Failed(error.line());
         let sql = "INSERT INTO tidegate.left_out (flow, name, reason) VALUES ($1, $2, $3)";
         let values = (flow.as_str(), place.source.as_str(), why.to_string());
         session.execute(sql, &[&values.0, &values.1, &values.2]).await.map_err(failed)?;

@@ -30,6 +30,8 @@ pub(crate) struct Place {
     /// The table that had the name when the sink was made, and the one that is written to.
     pub(crate) found: Option<u32>,
     pub(crate) known: Option<u32>,
+    /// A column that it has not: nothing is written to it.
+    lacks: Option<String>,
     /// The columns' names in statements.
     columns: Vec<String>,
     taken: Vec<Taken>,
@@ -48,19 +50,19 @@ impl Place {
         let is_ours = route.shape.codec.encoding() == ENCODING;
         let mut taken = Vec::new();
         let mut passes = Vec::new();
+        let mut lacks = None;
         // Nothing is written to one that is not there.
         for (source, column) in route.shape.table.columns.iter().zip(&route.target.columns) {
             let Some((_, there)) = &there else { break };
-            let there = there.iter().find(|there| there.name == column.name).ok_or_else(|| {
-                Error::new(code::TARGET_DIFFERS, "the target has no such column")
-                    .with("table", &name)
-                    .with("column", &column.name)
-            })?;
+            let Some(there) = there.iter().find(|there| there.name == column.name) else {
+                lacks = Some(column.name.clone());
+                break;
+            };
             let same_words = source.native == there.native;
             passes.push(is_ours && passes_as_it_is(source, &there.taken, same_words));
             taken.push(there.taken.clone());
         }
-        if found.is_some() && taken.len() != route.shape.table.columns.len() {
+        if found.is_some() && lacks.is_none() && taken.len() != route.shape.table.columns.len() {
             return Err(
                 Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
             );
@@ -76,6 +78,7 @@ impl Place {
             route: route.clone(),
             found,
             known: None,
+            lacks,
             name,
             source: route.shape.table.name.to_string(),
             taken,
@@ -84,9 +87,12 @@ impl Place {
         })
     }
 
-    /// Whether the table that was found is the one that is to be written to.
-    pub(crate) fn is_there(&self) -> bool {
-        self.found.is_some() && self.found == self.known
+    /// Why nothing is written to the table that was found, if it is not the one that is to be written to.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        if self.found.is_none() || self.found != self.known {
+            return Some(self.route.table_missing());
+        }
+        self.lacks.as_ref().map(|column| self.route.target_differs(column))
     }
 
     fn key(&self) -> &[usize] {

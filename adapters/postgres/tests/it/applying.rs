@@ -291,6 +291,38 @@ async fn a_table_that_is_gone_or_another_one() {
     tidegate_conformance::a_table_that_another_one_replaced_is_named(&hall).await;
 }
 
+/// Found by reading: making the sink failed then, for every table, whether or not this one took part.
+#[tokio::test]
+async fn a_target_that_lost_a_column_stops_that_table_alone() {
+    let (store, session) = database("it_lost_column").await;
+    let tables =
+        "CREATE TABLE t (id int PRIMARY KEY, name text, v text); CREATE TABLE u (LIKE t INCLUDING ALL)";
+    session.batch_execute(tables).await.unwrap();
+    let routes = routes(&store).await;
+    drop(sink(&store, &routes).await);
+    session.batch_execute("ALTER TABLE t DROP COLUMN v").await.unwrap();
+    let part = |table| {
+        let part = TableBatch { table, upserts: rows(&[row(1, "a", "1")]), ..TableBatch::default() };
+        batch(part)
+    };
+    let why = Exclusion::Failed(routes[0].target_differs("v").line());
+    for position in [2, 3] {
+        let (mut sink, opened) = sink(&store, &routes).await;
+        let Opened::Resumed(checkpoint) = opened else { panic!("it was here before") };
+        assert_eq!(checkpoint.excluded, [(0, why.clone())]);
+        let error = sink.apply(&part(0), Some(&at(position))).await.unwrap_err();
+        assert_eq!(error.code(), code::TARGET_DIFFERS);
+        assert!(error.context().iter().any(|(name, of)| *name == "table" && of == "public.t"), "{error}");
+        sink.apply(&part(1), Some(&at(position))).await.unwrap();
+    }
+    // Once it has the column, and was forgotten, it is written again.
+    session.batch_execute("ALTER TABLE t ADD COLUMN v text").await.unwrap();
+    let (mut sink, _) = sink(&store, &routes).await;
+    sink.apply(&part(0), Some(&Commit { forget: vec![0], ..at(4) })).await.unwrap();
+    assert_eq!(there(&session).await, ["(1,a,1)"]);
+    drop_database(session).await;
+}
+
 /// Everything has another oid then, and the rows are those of the checkpoint.
 #[tokio::test]
 async fn a_target_that_was_restored_from_a_dump_is_what_it_was() {

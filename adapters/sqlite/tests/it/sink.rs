@@ -140,6 +140,36 @@ async fn a_table_that_is_gone() {
     tidegate_conformance::a_table_that_is_gone_is_named(&hall).await;
 }
 
+/// Found by reading: making the sink failed then, for every table, whether or not this one took part.
+#[tokio::test]
+async fn a_target_that_lost_a_column_stops_that_table_alone() {
+    let schema =
+        "CREATE TABLE t(k INTEGER PRIMARY KEY, v TEXT); CREATE TABLE u(k INTEGER PRIMARY KEY, v TEXT)";
+    let target = Target::with(schema).await;
+    let mut app = app(&target.file.path).await;
+    exec(&mut app, "ALTER TABLE t DROP COLUMN v").await;
+    let part = |table| {
+        let upserts = rows(&[&[Value::Int(1), text("a")]]);
+        Batch { tables: vec![TableBatch { table, upserts, ..TableBatch::default() }] }
+    };
+    let why = Exclusion::Failed(target.routes[0].target_differs("v").line());
+    for position in [2, 3] {
+        let mut sink = target.file.store.sink(&flow(), &target.routes).await.unwrap();
+        let Opened::Resumed(checkpoint) = sink.open(&first()).await.unwrap() else { panic!("it was here") };
+        assert_eq!(checkpoint.excluded, [(0, why.clone())]);
+        let error = sink.apply(&part(0), Some(&at(position))).await.unwrap_err();
+        assert_eq!(error.code(), code::TARGET_DIFFERS);
+        assert!(error.context().iter().any(|(name, of)| *name == "table" && of == "t"), "{error}");
+        sink.apply(&part(1), Some(&at(position))).await.unwrap();
+    }
+    // Once it has the column, and was forgotten, it is written again.
+    exec(&mut app, "ALTER TABLE t ADD COLUMN v TEXT").await;
+    let mut sink = target.file.store.sink(&flow(), &target.routes).await.unwrap();
+    sink.open(&first()).await.unwrap();
+    sink.apply(&part(0), Some(&Commit { forget: vec![0], ..at(4) })).await.unwrap();
+    assert_eq!(target.rows("t").await.len(), 1);
+}
+
 /// A column, an expression, and some rows of which all of the test are: each keeps out.
 #[tokio::test]
 async fn rows_that_are_in_each_others_way() {

@@ -28,6 +28,12 @@ impl Route {
         let what = "the target's table is gone, or another one has its name; nothing was written to it";
         Error::new(code::TABLE_MISSING, what).with("table", &self.target.name)
     }
+
+    /// The error of a table of the target that has lost a column.
+    pub fn target_differs(&self, column: &str) -> Error {
+        let what = format!("the target's table has no column {column} any more; nothing was written to it");
+        Error::new(code::TARGET_DIFFERS, what).with("table", &self.target.name).with("column", column)
+    }
 }
 
 /// What is to be done to one table: at most one row or deletion a key. Only a key that was written anew as an equal one
@@ -220,6 +226,7 @@ pub struct Applied {
 /// 10. Where tables of the target have an identity there, the ledger has it: the sink writes to the table that it found
 ///     when the flow first had it, or that it found before the table was forgotten. One that is gone, or whose name
 ///     another one has, is `table-missing`: `open` excludes it, `apply` refuses what is for it.
+///     So it is with one that lacks a column when the sink is made: `target-differs`.
 ///
 /// # Concurrency
 /// One task. A sink may split a batch over several connections.
