@@ -61,8 +61,10 @@ impl Sequencer<'_> {
     /// How much of a table is read at a time.
     fn limit(&self, table: usize) -> Limit {
         let bytes = self.flow.options.chunk_bytes.max(1);
-        // Best reached by the rows: not every source can stop where the bytes do.
-        let rows = self.chunk_rows.min(bytes / self.row_bytes[table].max(1)).max(1);
+        // Best ended by the rows, of which some weigh more than others: a source that cannot stop where the bytes do drops a
+        // session for it.
+        let aim = bytes - bytes / 8;
+        let rows = self.chunk_rows.min(aim / self.row_bytes[table].max(1)).max(1);
         Limit { rows, bytes }
     }
 

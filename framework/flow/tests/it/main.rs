@@ -150,6 +150,33 @@ async fn the_limit_of_the_crawl_is_reached() {
     assert!((3.5..5.5).contains(&seconds), "400 rows at 100 a second took {seconds} s");
 }
 
+/// A server that is stopped where the bytes are costs a session: about every other chunk of rows of much the same size did.
+#[tokio::test(start_paused = true)]
+async fn chunks_of_similar_rows_end_by_their_rows_and_not_by_their_bytes() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    let orders = TableName::new("", "orders");
+    let columns = vec![Column::new("id", Type::Int { bits: 64 }), Column::new("v", Type::Text)];
+    source.create_table(&orders, columns, &["id"]);
+    let size = |id: i64| 950 + usize::try_from(id * 37 % 100).unwrap();
+    let rows = (0..1_000).map(|id| Write::insert(&orders, [Value::Int(id), text(&"v".repeat(size(id)))]));
+    source.transact(&rows.collect::<Vec<_>>()).unwrap();
+    let mut flow = flow(&source, &target, std::slice::from_ref(&orders)).await;
+    (flow.options.chunk_rows, flow.options.chunk_bytes) = (10_000, 50_000);
+    let limits = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&limits);
+    flow.source = Arc::new(hooked::Hooked::new(&source).on_read(move |_, limit| {
+        seen.lock().unwrap().push(limit);
+        Ok(())
+    }));
+    assert_eq!(catch_up(&flow).await, Ended::CaughtUp);
+    assert_eq!(target.rows(&orders), source.rows(&orders));
+    let limits = limits.lock().unwrap();
+    assert!(limits.len() > 20, "{limits:?}");
+    for limit in limits.iter().filter(|limit| limit.rows < 10_000) {
+        assert!((limit.bytes * 3 / 4..limit.bytes * 9 / 10).contains(&(limit.rows * 1_020)), "{limit:?}");
+    }
+}
+
 /// Found by simulation: a table crawled anew took its last bound while a commit was logged and not yet seen, so that
 /// the row of that commit, already applied and then truncated away, lay behind the bound and was never read.
 #[tokio::test(start_paused = true)]
