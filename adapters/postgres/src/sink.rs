@@ -335,11 +335,15 @@ impl Sink for PostgresSink {
     }
 }
 
+/// Staged keys are looked up one by one, in the index of the target's key: the server cannot know how many there are, and
+/// would read all of the target for a batch.
+const SETUP: &str = "SET synchronous_commit = on; SET client_min_messages = warning; SET jit = off;
+    SET enable_hashjoin = off; SET enable_mergejoin = off";
+
 /// Prepares a session for writing; says whether foreign keys and triggers, which have done their work at the source,
 /// are off.
 async fn set_up(session: &Session) -> Result<bool> {
-    let setup = "SET synchronous_commit = on; SET client_min_messages = warning; SET jit = off";
-    session.batch_execute(setup).await.map_err(|e| from_driver(e, "connect"))?;
+    session.batch_execute(SETUP).await.map_err(|e| from_driver(e, "connect"))?;
     Ok(session.batch_execute("SET session_replication_role = replica").await.is_ok())
 }
 

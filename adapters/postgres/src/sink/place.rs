@@ -231,7 +231,7 @@ impl Place {
         }
         format!(
             "WITH hit AS (UPDATE {table} t SET {} FROM {staged} s WHERE {which} AND {same} RETURNING s.n)
-            SELECT s.n FROM {staged} s WHERE {which} AND NOT EXISTS (SELECT FROM hit WHERE hit.n = s.n)",
+            SELECT s.n FROM {staged} s WHERE {which} EXCEPT SELECT n FROM hit ORDER BY n",
             set.join(", ")
         )
     }

@@ -323,6 +323,48 @@ async fn a_target_that_lost_a_column_stops_that_table_alone() {
     drop_database(session).await;
 }
 
+/// The server knows little of a table that was filled just now: it took a batch for a reason to read all of the target.
+#[tokio::test]
+async fn a_batch_reads_the_rows_that_it_is_about_and_not_the_whole_table() {
+    let (store, session) = database("it_batch_reads").await;
+    let rows = "CREATE TABLE t (id int PRIMARY KEY, name text, v text);
+        INSERT INTO t SELECT n, 'n', repeat('v', 50) FROM generate_series(1, 200000) n";
+    session.batch_execute(rows).await.unwrap();
+    session.batch_execute("VACUUM ANALYZE t").await.unwrap();
+    let read = async || -> i64 {
+        let sql = "SELECT t.seq_tup_read + i.idx_tup_read FROM pg_stat_user_tables t
+            JOIN pg_stat_user_indexes i USING (relid) WHERE t.relname = 't'";
+        session.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    let before = read().await;
+    let (mut sink, _) = sink(&store, &routes(&store).await).await;
+    let mut updates = Rows::new();
+    let mut deletes = Rows::new();
+    for id in 0..5_000 {
+        updates.push_with(|out: &mut RowWriter<'_>| {
+            out.value(&Value::Int(id * 40));
+            out.cell(Cell::Unchanged);
+            out.value(&Value::Text("new".into()));
+        });
+        deletes.push_values([Value::Int(id * 40 + 1)]);
+    }
+    let part = TableBatch { updates, deletes, ..TableBatch::default() };
+    let applied = sink.apply(&batch(part), Some(&at(2))).await.unwrap();
+    assert_eq!(applied.holes.len(), 1, "there is no row 0");
+    sink.close().await.unwrap();
+    // The server counts when a session ends.
+    let mut read_since = 0;
+    for _ in 0..100 {
+        read_since = read().await - before;
+        if read_since > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!((9_999..30_000).contains(&read_since), "{read_since} rows were read for 10000");
+    drop_database(session).await;
+}
+
 /// Everything has another oid then, and the rows are those of the checkpoint.
 #[tokio::test]
 async fn a_target_that_was_restored_from_a_dump_is_what_it_was() {
