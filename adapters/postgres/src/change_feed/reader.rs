@@ -19,7 +19,7 @@ const BYTES_MAX: usize = 4 << 20;
 const CHANGES_MAX: usize = 20_000;
 /// Frames that wait to be read.
 const PENDING_MAX: usize = 50_000;
-/// What open transactions may have in memory together.
+/// What open transactions may have in memory together, and one of them beside while a piece of it comes.
 const OPEN_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
@@ -240,13 +240,17 @@ impl Reader {
                 self.position = self.position.max(end_lsn);
             }
             Message::Relation(relation) => self.describe(&relation)?,
-            Message::Insert { xid, relation, new } => self.change(xid, relation, Op::Insert, Some(new), None),
-            Message::Update { xid, relation, old, new } => {
-                self.change(xid, relation, Op::Update, Some(new), old);
+            Message::Insert { xid, relation, new } => {
+                self.change(xid, relation, Op::Insert, Some(new), None)?;
             }
-            Message::Delete { xid, relation, old } => self.change(xid, relation, Op::Delete, None, Some(old)),
+            Message::Update { xid, relation, old, new } => {
+                self.change(xid, relation, Op::Update, Some(new), old)?;
+            }
+            Message::Delete { xid, relation, old } => {
+                self.change(xid, relation, Op::Delete, None, Some(old))?;
+            }
             Message::Truncate { xid, relations, .. } => {
-                relations.iter().for_each(|relation| self.change(xid, relation, Op::Truncate, None, None));
+                relations.iter().try_for_each(|of| self.change(xid, of, Op::Truncate, None, None))?;
             }
             Message::StreamStart { xid, .. } => {
                 self.open.entry(xid).or_default();
@@ -324,13 +328,13 @@ impl Reader {
         op: Op,
         new: Option<Tuple<'_>>,
         old: Option<Old<'_>>,
-    ) {
+    ) -> Result<()> {
         let streamed = self.streamed.and_then(|top| Some((top, self.open.get_mut(&top)?)));
         let mapped = match &streamed {
             Some((_, open)) => open.relations.get(&relation).or_else(|| self.relations.get(&relation)),
             None => self.relations.get(&relation),
         };
-        let Some(Some(mapped)) = mapped else { return };
+        let Some(Some(mapped)) = mapped else { return Ok(()) };
         let mapped = Arc::clone(mapped);
         let old_key = match (new, old) {
             (None, Some(old)) => Some(old.tuple()),
@@ -353,7 +357,7 @@ impl Reader {
             let key: Option<&mut dyn FnMut(&mut RowWriter<'_>)> =
                 if old_key.is_some() { Some(&mut key) } else { None };
             self.changes.push(mapped.table, op, row, key);
-            return;
+            return Ok(());
         };
         let (at, out) = spill.begin(xid.unwrap_or(top), mapped.table, op);
         let start = out.len();
@@ -369,6 +373,8 @@ impl Reader {
             writer.finish();
         }
         spill.end(at, start..end);
+        // The server ends a piece when its own memory is full, which may be far larger.
+        if spill.bytes() > OPEN_BYTES_MAX { spill.flush() } else { Ok(()) }
     }
 
     /// Keeps what open transactions have in memory within its limit.
@@ -377,5 +383,76 @@ impl Reader {
             self.open.values_mut().try_for_each(|open| open.spill.flush())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tidegate_core::{Column, TableName, Type};
+
+    const TABLE: u32 = 16_500;
+
+    fn reader() -> Reader {
+        let column = |name: &str, kind, native_id| Column { native_id, ..Column::new(name, kind) };
+        let table = Table {
+            name: TableName::new("public", "t"),
+            native_id: TABLE,
+            columns: vec![column("id", Type::Int { bits: 64 }, 20), column("v", Type::Text, 25)],
+            key: vec![0],
+            rows_estimated: 0,
+            bytes_estimated: 0,
+        };
+        Reader::new(&[Arc::new(table)], 700, Lsn(1))
+    }
+
+    fn message(kind: u8, parts: &[&[u8]]) -> WalFrame {
+        let payload = Bytes::from([&[kind], parts.concat().as_slice()].concat());
+        WalFrame::Data { start: Lsn(0), sent: Lsn(0), sent_at: 0, payload }
+    }
+
+    const XID: &[u8] = &701_u32.to_be_bytes();
+
+    fn described() -> WalFrame {
+        let column = |flags: u8, name: &str, oid: u32| {
+            [&[flags], name.as_bytes(), &[0], &oid.to_be_bytes(), &[0xFF; 4]].concat()
+        };
+        let (id, v) = (column(1, "id", 20), column(0, "v", 25));
+        message(b'R', &[XID, &TABLE.to_be_bytes(), b"public\0t\0d", &[0, 2], &id, &v])
+    }
+
+    fn inserted(id: u64, v: &[u8]) -> WalFrame {
+        let length = u32::try_from(v.len()).unwrap().to_be_bytes();
+        let id = id.to_be_bytes();
+        message(b'I', &[XID, &TABLE.to_be_bytes(), b"N", &[0, 2, b'b', 0, 0, 0, 8], &id, b"b", &length, v])
+    }
+
+    /// The server sends as much at a time as its `logical_decoding_work_mem` says.
+    #[test]
+    fn a_piece_of_an_open_transaction_is_bounded_while_it_comes() {
+        let mut reader = reader();
+        let mut take = |frame: WalFrame| -> usize {
+            reader.add(vec![frame]);
+            reader.read().unwrap();
+            reader.open.values().map(|open| open.spill.bytes()).sum()
+        };
+        take(message(b'S', &[XID, &[1]]));
+        take(described());
+        let wide = vec![b'v'; 1 << 20];
+        for id in 0..40 {
+            let bytes = take(inserted(id, &wide));
+            assert!(bytes <= OPEN_BYTES_MAX, "{bytes} bytes are in memory");
+        }
+        take(message(b'E', &[]));
+        take(message(b'c', &[XID, &[0; 25]]));
+        let mut rows = 0;
+        while reader.delivery.is_some() || reader.has_something() {
+            let mut changes = Changes::new();
+            reader.hand_over(&mut changes);
+            rows += changes.count();
+            reader.read().unwrap();
+        }
+        assert_eq!(rows, 40);
     }
 }
