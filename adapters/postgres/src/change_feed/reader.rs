@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_core::error::code;
 use tidegate_core::{Changes, Error, Mark, Op, Position, Result, RowWriter, Table};
 use tokio::time::Instant;
 
@@ -334,8 +335,14 @@ impl Reader {
             Some((_, open)) => open.relations.get(&relation).or_else(|| self.relations.get(&relation)),
             None => self.relations.get(&relation),
         };
-        let Some(Some(mapped)) = mapped else { return Ok(()) };
-        let mapped = Arc::clone(mapped);
+        let mapped = match mapped {
+            Some(Some(mapped)) => Arc::clone(mapped),
+            Some(None) => return Ok(()),
+            None => {
+                let what = "the server sent a change of a table that it has not described";
+                return Err(Error::new(code::STREAM_MALFORMED, what).with("relation", relation));
+            }
+        };
         let old_key = match (new, old) {
             (None, Some(old)) => Some(old.tuple()),
             (Some(new), Some(old)) => Some(old.tuple()).filter(|old| mapped.is_moved(*old, new)),
@@ -426,6 +433,31 @@ mod tests {
         let length = u32::try_from(v.len()).unwrap().to_be_bytes();
         let id = id.to_be_bytes();
         message(b'I', &[XID, &TABLE.to_be_bytes(), b"N", &[0, 2, b'b', 0, 0, 0, 8], &id, b"b", &length, v])
+    }
+
+    /// The server describes every table before its first change: one that is passed over would be a change that is lost.
+    #[test]
+    fn a_change_of_a_table_that_was_never_described_is_malformed() {
+        let other = 16_600_u32.to_be_bytes();
+        for xid in [XID, &[]] {
+            let read = |frames: &[&WalFrame]| {
+                let mut reader = reader();
+                if !xid.is_empty() {
+                    reader.add(vec![message(b'S', &[XID, &[1]])]);
+                }
+                reader.add(frames.iter().map(|frame| (*frame).clone()).collect());
+                reader.read()
+            };
+            let described = message(b'R', &[xid, &other, b"public\0other\0d", &[0, 0]]);
+            for change in [
+                message(b'I', &[xid, &other, b"N", &[0, 1, b'n']]),
+                message(b'T', &[xid, &[0, 0, 0, 1], &[0], &other]),
+            ] {
+                assert_eq!(read(&[&change]).unwrap_err().code(), code::STREAM_MALFORMED);
+                // The flow does not have it.
+                read(&[&described, &change]).unwrap();
+            }
+        }
     }
 
     /// The server sends as much at a time as its `logical_decoding_work_mem` says.
