@@ -40,7 +40,7 @@ pub(crate) async fn open(
     let mut checkpoint = Checkpoint::first(Identity(row.get(1)), Position::new(row.get::<_, Vec<u8>>(2)));
     checkpoint.replay = Position::new(row.get::<_, Vec<u8>>(3));
     let place = |name: &str| names.iter().position(|known| *known == name);
-    let key = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Key(bytes.into()));
+    let key = |bytes: Option<Vec<u8>>| bytes.map(|bytes| Key::try_from(bytes.into_boxed_slice())).transpose();
     let sql = "SELECT name, range, after_key, upto_key, rows, done FROM tidegate.ranges WHERE flow = $1
         ORDER BY name, range";
     for row in transaction.query(sql, &[&flow]).await.map_err(failed)? {
@@ -49,7 +49,7 @@ pub(crate) async fn open(
         checkpoint.ranges.push(RangeProgress {
             table,
             range: u32::try_from(row.get::<_, i64>(1)).unwrap_or(0),
-            rest: KeyRange { after: key(row.get(2)), upto: key(row.get(3)) },
+            rest: KeyRange { after: key(row.get(2))?, upto: key(row.get(3))? },
             rows: row.get::<_, i64>(4).unsigned_abs(),
             done: row.get(5),
         });

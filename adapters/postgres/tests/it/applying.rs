@@ -185,6 +185,26 @@ async fn the_ledger_survives_and_only_the_last_opener_writes() {
     drop_database(session).await;
 }
 
+/// Who went on with it would panic, or read rows from nobody knows where.
+#[tokio::test]
+async fn a_key_of_the_ledger_that_is_none_is_refused() {
+    let (store, session) = database("it_ledger_key").await;
+    session.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink, _) = sink(&store, &routes).await;
+    let rest = KeyRange::default();
+    let ranges = vec![RangeProgress { table: 0, range: 0, rest, rows: 5, done: false }];
+    sink.apply(&Batch::default(), Some(&Commit { ranges, ..at(2) })).await.unwrap();
+    for (column, other) in [("after_key", "upto_key"), ("upto_key", "after_key")] {
+        let cut = format!("UPDATE tidegate.ranges SET {column} = '\\x0001ff', {other} = NULL");
+        session.batch_execute(&cut).await.unwrap();
+        let mut sink = store.sink(&FlowName::new("it").unwrap(), &routes).await.unwrap();
+        let opened = sink.open(&first()).await;
+        assert_eq!(opened.unwrap_err().code(), code::STREAM_MALFORMED, "{column}");
+    }
+    drop_database(session).await;
+}
+
 #[tokio::test]
 async fn records_are_compared_and_leases_end() {
     let (store, session) = database("it_state").await;
