@@ -191,6 +191,8 @@ fn meaning(state: &str, routine: &str, message: &str) -> (Code, Option<Verdict>)
         "0A000" => return (code::CAPABILITY_MISSING, None),
         // A deadlock, a conflict or a lock that was not free: the transaction is gone without a trace.
         "40001" | "40P01" | "55P03" => return (code::STORE_FAILED, retry),
+        // A standby that is not promoted yet, or a primary that was set aside: whoever asks again meets the new one.
+        "25006" => return (code::STORE_FAILED, retry),
         _ => {}
     }
     match state.get(..2).unwrap_or_default() {
@@ -273,6 +275,7 @@ mod tests {
             ("42703", "", "", code::SCHEMA_CHANGED, Verdict::Never),
             ("40P01", "", "", code::STORE_FAILED, Verdict::Retry),
             ("40001", "", "", code::STORE_FAILED, Verdict::Retry),
+            ("25006", "PreventCommandIfReadOnly", "", code::STORE_FAILED, Verdict::Retry),
             ("53100", "", "", code::LIMIT_REACHED, Verdict::Retry),
             ("0A000", "", "", code::CAPABILITY_MISSING, Verdict::Never),
             ("54000", "", "", code::BODY_TOO_LARGE, Verdict::Never),
