@@ -39,11 +39,11 @@ impl PostgresStore {
         &self.settings
     }
 
-    /// A new session, set up.
     pub(crate) fn database(&self) -> &str {
         &self.settings.database
     }
 
+    /// A new session, set up.
     pub(crate) async fn session(&self) -> Result<Session> {
         let session = Session::connect(&self.settings).await?;
         session.batch_execute(SETUP).await.map_err(|e| from_driver(e, "connect"))?;
