@@ -189,6 +189,8 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     // They stay a part of the flow: that they are left out is on its record.
     let out = record.values().filter(|known| out.contains(&known.source.name));
     plan.tables.extend(out.map(|known| known.planned(source.as_ref())));
+    let name = |planned: &PlannedTable| planned.route.shape.table.name.clone();
+    plan.tables.sort_by_key(name);
     Ok(settings.flow(&plan))
 }
 
