@@ -112,6 +112,51 @@ fn an_abort_of_a_target_that_was_given_up_leaves_the_source_to_the_other() {
     verb(NAME, &from, &other, &["run", "--until", "verified"]).ended(0);
 }
 
+/// Found by trying: the lease was asked for where no runner had one, and the source cleaned under it.
+#[test]
+fn an_abort_that_is_not_given_the_runners_state_is_refused() {
+    let (folder, from, to) = shop(ROWS);
+    let state = format!("sqlite:{}", folder.path().join("state.db").display());
+    let runner = Runner::start(&from, &to, &["--name", NAME, "--state", &state]);
+    let words = ["migrate", "status", "--from", &from, "--to", &to, "--state", &state, "--name", NAME];
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !tidegate(&words).out.contains("live") {
+        assert!(Instant::now() < deadline, "it does not go live");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    verb(NAME, &from, &to, &["abort", "--yes"]).failed(
+        6,
+        "TG0033 lease-held: somebody runs migration names",
+        &[],
+    );
+    sqlite(&folder.path().join("shop.db"), "INSERT INTO t VALUES (3, 'c')");
+    arrives(&folder.path().join("new.db"), "SELECT count(*) FROM t", &["3"]);
+    runner.signal("-TERM");
+    runner.end().ended(7);
+}
+
+/// Found by trying: it was said to be removed where there was nothing.
+#[test]
+fn an_abort_says_what_it_removed() {
+    let (folder, from, to) = shop(ROWS);
+    run(&from, &to).ended(0);
+    let other = format!("sqlite:{}", folder.path().join("other.db").display());
+    sqlite(
+        &folder.path().join("other.db"),
+        "PRAGMA journal_mode = WAL; CREATE TABLE t (id INTEGER PRIMARY KEY)",
+    );
+    let abort = |words: &[&str]| {
+        tidegate(&[&["--json", "migrate", "abort", "--yes", "--name", NAME], words].concat())
+    };
+    let answer = abort(&["--from", &other, "--to", &to]).ended(0);
+    assert_eq!(answer.json()["removed_from_source"], false);
+    assert!(answer.err.contains("this source keeps nothing for migration names"), "{}", answer.err);
+    for removed in [true, false] {
+        let answer = abort(&["--source-only", "--from", &from]).ended(0);
+        assert_eq!(answer.json()["removed_from_source"], removed);
+    }
+}
+
 /// What had been applied to it is nowhere: to begin anew has to be said.
 #[test]
 fn a_target_that_was_dropped_begins_anew_only_after_an_abort_of_the_source() {

@@ -5,10 +5,10 @@
 
 use tidegate_core::port::{Batch, Checkpoint, Exclusion};
 use tidegate_core::{FlowName, Result};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::PostgresSink;
-use super::place::Place;
+use super::place::{Place, words_of};
 use crate::error::from_driver;
 use crate::sql;
 
@@ -30,6 +30,12 @@ impl PostgresSink {
             if let Some(place) = another(places, answer) {
                 return Err(place.route.table_missing());
             }
+            let words = words(answer);
+            for (table, words) in new.iter().zip(words) {
+                if self.places[*table].words != words {
+                    self.describe(*table).await?;
+                }
+            }
             self.held.extend(new);
             return Ok(());
         }
@@ -43,11 +49,40 @@ impl PostgresSink {
     }
 }
 
-/// Asks which tables have the names of these.
+impl PostgresSink {
+    /// Looks anew at a table that was changed and is held now: rows are encoded by what its columns were.
+    async fn describe(&mut self, table: usize) -> Result<()> {
+        let place = &self.places[table];
+        let now = Place::new(&self.session, table, &place.route).await?;
+        if let Some(column) = place.differs(&now) {
+            return Err(place.route.target_differs(column));
+        }
+        self.places[table].words = now.words;
+        Ok(())
+    }
+}
+
+/// Asks which tables have the names of these, and what columns they have.
 fn which<'a>(places: impl Iterator<Item = &'a Place>) -> String {
-    let oids: Vec<_> =
-        places.map(|place| format!("to_regclass({})::oid", sql::literal(&place.table))).collect();
-    format!("SELECT {}", oids.join(", "))
+    let asks: Vec<_> = places
+        .map(|place| format!("to_regclass({})::oid, {}", sql::literal(&place.table), words_of(&place.table)))
+        .collect();
+    format!("SELECT {}", asks.join(", "))
+}
+
+fn row(answer: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}
+
+/// What columns they have, in the answer to [`which`].
+fn words(answer: &[SimpleQueryMessage]) -> Vec<Option<String>> {
+    let words = |row: &SimpleQueryRow| -> Vec<_> {
+        (1..row.len()).step_by(2).map(|at| row.get(at).map(str::to_owned)).collect()
+    };
+    row(answer).map(words).unwrap_or_default()
 }
 
 /// The first that is not the one that is known, in the answer to [`which`].
@@ -55,12 +90,9 @@ fn another<'a>(
     mut places: impl Iterator<Item = &'a Place>,
     answer: &[SimpleQueryMessage],
 ) -> Option<&'a Place> {
-    let row = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    })?;
+    let row = row(answer)?;
     let oid = |at: usize| row.get(at).and_then(|oid| oid.parse::<u32>().ok());
-    let mut at = 0..;
+    let mut at = (0..).step_by(2);
     places.find(|place| at.next().and_then(oid) != place.known)
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Place {
     pub(crate) known: Option<u32>,
     /// A column that it has not: nothing is written to it.
     lacks: Option<String>,
+    /// Its columns and their types, in words that are the same as long as they are.
+    pub(crate) words: Option<String>,
     /// The columns' names in statements.
     columns: Vec<String>,
     taken: Vec<Taken>,
@@ -42,9 +44,21 @@ pub(crate) struct Place {
     number: usize,
 }
 
+/// Asks what columns a table has, and of which types.
+pub(crate) fn words_of(table: &str) -> String {
+    format!(
+        "(SELECT md5(string_agg(concat_ws(' ', attname, atttypid, atttypmod), ',' ORDER BY attnum)) FROM pg_attribute
+            WHERE attrelid = to_regclass({}) AND attnum > 0 AND NOT attisdropped)",
+        sql::literal(table)
+    )
+}
+
 impl Place {
     pub(crate) async fn new(session: &Session, number: usize, route: &Route) -> Result<Self> {
         let name = route.target.name.to_string();
+        // Before the columns: should they change in between, these words are found to be old.
+        let sql = format!("SELECT {}", words_of(&sql::table(&route.target.name)));
+        let words = session.query_one(&sql, &[]).await.map_err(|e| from_driver(e, "look at a table"))?.get(0);
         let there = target::columns(session, &route.target).await?;
         let found = there.as_ref().map(|(oid, _)| *oid);
         let is_ours = route.shape.codec.encoding() == ENCODING;
@@ -79,6 +93,7 @@ impl Place {
             found,
             known: None,
             lacks,
+            words,
             name,
             source: route.shape.table.name.to_string(),
             taken,
@@ -93,6 +108,13 @@ impl Place {
             return Some(self.route.table_missing());
         }
         self.lacks.as_ref().map(|column| self.route.target_differs(column))
+    }
+
+    /// The first column that another description of the same table has otherwise.
+    pub(crate) fn differs(&self, other: &Self) -> Option<&str> {
+        let columns = &self.route.target.columns;
+        let differs = (0..columns.len()).find(|at| self.taken.get(*at) != other.taken.get(*at));
+        differs.map(|at| columns[at].name.as_str())
     }
 
     fn key(&self) -> &[usize] {

@@ -343,6 +343,42 @@ async fn a_target_that_lost_a_column_stops_that_table_alone() {
     drop_database(session).await;
 }
 
+/// Found by trying: a column that got another type of the same size was written by the bits of the old one.
+#[tokio::test]
+async fn a_column_that_got_another_type_stops_its_table_alone() {
+    let (store, session) = database("it_retyped_column").await;
+    let tables =
+        "CREATE TABLE t (id int PRIMARY KEY, name text, v int); CREATE TABLE u (LIKE t INCLUDING ALL)";
+    session.batch_execute(tables).await.unwrap();
+    let (mut sink, _) = sink(&store, &routes(&store).await).await;
+    let number = |table, number: i32| {
+        let mut upserts = Rows::new();
+        let number = Value::Int(number.into());
+        upserts.push_values([number.clone(), Value::Text("a".into()), number]);
+        batch(TableBatch { table, upserts, fresh: true, ..TableBatch::default() })
+    };
+    for (nth, change) in
+        ["SELECT", "ALTER TABLE t ADD COLUMN w int", "ALTER TABLE t ALTER COLUMN v TYPE float4"]
+            .into_iter()
+            .enumerate()
+    {
+        session.batch_execute(change).await.unwrap();
+        let position = 2 + nth as u64;
+        let applied = sink.apply(&number(0, position as i32), Some(&at(position))).await;
+        if nth < 2 {
+            applied.unwrap();
+            continue;
+        }
+        let error = applied.unwrap_err();
+        assert_eq!(error.code(), code::TARGET_DIFFERS);
+        assert!(error.context().iter().any(|(name, of)| *name == "column" && of == "v"), "{error}");
+    }
+    let all = session.query_one("SELECT string_agg(v::text, ' ' ORDER BY id) FROM t", &[]).await.unwrap();
+    assert_eq!(all.get::<_, &str>(0), "2 3");
+    sink.apply(&number(1, 7), Some(&at(9))).await.unwrap();
+    drop_database(session).await;
+}
+
 /// The server knows little of a table that was filled just now: it took a batch for a reason to read all of the target.
 #[tokio::test]
 async fn a_batch_reads_the_rows_that_it_is_about_and_not_the_whole_table() {

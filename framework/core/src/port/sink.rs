@@ -29,9 +29,10 @@ impl Route {
         Error::new(code::TABLE_MISSING, what).with("table", &self.target.name)
     }
 
-    /// The error of a table of the target that has lost a column.
+    /// The error of a table of the target that has lost a column, or has it otherwise.
     pub fn target_differs(&self, column: &str) -> Error {
-        let what = format!("the target's table has no column {column} any more; nothing was written to it");
+        let what =
+            format!("the target's table has not the column {column} that it had; nothing was written to it");
         Error::new(code::TARGET_DIFFERS, what).with("table", &self.target.name).with("column", column)
     }
 }

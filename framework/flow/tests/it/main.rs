@@ -212,3 +212,20 @@ async fn a_table_is_cut_anew_only_when_what_was_delivered_is_seen() {
     assert_eq!(target.rows(&orders), source.rows(&orders));
     assert_eq!(source.rows(&orders).len(), 2);
 }
+
+/// Found by trying: what was known of one was taken for the other's, and rows were neither moved nor compared.
+#[tokio::test]
+async fn two_tables_that_are_written_alike_are_refused() {
+    let (source, target) = (MemoryStore::new("a"), MemoryStore::new("b"));
+    for (schema, name) in [("a.b", "c"), ("a", "b.c")] {
+        let columns = vec![Column::new("id", Type::Int { bits: 64 })];
+        source.create_table(&TableName::new(schema, name), columns, &["id"]);
+    }
+    let (from, to) = (source.catalog().await.unwrap(), target.catalog().await.unwrap());
+    let plan = tidegate_flow::plan(from.as_ref(), to.as_ref(), &Wanted::default()).await.unwrap();
+    let [obstacle] = plan.obstacles.as_slice() else { panic!("{:?}", plan.obstacles) };
+    assert_eq!(
+        obstacle.error.message(),
+        "two tables are both written a.b.c: their schemas and names have dots"
+    );
+}
