@@ -329,7 +329,15 @@ fn selection(tables: &[String]) -> Result<Selection> {
     if tables.is_empty() {
         return Ok(Selection::All);
     }
-    Ok(Selection::These(tables.iter().map(|name| table_name(name)).collect::<Result<_>>()?))
+    let mut names: Vec<TableName> = Vec::new();
+    for name in tables {
+        let name = table_name(name)?;
+        // Said twice it is meant once.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(Selection::These(names))
 }
 
 #[cfg(test)]

@@ -65,6 +65,9 @@ pub struct Report {
     pub equal: bool,
     /// Whether all rows that may differ were looked at one by one; if not, there are more than the report names.
     pub complete: bool,
+    /// Tables that were compared to the end.
+    #[serde(default)]
+    pub tables: u64,
     /// Rows of the source that were compared.
     pub compared: u64,
     /// Rows that are not in the target.
@@ -90,6 +93,7 @@ pub struct Report {
 impl Report {
     fn add(&mut self, table: Report) {
         self.complete &= table.complete;
+        self.tables += table.tables;
         self.compared += table.compared;
         self.missing += table.missing;
         self.extra += table.extra;
@@ -139,7 +143,10 @@ pub async fn verify(verification: &Verification<'_>, state: &Arc<dyn StateStore>
             Err(error) if error.kind() == error::Kind::Data => {
                 report.unread.insert(route.shape.table.name.to_string(), error.line());
             }
-            done => done?,
+            done => {
+                done?;
+                report.tables = 1;
+            }
         }
         Ok::<_, Error>(report)
     });

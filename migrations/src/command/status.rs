@@ -105,12 +105,22 @@ fn is_overtaken(status: &Status, report: &verify::Report) -> bool {
     failed.any(|table| !report.stopped.contains(&table.source))
 }
 
+/// How many tables were compared, if not all.
+fn of_tables(status: &Status, report: &verify::Report) -> String {
+    let all = status.tables.iter().filter(|table| table.state != TableState::Skipped).count() as u64;
+    if report.tables < all { format!(", in {} of {all} tables", report.tables) } else { String::new() }
+}
+
 fn throttle(status: &Status, wishes: &Wishes) -> Option<String> {
     if !status.running {
         return Some("nobody runs it".to_owned());
     }
     if wishes.paused {
         return Some("paused on request".to_owned());
+    }
+    if !wishes.paused_tables.is_empty() {
+        let tables: Vec<_> = wishes.paused_tables.iter().map(String::as_str).collect();
+        return Some(format!("paused on request: {}", tables.join(", ")));
     }
     let rows = wishes.max_rate.rows.map(|rate| format!("max_rate={rate}"));
     rows.or_else(|| wishes.max_rate.bytes.map(|rate| format!("max_rate={rate}B/s")))
@@ -138,7 +148,7 @@ fn document(
     let eta = eta(status, rate).map(|(low, high)| serde_json::json!({"low": low, "high": high}));
     let verify = verified.map(|report| {
         serde_json::json!({
-            "at": report.at, "compared": report.compared, "missing": report.missing, "extra": report.extra,
+            "at": report.at, "tables": report.tables, "compared": report.compared, "missing": report.missing, "extra": report.extra,
             "different": report.different, "stale": status.at - report.at > STALE || is_overtaken(status, report),
         })
     });
@@ -200,12 +210,15 @@ fn print(
     say!("{}", table(&["table", "target", "state", "rows", "changes", ""], rows.collect()));
     match verified {
         Some(report) if is_overtaken(status, report) => say!("verified: not since a table stopped"),
-        Some(report) if report.equal => say!("verified: {} rows equal", count(report.compared)),
+        Some(report) if report.equal => {
+            say!("verified: {} rows equal{}", count(report.compared), of_tables(status, report));
+        }
         Some(report) => say!(
-            "verified: {} missing, {} extra, {} different",
+            "verified: {} missing, {} extra, {} different{}",
             count(report.missing),
             count(report.extra),
-            count(report.different)
+            count(report.different),
+            of_tables(status, report)
         ),
         None => say!("verified: not yet"),
     }

@@ -2,7 +2,8 @@
 
 use rstest::rstest;
 
-use crate::columns::verb;
+use crate::columns::{verb, wait};
+use crate::runner::Runner;
 use crate::{Outcome, shop, sqlite, sqlite_rows};
 
 const NAME: &str = "leaving";
@@ -126,4 +127,19 @@ fn rows_that_were_moved_are_not_filtered_or_computed_otherwise_later() {
         place.run(&words).ended(0);
         assert_eq!(place.ids("a"), ["20"]);
     }
+}
+
+/// Found by trying: a comparison of one table was shown as one of all, and a pause of one table as none.
+#[test]
+fn the_status_says_what_was_compared_and_what_is_paused() {
+    let place = Place::open();
+    place.verb(&["verify", "--table", "a", "--table", "a"]).ended(0);
+    let status = place.verb(&["status"]).ended(0);
+    assert!(status.out.contains("verified: 1 rows equal, in 1 of 2 tables"), "{}", status.out);
+    place.verb(&["verify"]).ended(0);
+    let status = place.verb(&["status"]).ended(0);
+    assert!(status.out.contains("verified: 2 rows equal\n"), "{}", status.out);
+    place.verb(&["pause", "--table", "b"]).ended(0);
+    let _runner = Runner::start(&place.from, &place.to, &["--name", NAME]);
+    wait(NAME, &place.from, &place.to, |status| status["throttle"] == "paused on request: b");
 }
