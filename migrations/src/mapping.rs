@@ -126,10 +126,10 @@ impl Mapping {
 
     /// What makes other values of the same rows, in words that are the same as long as that is: another filter, or another
     /// computed column, would make a mixture. Other columns are found by their names.
-    pub(crate) fn words(&self, table: &TableName) -> String {
-        let map = self.of(table).map(|table| &table.map);
-        let words = map.map(|map| serde_json::json!({"filter": map.filter, "compute": map.compute}));
-        words.unwrap_or_default().to_string()
+    pub(crate) fn words(&self, table: &TableName) -> Option<String> {
+        let map = self.of(table).map(|table| &table.map)?;
+        let says_so = map.filter.is_some() || !map.compute.is_empty();
+        says_so.then(|| serde_json::json!({"filter": map.filter, "compute": map.compute}).to_string())
     }
 
     fn of(&self, table: &TableName) -> Option<&TableMap> {

@@ -209,7 +209,7 @@ async fn note_mapping(
     let recopied = read::<Wishes>(state, &settings.name, WISHES).await?.0.recopies_open();
     let mut now = noted.clone();
     for table in plan.tables.iter().map(|planned| &planned.route.shape.table.name) {
-        let words = settings.mapping.as_ref().map(|mapping| mapping.words(table)).unwrap_or_default();
+        let words = settings.mapping.as_ref().and_then(|mapping| mapping.words(table)).unwrap_or_default();
         let before = now.insert(table.to_string(), words.clone());
         let is_moved = record.contains_key(&table.to_string()) && !recopied.contains_key(&table.to_string());
         if is_moved && before.is_some_and(|before| before != words) {

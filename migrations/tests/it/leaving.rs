@@ -129,6 +129,19 @@ fn rows_that_were_moved_are_not_filtered_or_computed_otherwise_later() {
     }
 }
 
+/// What is said of another table, or of columns alone, makes no other rows.
+#[test]
+fn a_mapping_that_makes_no_other_rows_may_come_later() {
+    let place = Place::open();
+    let file = place.folder.path().join("map.toml");
+    std::fs::write(&file, "[[map]]\ntable = \"b\"\nto = \"b\"\n").unwrap();
+    place.source("INSERT INTO a VALUES (2, 'a'); INSERT INTO b VALUES (2, 'b')");
+    for words in [&["--transform", file.to_str().unwrap()][..], &[]] {
+        place.run(words).ended(0);
+    }
+    place.verb(&["run", "--until", "verified"]).ended(0);
+}
+
 /// Found by trying: a comparison of one table was shown as one of all, and a pause of one table as none.
 #[test]
 fn the_status_says_what_was_compared_and_what_is_paused() {
