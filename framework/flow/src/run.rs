@@ -282,8 +282,8 @@ async fn runs(
         let began = flow.clock.elapsed();
         let ends = (danger.as_mut(), stop);
         let outcome = attempt(&mut flow, until, runner, &mut doubt, ends).await;
-        if outcome.is_err() {
-            gauge.broke();
+        if let Err(error) = &outcome {
+            gauge.broke(error);
         }
         // A run that lived for a while was a good one, however it ended: what breaks the next one is new.
         if outcome.is_ok() || flow.clock.elapsed().saturating_sub(began) > PAUSES.1 {

@@ -68,7 +68,7 @@ pub struct Status {
     /// Reads of the crawl at the same time.
     #[serde(default)]
     pub workers: usize,
-    /// What ended the last run.
+    /// What ended the last run; while a runner has the flow, what broke the run that it tries to begin again.
     pub error: Option<String>,
     /// The tables, in the order of the plan.
     pub tables: Vec<TableStatus>,
@@ -221,14 +221,15 @@ impl Gauge {
         self.lock().replay.clone()
     }
 
-    pub(crate) fn broke(&self) {
-        self.lock().status.connected = false;
+    pub(crate) fn broke(&self, error: &tidegate_core::Error) {
+        let status = &mut self.lock().status;
+        (status.connected, status.error) = (false, Some(error.line()));
     }
 
     pub(crate) fn begin(&self, checkpoint: &Checkpoint, workers: usize) {
         let mut inner = self.lock();
         inner.status.workers = workers;
-        inner.status.connected = true;
+        (inner.status.connected, inner.status.error) = (true, None);
         inner.ranges = checkpoint.ranges.iter().map(|r| ((r.table, r.range), (r.rows, r.done))).collect();
         inner.delivered.clear();
         inner.replay = checkpoint.replay.clone();

@@ -172,7 +172,7 @@ fn print(
 ) {
     say!("{}: {}", settings.name, word(status, wishes));
     if let Some(error) = &status.error {
-        say!("ended by: {error}");
+        say!("{}: {error}", if status.running { "broke, and is tried again" } else { "ended by" });
     }
     let lag = if is_forgotten(status) {
         "lag unknown, since nobody runs it".to_owned()

@@ -146,6 +146,7 @@ impl Reader {
 
 fn unwritten(error: io::Error) -> Error {
     Error::new(code::LIMIT_REACHED, "a large open transaction cannot be kept in a file")
+        .with("folder", std::env::temp_dir().display())
         .hint("make room in the folder for temporary files (TMPDIR)")
         .because(error)
 }

@@ -167,6 +167,8 @@ async fn the_lease_is_kept_while_runs_break() {
             let (status, _) =
                 read::<Status>(place.away.inner.as_ref(), &place.flow.name, STATUS).await.unwrap();
             assert!(status.running && !status.connected);
+            // Found by trying: nobody was told why.
+            assert_eq!(status.error.as_deref(), Some("TG0010 unreachable: the server does not answer"));
         }
         place.stop.cancel();
     };
