@@ -46,7 +46,7 @@ pub(crate) async fn capture(
             sent = out.send(delivered) => if sent.is_err() { break },
         }
     }
-    // The sequencer sends its last word on what may be forgotten after the stop, when all is durable.
+    // The last word on what may be forgotten is the sequencer's, until it is gone.
     while acknowledge.changed().await.is_ok() {}
     let upto = acknowledge.borrow().clone();
     tell(feed.as_mut(), upto).await?;
