@@ -1,5 +1,6 @@
 //! What the file holds, and what is made and removed there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,9 +13,9 @@ use tidegate_core::{
 
 use crate::cells::{Affinity, stored};
 use crate::connect;
-use crate::describe::{self, Described};
+use crate::describe::{self, Described, Index};
 use crate::error::During;
-use crate::statement::{join, name, sql};
+use crate::statement::{BINARY, collation, join, name, sql};
 use crate::store::SqliteStore;
 use crate::{fit, journal};
 
@@ -204,23 +205,41 @@ fn difference(wanted: &Table, found: &Described) -> Option<(Option<String>, Erro
     if let Some(other) = found.table.columns.iter().find(|c| wanted.position(&c.name).is_none()) {
         return differs(Some(&other.name), format!("has the column {} more", other.name));
     }
-    if !is_unique(wanted, found) {
+    if !keys_of(wanted, found).any(|_| true) && !is_key(wanted, found.table.key_columns().map(|c| &c.name)) {
         return differs(None, "has another key".to_owned());
+    }
+    let coarse =
+        keys_of(wanted, found).flat_map(|index| index.columns.iter().flatten()).find(|(column, is)| {
+            let wanted = wanted.columns.iter().find(|c| c.name == *column);
+            let wanted = wanted.and_then(|c| collation(&c.native)).unwrap_or(BINARY);
+            !is.eq_ignore_ascii_case(BINARY) && !is.eq_ignore_ascii_case(wanted)
+        });
+    if let Some((column, is)) = coarse {
+        let error = Error::new(
+            code::TARGET_DIFFERS,
+            format!(
+                "table {} compares the key {column} by {is}: different keys would be one row",
+                wanted.name
+            ),
+        )
+        .with("table", &wanted.name)
+        .hint(format!("make {column} COLLATE BINARY there, or drop the table and let it be created"));
+        return Some((Some(column.clone()), error));
     }
     None
 }
 
-/// Whether the key of the wanted table is one of the table that is there.
-fn is_unique(wanted: &Table, found: &Described) -> bool {
-    let mut key: Vec<&str> = wanted.key_columns().map(|column| column.name.as_str()).collect();
-    key.sort_unstable();
-    let same = |mut columns: Vec<&str>| {
-        columns.sort_unstable();
-        columns == key
-    };
-    same(found.table.key_columns().map(|column| column.name.as_str()).collect())
-        || found.unique.iter().filter(|index| !index.is_partial).any(|index| {
-            let columns = index.columns.as_ref();
-            columns.is_some_and(|columns| same(columns.iter().map(|(name, _)| name.as_str()).collect()))
-        })
+/// The unique indexes of the table that is there over the key of the one that is wanted. A key that is the rowid has
+/// none.
+fn keys_of<'a>(wanted: &'a Table, found: &'a Described) -> impl Iterator<Item = &'a Index> {
+    found.unique.iter().filter(|index| !index.is_partial).filter(|index| {
+        let columns = index.columns.as_ref();
+        columns.is_some_and(|columns| is_key(wanted, columns.iter().map(|(name, _)| name)))
+    })
+}
+
+/// Whether these columns are the key of the table, in whatever order.
+fn is_key<'a>(table: &'a Table, columns: impl Iterator<Item = &'a String>) -> bool {
+    let key: BTreeSet<&String> = table.key_columns().map(|column| &column.name).collect();
+    columns.collect::<BTreeSet<_>>() == key
 }

@@ -8,6 +8,9 @@ use tidegate_core::{Column, Table};
 /// How many values one statement may bind.
 pub(crate) const VALUES_LIMIT: usize = 32_766;
 
+/// The comparison byte by byte, which is the one of all that say no other.
+pub(crate) const BINARY: &str = "BINARY";
+
 /// A text made here, of quoted names alone.
 pub(crate) fn sql(text: impl Into<Arc<str>>) -> AssertSqlSafe<Arc<str>> {
     AssertSqlSafe(text.into())

@@ -54,7 +54,7 @@ pub(crate) struct Resolved {
     /// Whether it was a domain.
     pub(crate) is_domain: bool,
     is_binary: bool,
-    name: String,
+    pub(crate) name: String,
 }
 
 const TYPES: &str = "

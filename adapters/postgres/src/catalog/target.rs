@@ -98,12 +98,18 @@ pub(crate) struct There {
     pub(crate) generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`: an insert may say another value, an update may not.
     pub(crate) is_fixed: bool,
+    /// Different texts are equal there.
+    is_coarse: bool,
 }
 
 const COLUMNS: &str = "
     SELECT a.attname::text, a.atttypid, a.atttypmod, a.attgenerated <> '',
         a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', format_type(a.atttypid, a.atttypmod),
-        a.attidentity = 'a'
+        a.attidentity = 'a',
+        EXISTS (SELECT FROM pg_collation k WHERE NOT k.collisdeterministic AND (k.oid = a.attcollation
+            OR k.oid IN (SELECT part.coll FROM pg_index i,
+                unnest(i.indkey::int2[], i.indcollation::oid[]) part (number, coll)
+                WHERE i.indrelid = a.attrelid AND i.indisunique AND part.number = a.attnum)))
     FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
 /// The columns of a table; `None` if there is no such table.
@@ -117,7 +123,9 @@ pub(crate) async fn columns(session: &Session, table: &Table) -> Result<Option<(
     let types = Types::read(session, &[oid]).await?;
     let rows = session.query(COLUMNS, &[&oid]).await.map_err(failed)?;
     let there = rows.iter().map(|row| {
-        let Resolved { oid, modifier, kind, element, is_domain, .. } = types.resolve(row.get(1), row.get(2));
+        let Resolved { oid, modifier, kind, element, is_domain, name, .. } =
+            types.resolve(row.get(1), row.get(2));
+        let is_citext = oid >= OID_OWN && name == "citext";
         There {
             name: row.get(0),
             native: if is_domain { String::new() } else { row.get(5) },
@@ -125,6 +133,7 @@ pub(crate) async fn columns(session: &Session, table: &Table) -> Result<Option<(
             is_needed: row.get(4),
             generated: row.get(3),
             is_fixed: row.get(6),
+            is_coarse: row.get::<_, bool>(7) || is_citext,
         }
     });
     Ok(Some((oid, there.collect())))
@@ -159,6 +168,7 @@ pub(crate) async fn inspect(
             }
             continue;
         };
+        let is_key = |column: &Column| table.key_columns().any(|key| key.name == column.name);
         for column in &table.columns {
             match there.iter().find(|there| there.name == column.name) {
                 None => add(Some(&column.name), differs("the column is not there")),
@@ -171,7 +181,13 @@ pub(crate) async fn inspect(
                         .with("has", &there.native)
                         .with("wanted", &column.native),
                 ),
-                Some(there) if there.is_fixed && !table.key_columns().any(|key| key.name == column.name) => {
+                Some(there) if is_key(column) && merges(column, there) => add(
+                    Some(&column.name),
+                    differs("different keys of the source would be one row there: its type or its collation calls them equal")
+                        .with("has", &there.native)
+                        .hint("make it text of a deterministic collation there, or drop the table and let it be created"),
+                ),
+                Some(there) if there.is_fixed && !is_key(column) => {
                     add(
                         Some(&column.name),
                         differs("the column is GENERATED ALWAYS AS IDENTITY there and cannot be updated")
@@ -225,6 +241,14 @@ fn is_compatible(column: &Column, there: &There) -> bool {
             text(from) && text(to) && Form::of(there.taken.oid, to) != Form::Char && there.taken.oid < OID_OWN
         }
     }
+}
+
+/// Whether texts that the source's key tells apart are equal there.
+fn merges(column: &Column, there: &There) -> bool {
+    // Of `character(n)`, spaces at the end mean nothing.
+    let is_padded = Form::of(there.taken.oid, &there.taken.kind) == Form::Bpchar;
+    let was_padded = column.native.starts_with("character(") || column.native == "bpchar";
+    there.is_coarse || is_padded && !was_padded
 }
 
 async fn has_key(session: &Session, oid: u32, table: &Table) -> Result<bool> {

@@ -227,3 +227,44 @@ async fn a_target_of_another_shape_is_refused() {
     assert!(catalog.inspect(&[table("new", None)], false).await.unwrap().is_empty());
     drop_database(session).await;
 }
+
+/// Found by trying: the rows `a` and `A` became one.
+#[tokio::test]
+async fn a_key_that_is_compared_more_coarsely_than_at_the_source_is_refused() {
+    let (store, session) = database("it_coarse").await;
+    session
+        .batch_execute(
+            "CREATE COLLATION folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             CREATE TABLE plain (id text PRIMARY KEY, v text COLLATE folded);
+             CREATE TABLE exact (id text COLLATE \"C\" PRIMARY KEY, v text);
+             CREATE TABLE by_column (id text COLLATE folded PRIMARY KEY, v text);
+             CREATE TABLE by_index (id text, v text);
+             CREATE UNIQUE INDEX ON by_index (id COLLATE folded) INCLUDE (v);
+             CREATE TABLE padded (id character(9) PRIMARY KEY, v text)",
+        )
+        .await
+        .unwrap();
+    let catalog = store.catalog().await.unwrap();
+    let inspect = async |name: &str, native: &str| {
+        let id = Column { native: native.to_owned(), nullable: false, ..Column::new("id", Type::Text) };
+        let v = Column { native: "text".to_owned(), ..Column::new("v", Type::Text) };
+        let table = Table {
+            name: TableName::new("public", name),
+            native_id: 0,
+            columns: vec![id, v],
+            key: vec![0],
+            rows_estimated: 0,
+            bytes_estimated: 0,
+        };
+        let found = catalog.inspect(&[Arc::new(table)], false).await.unwrap();
+        found.into_iter().map(|o| (o.error.code(), o.column)).collect::<Vec<_>>()
+    };
+    for name in ["by_column", "by_index", "padded"] {
+        let refused = (code::TARGET_DIFFERS, Some("id".to_owned()));
+        assert_eq!(inspect(name, "text").await, [refused], "{name}");
+    }
+    for (name, native) in [("plain", "text"), ("exact", "text"), ("padded", "character(5)")] {
+        assert_eq!(inspect(name, native).await, [], "{name}");
+    }
+    drop_database(session).await;
+}

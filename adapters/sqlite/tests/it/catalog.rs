@@ -134,6 +134,34 @@ async fn a_target_of_another_shape_is_refused() {
     }
 }
 
+/// Found by trying: the rows `a` and `A` became one.
+#[tokio::test]
+async fn a_key_that_is_compared_more_coarsely_than_at_the_source_is_refused() {
+    let source = File::with("CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL, v TEXT)").await;
+    let coarse = File::with("CREATE TABLE t(id TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, v TEXT)").await;
+    for (from, schema, is_refused) in [
+        (&source, "CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL, v TEXT)", false),
+        (&source, "CREATE TABLE t(id TEXT COLLATE NOCASE PRIMARY KEY NOT NULL, v TEXT)", true),
+        (&source, "CREATE TABLE t(id TEXT COLLATE RTRIM PRIMARY KEY NOT NULL, v TEXT) WITHOUT ROWID", true),
+        (
+            &source,
+            "CREATE TABLE t(id TEXT PRIMARY KEY, v TEXT); CREATE UNIQUE INDEX i ON t(id COLLATE NOCASE)",
+            true,
+        ),
+        (&source, "CREATE TABLE t(id TEXT PRIMARY KEY, v TEXT COLLATE NOCASE UNIQUE)", false),
+        (&coarse, "CREATE TABLE t(id TEXT COLLATE nocase PRIMARY KEY NOT NULL, v TEXT)", false),
+        (&coarse, "CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL, v TEXT)", false),
+        (&coarse, "CREATE TABLE t(id TEXT COLLATE RTRIM PRIMARY KEY NOT NULL, v TEXT)", true),
+    ] {
+        let (tables, target) = (from.tables().await, File::with(schema).await);
+        let found = target.catalog().await.inspect(&tables, false).await.unwrap();
+        let named: Vec<_> = found.iter().map(|o| (o.error.code(), o.column.as_deref())).collect();
+        let expected = is_refused.then_some((code::TARGET_DIFFERS, Some("id")));
+        assert_eq!(named, Vec::from_iter(expected), "{schema}");
+        assert_eq!(target.catalog().await.create(&tables).await.is_err(), is_refused, "{schema}");
+    }
+}
+
 /// A table is made with the words of the source, so that values are treated in the same way.
 #[tokio::test]
 async fn a_created_table_is_described_as_its_source() {
