@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{ChangeFeed, Identity, Progress};
-use tidegate_core::{Changes, Error, FlowName, Position, Result, Scope, Table};
+use tidegate_core::{Changes, Error, FlowName, Position, Result, Scope, Table, TableName};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -42,6 +42,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct PostgresFeed {
     store: PostgresStore,
+    publication: String,
     /// For what the stream cannot say; opened again if the server ended it.
     side: Session,
     reader: Reader,
@@ -62,11 +63,12 @@ pub(crate) struct PostgresFeed {
 
 const SLOT: &str = "
     SELECT s.confirmed_flush_lsn::text, coalesce(s.wal_status, ''), pg_current_wal_insert_lsn()::text,
-        pg_snapshot_xmax(pg_current_snapshot())::text,
-        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name),
-        EXISTS (SELECT FROM pg_publication p WHERE p.pubname = s.slot_name
-            AND p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot)
+        pg_snapshot_xmax(pg_current_snapshot())::text
     FROM pg_replication_slots s WHERE s.slot_name = $1 AND s.database = current_database()";
+
+fn numbered(tables: &[Arc<Table>]) -> impl Iterator<Item = (u32, &TableName)> {
+    tables.iter().map(|table| (table.native_id, &table.name))
+}
 
 impl PostgresFeed {
     pub(crate) async fn open(
@@ -93,13 +95,7 @@ impl PostgresFeed {
         if row.get::<_, &str>(1) == "lost" {
             return Err(named(Error::new(code::SLOT_LOST, "the server gave up the log that the slot needs")));
         }
-        if !row.get::<_, bool>(4) {
-            return Err(named(Error::new(code::SLOT_LOST, "the publication of the slot is gone")));
-        }
-        if !row.get::<_, bool>(5) {
-            let what = "the publication of the slot was changed: it does not publish everything, and nobody knows since when";
-            return Err(named(Error::new(code::SLOT_LOST, what)));
-        }
+        capture::check(&side, &name, numbered(tables)).await?;
         if confirmed > from {
             return Err(named(
                 Error::new(code::SLOT_RECREATED, "the slot begins after the place where the flow stands")
@@ -136,6 +132,7 @@ impl PostgresFeed {
         scope.spawn(pump(stream, confirmed, orders_out, frames_in));
         Ok(Self {
             store: store.clone(),
+            publication: name,
             side,
             reader: Reader::new(tables, reference, from),
             tables: tables.to_vec(),
@@ -152,10 +149,21 @@ impl PostgresFeed {
 
     /// The error that ended the stream.
     async fn ended(&mut self) -> Error {
-        match self.scope.next().await {
+        let error = match self.scope.next().await {
             Some(Err(error)) => error,
             _ => error::lost("stream"),
+        };
+        // Without its publication the stream ends with words that help nobody.
+        match self.check_publication().await {
+            Err(lost) if lost.code() == code::SLOT_LOST => lost.because(error),
+            _ => error,
         }
+    }
+
+    /// The server leaves out what is not published, and says nothing.
+    async fn check_publication(&mut self) -> Result<()> {
+        self.side().await?;
+        capture::check(&self.side, &self.publication, numbered(&self.tables)).await
     }
 
     async fn side(&mut self) -> Result<&Session> {
@@ -174,6 +182,7 @@ impl PostgresFeed {
         let row = self.side().await?.query_one(sql, &[]).await.map_err(|e| from_driver(e, "look"))?;
         self.log_end = row.get::<_, &str>(0).parse()?;
         self.check_names().await?;
+        self.check_publication().await?;
         self.looked = Some(Instant::now());
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::{Error, FlowName, Position, Result, Table};
+use tidegate_core::{Error, FlowName, Position, Result, Table, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::connect::Session;
@@ -138,14 +138,9 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
             WHERE p.pubname = $1";
         let rows = session.query(sql, &[&name]).await.map_err(failed)?;
         let published: BTreeSet<u32> = rows.iter().map(|row| row.get(0)).collect();
-        let is_lost = |number: &&u32| was.tables.contains(number) && !published.contains(number);
-        if let Some(lost) = wanted.keys().find(is_lost) {
-            // Publishing it again would hide that changes went by unseen.
-            let what = "a table was taken out of the publication, and nobody knows since when";
-            return Err(Error::new(code::SLOT_LOST, what)
-                .with("publication", name)
-                .with("table", &wanted[lost].name));
-        }
+        // Publishing it as it was would hide that changes went by unseen.
+        let ours = wanted.iter().filter(|(number, _)| was.tables.contains(number));
+        check(session, name, ours.map(|(number, table)| (*number, &table.name))).await?;
         note.waits = was.waits || !note.tables.is_subset(&published);
         if note == was && note.tables == published && note.tables.len() == tables.len() {
             return Ok(note);
@@ -165,6 +160,46 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
         if is_made { error.verdict_is(Verdict::Retry) } else { error }
     })?;
     Ok(note)
+}
+
+/// Finds that a publication publishes every change of these tables, which it did when they were captured.
+///
+/// # Errors
+/// `slot-lost` if it does not: it was changed by somebody else, and changes may have gone by unseen.
+pub(crate) async fn check<'a>(
+    session: &Session,
+    name: &str,
+    tables: impl Iterator<Item = (u32, &'a TableName)>,
+) -> Result<()> {
+    let failed = |e| from_driver(e, "look at the publication");
+    let lost = |what| Err(Error::new(code::SLOT_LOST, what).with("publication", name));
+    let sql =
+        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot FROM pg_publication
+        WHERE pubname = $1";
+    let Some(row) = session.query_opt(sql, &[&name]).await.map_err(failed)? else {
+        return lost("the publication of the slot is gone");
+    };
+    if !row.get::<_, bool>(0) {
+        return lost(
+            "the publication of the slot was changed: it does not publish everything, and nobody knows since when",
+        );
+    }
+    let (numbers, names): (Vec<u32>, Vec<&TableName>) = tables.unzip();
+    // By way of JSON, since PostgreSQL 14 has neither of the two columns. What happened to a table that is gone is
+    // told elsewhere.
+    let sql = "SELECT t.at, r.oid IS NULL FROM unnest($2::oid[]) WITH ORDINALITY t (number, at)
+        JOIN pg_class c ON c.oid = t.number
+        LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = $1)
+            ON r.prrelid = t.number
+        WHERE r.oid IS NULL OR num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0 LIMIT 1";
+    let Some(row) = session.query_opt(sql, &[&name, &numbers]).await.map_err(failed)? else { return Ok(()) };
+    let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
+    let what = if row.get(1) {
+        "a table was taken out of the publication, and nobody knows since when"
+    } else {
+        "the publication of the slot was changed: it leaves out rows or columns of a table, and nobody knows since when"
+    };
+    lost(what).map_err(|error| error.with("table", names[at]))
 }
 
 /// Removes what [`capture`] made: nothing while somebody reads the slot.
