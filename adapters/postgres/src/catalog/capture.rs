@@ -13,7 +13,7 @@ use crate::error::from_driver;
 use crate::lsn::Lsn;
 use crate::sql;
 
-use super::seal;
+use super::{identity, seal};
 
 /// The name of a flow's slot, and of its publication.
 pub(crate) fn name(flow: &FlowName) -> String {
@@ -31,9 +31,22 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
             .hint("its updates and deletes would be refused by the server"));
     }
     let name = name(flow);
-    let mut note = publish(session, &name, tables).await?;
     let failed = |e| from_driver(e, "create slot");
     let slot = session.query_opt(SLOT, &[&name]).await.map_err(failed)?;
+    let (source, known) = (identity(session).await?.0, known(session, &name).await?);
+    // A flow is sealed when it has its slot. What is made anew would hide that changes went by unseen, and would stay.
+    if seal::sealed(session, flow).await?.is_some() {
+        let lost = |what| Err(Error::new(code::SLOT_LOST, what).with("slot", &name));
+        match &known {
+            None => return lost("the publication of the slot is gone"),
+            // A copy of the database has the publication and not the slot: that it is a copy is found by its identity.
+            Some(note) if slot.is_none() && note.source == source => {
+                return lost("the replication slot is gone");
+            }
+            Some(_) => {}
+        }
+    }
+    let mut note = publish(session, &name, tables, known, source).await?;
     let position: Option<String> = match slot {
         Some(slot) if slot.get::<_, Option<&str>>(1) != Some("pgoutput") || !slot.get::<_, bool>(2) => {
             return Err(Error::new(code::SLOT_UNAVAILABLE, "a slot of this name belongs to somebody else")
@@ -86,39 +99,55 @@ async fn wait_until_seen(session: &Session) -> Result<()> {
 struct Note {
     /// The numbers of the tables that were put into it by us: one that is gone was taken out by somebody else.
     tables: BTreeSet<u32>,
+    /// The database that it was made in; empty where an earlier build wrote it.
+    source: String,
     /// From the moment it gets a table until readers see what was not sent of it: this session may not live to see that.
     waits: bool,
 }
 
 impl Note {
     const PUBLISHES: &'static str = "tidegate publishes ";
+    const OF: &'static str = " of ";
     const WAITS: &'static str = " and waits for the transactions that went on when a table was added";
 
     /// Reads a comment; nothing of one that is not ours.
     fn parse(comment: &str) -> Self {
         let Some(list) = comment.strip_prefix(Self::PUBLISHES) else { return Self::default() };
         let (list, waits) = list.strip_suffix(Self::WAITS).map_or((list, false), |list| (list, true));
-        Self { tables: list.split(',').filter_map(|number| number.parse().ok()).collect(), waits }
+        let (list, source) = list.split_once(Self::OF).unwrap_or((list, ""));
+        let tables = list.split(',').filter_map(|number| number.parse().ok()).collect();
+        Self { tables, source: source.to_owned(), waits }
     }
 
     /// The statement that writes it.
     fn comment(&self, publication: &str) -> String {
         let list: Vec<String> = self.tables.iter().map(u32::to_string).collect();
-        let text =
-            format!("{}{}{}", Self::PUBLISHES, list.join(","), if self.waits { Self::WAITS } else { "" });
+        let waits = if self.waits { Self::WAITS } else { "" };
+        let text = format!("{}{}{}{}{waits}", Self::PUBLISHES, list.join(","), Self::OF, self.source);
         format!("COMMENT ON PUBLICATION {} IS {}", sql::ident(publication), sql::literal(&text))
     }
+}
+
+/// What a publication that is there says of itself.
+async fn known(session: &Session, name: &str) -> Result<Option<Note>> {
+    let sql =
+        "SELECT coalesce(obj_description(oid, 'pg_publication'), '') FROM pg_publication WHERE pubname = $1";
+    let row = session.query_opt(sql, &[&name]).await.map_err(|e| from_driver(e, "publish"))?;
+    Ok(row.map(|row| Note::parse(row.get(0))))
 }
 
 /// Publishes exactly these tables. Returns what the publication says of itself then.
 ///
 /// # Errors
 /// `slot-lost` if a table that was published is not any more.
-async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result<Note> {
+async fn publish(
+    session: &Session,
+    name: &str,
+    tables: &[Arc<Table>],
+    known: Option<Note>,
+    source: String,
+) -> Result<Note> {
     let failed = |e| from_driver(e, "publish");
-    let sql = "SELECT coalesce(obj_description(p.oid, 'pg_publication'), '') FROM pg_publication p
-        WHERE p.pubname = $1";
-    let known = session.query_opt(sql, &[&name]).await.map_err(failed)?;
     if tables.is_empty() {
         return Ok(Note::default());
     }
@@ -128,12 +157,11 @@ async fn publish(session: &Session, name: &str, tables: &[Arc<Table>]) -> Result
         let row = session.query_one(sql, &[&sql::table(&table.name)]).await.map_err(failed)?;
         wanted.extend(row.get::<_, Option<u32>>(0).map(|number| (number, table)));
     }
-    let mut note = Note { tables: wanted.keys().copied().collect(), waits: true };
+    let mut note = Note { tables: wanted.keys().copied().collect(), source, waits: true };
     // ONLY, so that children by inheritance are not published behind the plan's back.
     let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", sql::table(&table.name))).collect();
     let list = list.join(", ");
-    let statement = if let Some(known) = known {
-        let was = Note::parse(known.get(0));
+    let statement = if let Some(was) = known {
         let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
             WHERE p.pubname = $1";
         let rows = session.query(sql, &[&name]).await.map_err(failed)?;
@@ -233,11 +261,14 @@ mod tests {
     #[test]
     fn what_a_publication_says_of_itself_is_read_back() {
         for waits in [false, true] {
-            let note = Note { tables: [7, 16_384].into(), waits };
+            let source = "postgres:7570/1/16384".to_owned();
+            let note = Note { tables: [7, 16_384].into(), source, waits };
             let statement = note.comment("p");
             let comment = statement.strip_prefix("COMMENT ON PUBLICATION \"p\" IS '").unwrap();
             assert_eq!(Note::parse(comment.strip_suffix('\'').unwrap()), note);
         }
+        let earlier = Note { tables: [7, 9].into(), ..Note::default() };
+        assert_eq!(Note::parse("tidegate publishes 7,9"), earlier);
         assert_eq!(Note::parse("a person's own words"), Note::default());
     }
 }

@@ -431,3 +431,46 @@ async fn a_publication_that_is_changed_by_hand_is_noticed_while_running_and_afte
         drop_database(bench.session).await;
     }
 }
+
+/// Found by trying: each run made a slot, stopped since it began too late, and left it there to hold the log.
+#[tokio::test]
+async fn a_slot_that_was_dropped_by_hand_is_not_made_again() {
+    let bench = bench("it_feed_dropped", "CREATE TABLE t (id int PRIMARY KEY)").await;
+    let (catalog, flow) = (bench.catalog.as_ref(), &bench.flow);
+    let tables: Vec<_> = bench.shapes.iter().map(|shape| Arc::clone(&shape.table)).collect();
+    let drop_slot = ["SELECT pg_drop_replication_slot('tidegate_it_feed_dropped')"];
+    let count = async |what: &str| {
+        let sql = format!("SELECT count(*) FROM {what} LIKE 'tidegate_it_feed_dropped'");
+        bench.session.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let slots = async || count("pg_replication_slots WHERE slot_name").await;
+
+    // Before the seal, nobody has read from it: one that is not there is the rest of a beginning.
+    run(&bench.session, drop_slot).await;
+    catalog.capture(flow, &tables).await.unwrap();
+    assert_eq!(slots().await, 1);
+
+    assert!(catalog.seal(flow, None, "a").await.unwrap());
+    catalog.capture(flow, &tables).await.unwrap();
+    run(&bench.session, drop_slot).await;
+    for _ in 0..2 {
+        let error = catalog.capture(flow, &tables).await.unwrap_err();
+        assert_eq!((error.code(), slots().await), (code::SLOT_LOST, 0), "{error:?}");
+    }
+    // A copy has a slot of its own making, and is refused by its identity.
+    let comment =
+        "COMMENT ON PUBLICATION tidegate_it_feed_dropped IS 'tidegate publishes 1 of postgres:1/1/1'";
+    run(&bench.session, [comment]).await;
+    catalog.capture(flow, &tables).await.unwrap();
+    assert_eq!(slots().await, 1);
+
+    run(&bench.session, ["DROP PUBLICATION tidegate_it_feed_dropped"]).await;
+    assert_eq!(catalog.capture(flow, &tables).await.unwrap_err().code(), code::SLOT_LOST);
+    assert_eq!(count("pg_publication WHERE pubname").await, 0);
+
+    catalog.clean(flow).await.unwrap();
+    catalog.capture(flow, &tables).await.unwrap();
+    assert_eq!(slots().await, 1, "it begins anew");
+    catalog.clean(flow).await.unwrap();
+    drop_database(bench.session).await;
+}
