@@ -12,7 +12,7 @@ use tidegate_core::{AsOf, Canonical, Error, Key, Position, Result, Rows, Shape, 
 use crate::cells::{self, bind_key};
 use crate::error::During;
 use crate::statement::{columns, join, key_compare, key_equal, key_terms, name, sql};
-use crate::{connect, journal};
+use crate::{connect, describe, journal};
 
 /// Keys looked at to cut a table, for each part.
 const SAMPLES_PER_PART: usize = 50;
@@ -39,6 +39,10 @@ impl SqliteCrawler {
 impl Crawler for SqliteCrawler {
     async fn split(&mut self, table: &Table, parts: usize) -> Result<Vec<KeyRange>> {
         let mut tx = self.connection.begin().await.during("begin to split")?;
+        // A row without a key is in no range.
+        if describe::null_key(&mut tx, table).await?.is_some() {
+            return Err(journal::null_key(&table.name));
+        }
         let terms = key_terms("t", table);
         let descending = join(terms.iter().map(|term| format!("{term} DESC")));
         let key = columns("t", table.key_columns());

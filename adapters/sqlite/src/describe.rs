@@ -49,7 +49,8 @@ pub(crate) async fn describe(
     for name in names {
         match table(connection, &name).await? {
             Ok(described) => {
-                obstacles.extend(obstacles_of(connection, &described).await?);
+                obstacles.extend(obstacles_of(&described));
+                obstacles.extend(null_key(connection, &described.table).await?);
                 tables.push(described);
             }
             Err(error) => obstacles.push(Obstacle { table: Some(name), column: None, error }),
@@ -229,11 +230,8 @@ async fn rows_estimated(connection: &mut SqliteConnection, table_name: &str, has
     Ok(u64::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
-/// What stands in the way of reading a table as a source.
-pub(crate) async fn obstacles_of(
-    connection: &mut SqliteConnection,
-    described: &Described,
-) -> Result<Vec<Obstacle>> {
+/// What stands in the way of reading a table as a source, whatever its rows are.
+pub(crate) fn obstacles_of(described: &Described) -> Vec<Obstacle> {
     let table = &described.table;
     let mut obstacles = Vec::new();
     let mut add = |column: Option<&str>, error: Error| {
@@ -262,24 +260,6 @@ pub(crate) async fn obstacles_of(
                 Error::new(code::KEY_UNFIT, message)
                     .hint("an order that a program defines is known to that program alone"),
             );
-        } else if column.nullable {
-            let text = format!(
-                "SELECT EXISTS(SELECT 1 FROM {} AS t WHERE t.{} IS NULL)",
-                name(&table.name.name),
-                name(&column.name)
-            );
-            let has_null: bool = sqlx::query_scalar(sql(text))
-                .fetch_one(&mut *connection)
-                .await
-                .during("look for null keys")?;
-            if has_null {
-                let message = format!("the key {}.{} is null in some rows", table.name, column.name);
-                add(
-                    Some(&column.name),
-                    Error::new(code::KEY_UNFIT, message)
-                        .hint("give those rows a key, or leave the table out (--exclude)"),
-                );
-            }
         }
     }
     for index in described.unique.iter().filter(|index| index.columns.is_none()) {
@@ -290,5 +270,23 @@ pub(crate) async fn obstacles_of(
                 .hint("rows that REPLACE removes by it would not be seen; make it an index over columns"),
         );
     }
-    Ok(obstacles)
+    obstacles
+}
+
+/// A column of the key that is null in some rows. Such a row is found by no key.
+pub(crate) async fn null_key(connection: &mut SqliteConnection, table: &Table) -> Result<Option<Obstacle>> {
+    for column in table.key_columns().filter(|column| column.nullable) {
+        let (from, key) = (name(&table.name.name), name(&column.name));
+        let text = format!("SELECT EXISTS(SELECT 1 FROM {from} AS t WHERE t.{key} IS NULL)");
+        let has_null = sqlx::query_scalar(sql(text)).fetch_one(&mut *connection).await;
+        if has_null.during("look for null keys")? {
+            let message = format!("the key {}.{} is null in some rows", table.name, column.name);
+            let error = Error::new(code::KEY_UNFIT, message)
+                .with("table", &table.name)
+                .hint("give those rows a key, or leave the table out (--exclude)");
+            let (table, column) = (Some(table.name.clone()), Some(column.name.clone()));
+            return Ok(Some(Obstacle { table, column, error }));
+        }
+    }
+    Ok(None)
 }

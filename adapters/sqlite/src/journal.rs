@@ -136,7 +136,7 @@ async fn widen(connection: &mut SqliteConnection, parts: usize) -> Result<()> {
 
 async fn capture_table(connection: &mut SqliteConnection, flow: &FlowName, table: &Table) -> Result<()> {
     let described = describe::table(connection, &table.name).await??;
-    if let Some(obstacle) = describe::obstacles_of(connection, &described).await?.pop() {
+    if let Some(obstacle) = describe::obstacles_of(&described).pop() {
         return Err(obstacle.error);
     }
     let captured: bool =
@@ -149,6 +149,10 @@ async fn capture_table(connection: &mut SqliteConnection, flow: &FlowName, table
     if captured {
         // Making them anew would hide that changes went by unseen.
         return check(connection, table).await;
+    }
+    // Of a table that is captured, the feed says it: that stops this one alone.
+    if let Some(obstacle) = describe::null_key(connection, &described.table).await? {
+        return Err(obstacle.error);
     }
     for (trigger, text) in triggers(&described) {
         let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
@@ -397,9 +401,9 @@ fn differs(one: &str, other: &str, keys: &[String]) -> String {
         .join(" OR ")
 }
 
-/// The error for a table that the journal has no key for.
+/// The error for a table with a row that has no key, which came while it is moved.
 pub(crate) fn null_key(table: &TableName) -> Error {
-    Error::new(code::KEY_UNFIT, format!("a row of {table} has no key: a part of it is null"))
+    Error::new(code::VALUE_UNFIT, format!("a row of {table} has no key: a part of it is null"))
         .with("table", table)
         .hint("give those rows a key, or leave the table out (--exclude)")
 }

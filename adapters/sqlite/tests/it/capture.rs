@@ -146,7 +146,7 @@ async fn a_key_that_is_null_is_refused_by_name() {
     let mut feed = file.feed().await;
     file.exec("INSERT INTO t VALUES (NULL, 1)").await;
     let error = feed.failure().await;
-    assert_eq!(error.code(), code::KEY_UNFIT);
+    assert_eq!(error.code(), code::VALUE_UNFIT);
     assert!(error.context().contains(&("table".into(), "t".to_owned())));
 }
 

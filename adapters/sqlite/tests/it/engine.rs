@@ -173,3 +173,28 @@ async fn an_older_copy_of_the_source_stops_by_name() {
 async fn an_older_copy_stops_by_name_also_when_replay_is_behind() {
     assert_eq!(run_on_older_copy(Some(0)).await.unwrap_err().code(), code::SOURCE_REPLACED);
 }
+
+/// Found by trying: the run of all tables ended, and no other one began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_becomes_null_stops_its_table_alone() {
+    let mut file = File::with(
+        "CREATE TABLE a(id INTEGER PRIMARY KEY); CREATE TABLE c(x INT, y INT, v TEXT, PRIMARY KEY (x, y));
+         INSERT INTO c VALUES (1, 1, 'one')",
+    )
+    .await;
+    let target_path = file.folder.path().join("target.db");
+    let flow = flow_of(&file, &open(&target_path)).await;
+    let run = async || run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    assert_eq!(run().await, Ended::CaughtUp);
+    file.exec("INSERT INTO c VALUES (NULL, 1, 'x'), (2, 2, 'two'); INSERT INTO a VALUES (7)").await;
+    assert_eq!(run().await, Ended::Again);
+    file.exec("INSERT INTO c VALUES (3, NULL, 'x'); INSERT INTO a VALUES (8)").await;
+    assert_eq!(run().await, Ended::CaughtUp);
+    let mut target = app(&target_path).await;
+    assert_eq!(ask(&mut target, "SELECT sum(id) FROM a").await, 15, "it goes on");
+    assert_eq!(ask(&mut target, "SELECT count(*) FROM c").await, 1, "it stopped before that row");
+    // Copied anew it is stopped again, since the row would be in no range of the crawl.
+    let mut crawler = file.store.crawler().await.unwrap();
+    let error = crawler.split(&flow.routes[1].shape.table, 2).await.unwrap_err();
+    assert_eq!(error.code(), code::VALUE_UNFIT);
+}
