@@ -177,6 +177,21 @@ impl SqliteFeed {
     }
 }
 
+/// Finds that a file is the one that the flow reads, with all that the capture made.
+async fn is_still(source: &Identity, store: &SqliteStore, connection: &mut SqliteConnection) -> Result<()> {
+    let found = store.identity_by(connection).await?;
+    if found == *source {
+        return Ok(());
+    }
+    let file_of = |identity: &Identity| identity.0.rsplit_once('@').map(|(_, file)| file.to_owned());
+    if file_of(&found) == file_of(source) {
+        bounds(connection).await?;
+    }
+    Err(Error::new(code::SOURCE_REPLACED, "another file was put in the source's place")
+        .with("began_with", &source.0)
+        .with("found", &found.0))
+}
+
 async fn schema_version(connection: &mut SqliteConnection) -> Result<i64> {
     sqlx::query_scalar("PRAGMA schema_version").fetch_one(connection).await.during("look at the schema")
 }
@@ -291,23 +306,27 @@ impl ChangeFeed for SqliteFeed {
             self.wait = (self.wait * 2).min(WAIT_MAX);
         }
         // The open file stays what it was when another one is put in its place.
-        let found = self.store.identity_by(&mut self.connection).await?;
-        if found != self.source {
-            return Err(Error::new(code::SOURCE_REPLACED, "another file was put in the source's place")
-                .with("began_with", &self.source.0)
-                .with("found", &found.0));
-        }
+        is_still(&self.source, &self.store, &mut self.connection).await?;
         Ok(Progress { position: Position::from_u64(self.at), behind: 0 })
     }
 
     async fn acknowledge(&mut self, upto: &Position) -> Result<()> {
         let upto = upto.to_u64().unwrap_or(0).min(self.at);
-        if self.writer.is_none() {
-            self.writer = Some(connect::writer(self.store.path()).await?);
-        }
-        match &mut self.writer {
-            Some(writer) => journal::acknowledge(writer, &self.flow, upto).await,
-            None => Ok(()),
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                // Nothing is said to a file that took the place of the one that is read.
+                let mut writer = connect::writer(self.store.path()).await?;
+                is_still(&self.source, &self.store, &mut writer).await?;
+                none.insert(writer)
+            }
+        };
+        match journal::acknowledge(writer, &self.flow, upto).await {
+            Err(error) if error.code() == code::TABLE_MISSING => {
+                is_still(&self.source, &self.store, writer).await?;
+                Err(error)
+            }
+            done => done,
         }
     }
 

@@ -375,3 +375,31 @@ async fn a_seal_is_replaced_if_it_is_still_the_one_that_was() {
     catalog.clean(&flow).await.unwrap();
     assert_eq!(catalog.sealed(&flow).await.unwrap(), None);
 }
+
+/// Found by trying: it ended as a table that is missing.
+#[tokio::test]
+async fn a_file_that_another_one_replaces_is_told_nothing() {
+    for (schema, is_captured) in [("CREATE TABLE other(x)", false), (TWO, false), (TWO, true)] {
+        let file = File::with(TWO).await;
+        let mut feed = file.feed().await;
+        let mut other = File::with(schema).await;
+        if is_captured {
+            other.feed().await;
+        }
+        other.exec("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        std::fs::rename(&file.path, file.folder.path().join("old.db")).unwrap();
+        for beside in ["source.db-wal", "source.db-shm"] {
+            std::fs::remove_file(file.folder.path().join(beside)).unwrap();
+        }
+        std::fs::copy(&other.path, &file.path).unwrap();
+        let error = feed.feed.acknowledge(&Position::from_u64(0)).await.unwrap_err();
+        assert_eq!(error.code(), code::SOURCE_REPLACED, "{error:?}");
+    }
+    // What an abort removed under a runner is another matter.
+    let mut file = File::with(TWO).await;
+    let mut feed = file.feed().await;
+    feed.feed.acknowledge(&Position::from_u64(0)).await.unwrap();
+    file.exec("DROP TABLE tidegate_capture; DROP TABLE tidegate_journal; DROP TABLE tidegate_identity").await;
+    let error = feed.feed.acknowledge(&Position::from_u64(0)).await.unwrap_err();
+    assert_eq!(error.code(), code::JOURNAL_LOST, "{error:?}");
+}
