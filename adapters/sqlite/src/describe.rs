@@ -76,18 +76,20 @@ pub(crate) async fn table(
     connection: &mut SqliteConnection,
     wanted: &TableName,
 ) -> Result<Result<Described, Error>> {
+    // Whoever asks takes what stands before a dot for a schema: it may be a part of the name.
+    let bare = if wanted.schema == "main" { wanted.name.clone() } else { wanted.to_string() };
     let found = sqlx::query(
-        "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE",
+        "SELECT name, type, wr, strict FROM pragma_table_list WHERE schema = 'main'
+         AND name COLLATE NOCASE IN (?1, ?2) ORDER BY name = ?1 COLLATE NOCASE DESC LIMIT 1",
     )
-    .bind(wanted.name.clone())
+    .bind(wanted.to_string())
+    .bind(bare)
     .fetch_optional(&mut *connection)
     .await
     .during("look for a table")?;
     let missing =
         || Error::new(code::TABLE_MISSING, format!("there is no table {wanted}")).with("table", wanted);
-    let Some(found) = found.filter(|_| wanted.schema.is_empty() || wanted.schema == "main") else {
-        return Ok(Err(missing()));
-    };
+    let Some(found) = found else { return Ok(Err(missing())) };
     let (found_name, kind): (String, String) = (found.get(0), found.get(1));
     if kind != "table" {
         let error =

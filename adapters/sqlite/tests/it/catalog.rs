@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Selection};
-use tidegate_core::{Column, Endpoint, Table, Type};
+use tidegate_core::{Column, Endpoint, Table, TableName, Type};
 
 use crate::file::{File, app, exec, name, open};
 
@@ -49,6 +49,33 @@ async fn types_follow_affinity_and_keys_are_found() {
     assert_eq!(tables[0].name, name("a"), "names are found in any case");
     let codes: Vec<_> = obstacles.iter().map(|o| o.error.code()).collect();
     assert_eq!(codes, [code::TABLE_MISSING, code::CAPABILITY_MISSING]);
+}
+
+/// Found by trying: there was no way to select such a table.
+#[tokio::test]
+async fn a_table_whose_name_has_a_dot_is_found_by_it() {
+    let file = File::with(
+        "CREATE TABLE \"a.orders\"(id INTEGER PRIMARY KEY); CREATE TABLE orders(id INTEGER PRIMARY KEY);
+         CREATE TABLE \"main.lines\"(id INTEGER PRIMARY KEY); CREATE TABLE lines(id INTEGER PRIMARY KEY)",
+    )
+    .await;
+    for (schema, wanted, found) in [
+        ("a", "orders", Some("a.orders")),
+        ("A", "Orders", Some("a.orders")),
+        ("", "a.orders", Some("a.orders")),
+        ("", "orders", Some("orders")),
+        ("main", "orders", Some("orders")),
+        ("main", "lines", Some("main.lines")),
+        ("", "lines", Some("lines")),
+        ("b", "orders", None),
+    ] {
+        let these = Selection::These(vec![TableName::new(schema, wanted)]);
+        let (tables, obstacles) = file.catalog().await.describe(&these).await.unwrap();
+        let names: Vec<_> = tables.into_iter().map(|table| table.name).collect();
+        assert_eq!(names, Vec::from_iter(found.map(name)), "{schema} {wanted}");
+        let missing = obstacles.iter().map(|o| o.error.code()).collect::<Vec<_>>();
+        assert_eq!(missing, if found.is_some() { vec![] } else { vec![code::TABLE_MISSING] });
+    }
 }
 
 #[tokio::test]
