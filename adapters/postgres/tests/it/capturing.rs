@@ -474,3 +474,52 @@ async fn a_slot_that_was_dropped_by_hand_is_not_made_again() {
     catalog.clean(flow).await.unwrap();
     drop_database(bench.session).await;
 }
+
+/// What the page about operating says of statements that leave no change behind: where it is not so any more, it is to
+/// be changed.
+#[tokio::test]
+async fn some_statements_change_rows_and_are_not_told() {
+    let bench = bench(
+        "it_feed_untold",
+        "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+         CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+         CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20);
+         CREATE TABLE p_3 PARTITION OF p FOR VALUES FROM (20) TO (30);
+         CREATE TABLE t (id int PRIMARY KEY, v text, w text)",
+    )
+    .await;
+    run(
+        &bench.session,
+        ["INSERT INTO p SELECT i, 'a' FROM generate_series(1, 25) i", "INSERT INTO t VALUES (1, 'a', 'b')"],
+    )
+    .await;
+    let mut feed = bench.feed_from(&bench.now().await).await;
+    bench.lines(&mut feed).await;
+    run(
+        &bench.session,
+        [
+            "TRUNCATE p_1",
+            "ALTER TABLE p DETACH PARTITION p_2",
+            "DROP TABLE p_3",
+            "ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (10) TO (20)",
+            "ALTER TABLE t ALTER v TYPE text USING v || '!'",
+            "ALTER TABLE t DROP COLUMN w; ALTER TABLE t ADD COLUMN w text",
+        ],
+    )
+    .await;
+    assert!(bench.lines(&mut feed).await.is_empty());
+    run(
+        &bench.session,
+        [
+            "CREATE TABLE p_4 PARTITION OF p FOR VALUES FROM (40) TO (50); INSERT INTO p VALUES (40, 'b')",
+            "UPDATE t SET w = 'c'",
+            "TRUNCATE p",
+        ],
+    )
+    .await;
+    assert_eq!(
+        bench.lines(&mut feed).await,
+        ["insert p 40,b", "end", "update t 1,a!,c", "end", "truncate p", "end"]
+    );
+    bench.end(feed).await;
+}
