@@ -1,9 +1,6 @@
 //! Records and leases.
 
-use std::time::Duration;
-
 use tidegate_core::FlowName;
-use tidegate_core::error::code;
 use tidegate_core::port::Stored;
 
 use crate::file::{File, flow, open};
