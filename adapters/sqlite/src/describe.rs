@@ -7,7 +7,7 @@ use tidegate_core::{Column, Error, Result, Table, TableName, Type};
 
 use crate::cells::Affinity;
 use crate::error::During;
-use crate::statement::{name, sql};
+use crate::statement::{BINARY, name, sql};
 
 /// A unique index, or the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,8 +151,11 @@ async fn read(
         if let Some(index) = index {
             key = places(index, &columns, false).unwrap_or(key);
             for (column, collation) in index.columns.iter().flatten() {
-                let at = columns.iter().position(|c| c.name == *column);
-                if let Some(at) = at.filter(|_| collation != "BINARY") {
+                let Some(at) = columns.iter().position(|c| c.name == *column) else { continue };
+                // What is said nowhere is the column's own.
+                if !collation.eq_ignore_ascii_case(BINARY)
+                    || !is_binary(connection, &table_name, column).await?
+                {
                     columns[at].native = format!("{} COLLATE {collation}", columns[at].native);
                 }
             }
@@ -168,6 +171,24 @@ async fn read(
         bytes_estimated: 0,
     };
     Ok(Described { table, unique, key_is_rowid })
+}
+
+/// Whether a column is compared byte by byte unless it is said otherwise. No pragma tells; a text in its place does.
+async fn is_binary(connection: &mut SqliteConnection, table: &str, column: &str) -> Result<bool> {
+    let text = format!(
+        "SELECT t.{0} <> 'A' AND t.{0} <> 'a ' FROM
+         (SELECT t.{0} FROM {1} AS t WHERE 0 UNION ALL SELECT 'a') AS t",
+        name(column),
+        name(table)
+    );
+    let found: Result<bool, sqlx::Error> = sqlx::query_scalar(sql(text)).fetch_one(connection).await;
+    match found {
+        // A collation that a program defines.
+        Err(error) if error.as_database_error().is_some_and(|e| e.message().contains("collation")) => {
+            Ok(false)
+        }
+        found => found.during("read a collation"),
+    }
 }
 
 fn kind(affinity: Affinity, declared: &str) -> Type {
@@ -205,7 +226,7 @@ async fn indexes(connection: &mut SqliteConnection, table_name: &str) -> Result<
                 .await
                 .during("read an index")?;
         let part = |(column, collation): (Option<String>, Option<String>)| {
-            Some((column?, collation.unwrap_or_else(|| "BINARY".to_owned())))
+            Some((column?, collation.unwrap_or_else(|| BINARY.to_owned())))
         };
         unique.push(Index {
             name,
@@ -254,7 +275,7 @@ pub(crate) fn obstacles_of(described: &Described) -> Vec<Obstacle> {
     }
     for column in table.key_columns() {
         if let Some(collation) = crate::statement::collation(&column.native)
-            && !["NOCASE", "RTRIM"].iter().any(|known| collation.eq_ignore_ascii_case(known))
+            && ![BINARY, "NOCASE", "RTRIM"].iter().any(|known| collation.eq_ignore_ascii_case(known))
         {
             let message = format!("the key {}.{} is ordered by {collation}", table.name, column.name);
             add(

@@ -42,7 +42,7 @@ pub(crate) fn holes(count: usize) -> String {
     join((0..count).map(|_| "?".to_owned()))
 }
 
-/// The order in which a key's unique index holds a column, where it is not the binary one.
+/// The order in which a key's unique index holds a column, where it is not the binary one or not the column's own.
 pub(crate) fn collation(native: &str) -> Option<&str> {
     native.split_once(" COLLATE ").map(|(_, collation)| collation)
 }

@@ -9,7 +9,7 @@ use tidegate_core::{Cell, Error, Key, Result, Row, Rows, Table};
 use crate::cells::{self, Affinity};
 use crate::describe;
 use crate::error::{During, from_driver, is_constraint, is_unique_violation};
-use crate::statement::{VALUES_LIMIT, holes as question_marks, join, key_equal, name, sql};
+use crate::statement::{VALUES_LIMIT, collation, holes as question_marks, join, key_equal, name, sql};
 
 /// Rows a statement: as many as fit, so that a few prepared statements serve all batches.
 const STEPS: [usize; 4] = [128, 16, 4, 1];
@@ -47,8 +47,14 @@ enum Failure {
 impl Writer {
     pub(crate) async fn open(connection: &mut SqliteConnection, route: &Route) -> Result<Self> {
         // Keys come in the order of the source's key.
-        let target = Table { key: route.shape.table.key.clone(), ..route.target.as_ref().clone() };
+        let mut target = Table { key: route.shape.table.key.clone(), ..route.target.as_ref().clone() };
         let found = describe::table(connection, &target.name).await??;
+        // A column's own comparison may be coarser than that of its key.
+        for column in target.columns.iter_mut().filter(|column| collation(&column.native).is_none()) {
+            if let Some(at) = found.table.position(&column.name) {
+                column.native.clone_from(&found.table.columns[at].native);
+            }
+        }
         let mut affinities = Vec::new();
         let mut lacks = None;
         for column in &target.columns {
