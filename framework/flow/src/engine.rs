@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::Applier;
 use crate::capture::capture;
 use crate::crawl::reader;
+use crate::follow::check_described;
 use crate::options::Options;
 use crate::plan::Wanted;
 use crate::plant::{self, Bug};
@@ -321,6 +322,8 @@ pub(crate) async fn begin_capture(flow: &Flow, source: &dyn Catalog) -> Result<P
 async fn open_sink(flow: &Flow) -> Result<(Box<dyn Sink>, Checkpoint)> {
     let source = flow.source.catalog().await?;
     let start = begin_capture(flow, source.as_ref()).await?;
+    // What became of a table after it was described and before it was captured is told by no change.
+    check_described(flow, source.as_ref()).await?;
     // A capture may be what gives a source its identity.
     let identity = source.identity().await?;
     let first = Checkpoint::first(identity.clone(), start);

@@ -137,6 +137,21 @@ pub async fn renew(
     Ok(changed)
 }
 
+/// Finds that the tables are what the routes say.
+///
+/// # Errors
+/// `schema-changed` if one is not; as the source's.
+pub(crate) async fn check_described(flow: &Flow, source: &dyn Catalog) -> Result<()> {
+    let (found, _) = source.describe(&flow.wanted.tables).await?;
+    let routes = flow.routes.iter().enumerate().filter(|(at, _)| !flow.refused.contains_key(at));
+    let mut tables = routes.map(|(_, route)| &route.shape.table);
+    let is_as_described =
+        |table: &Table| found.iter().any(|now| now.name == table.name && is_same(table, now));
+    let Some(table) = tables.find(|table| !is_as_described(table)) else { return Ok(()) };
+    Err(Error::new(code::SCHEMA_CHANGED, "the table was changed after it was described")
+        .with("table", &table.name))
+}
+
 /// A table that is left out for one run would come back without the changes of that time.
 fn left_out(name: &str) -> Error {
     let text = format!("table {name} is part of this migration and was left out; nothing was changed");
