@@ -104,9 +104,11 @@ impl MongoFeed {
             { "to.coll": { "$in": &names } },
             { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
         ] } };
+        // The document comes whole: with what of it was changed beside it an event may be larger than the server sends.
+        let lean = doc! { "$unset": "updateDescription" };
         let watch = database
             .watch()
-            .pipeline([wanted])
+            .pipeline([wanted, lean])
             .full_document(FullDocumentType::UpdateLookup)
             .max_await_time(WAIT);
         let watch = match stream::read(from)? {
@@ -185,8 +187,8 @@ impl MongoFeed {
     }
 
     fn take(&mut self, event: &RawDocument) -> Result<()> {
-        let token =
-            event.get_document("_id").and_then(|id| id.get_str("_data")).map_err(extended::unreadable)?;
+        let token = event.get_document("_id").and_then(stream::text_of_raw);
+        let token = token.map_err(extended::unreadable)?;
         let time = stream::number(event.get_timestamp("clusterTime").map_err(extended::unreadable)?);
         let kind = event.get_str("operationType").map_err(extended::unreadable)?;
         let name = event.get_document("ns").and_then(|ns| ns.get_str("coll")).unwrap_or_default();
@@ -215,7 +217,7 @@ impl MongoFeed {
             changes: Vec::new(),
             bytes: 0,
         });
-        group.position = stream::behind(time, token);
+        group.position = stream::behind(time, &token);
         group.bytes += change.row.as_ref().map_or(0, Vec::len) + change.key.as_ref().map_or(0, Vec::len);
         group.changes.push(change);
         if group.bytes > BYTES_LIMIT {

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mongodb::Database;
-use mongodb::bson::{Document, Timestamp, doc};
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{Binary, Document, RawBsonRef, RawDocument, Timestamp, doc};
 use mongodb::change_stream::event::ResumeToken;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::{AsOf, Error, Position, Result};
@@ -101,17 +102,41 @@ pub(crate) fn seconds(position: &Position) -> Result<f64> {
         .ok_or_else(|| Error::new(code::STREAM_MALFORMED, "a position is not one of MongoDB's"))
 }
 
-/// The text of a token.
+/// What stands between a token's place and the types of its values: less than any digit, so that texts compare as places do.
+const TYPES: char = '.';
+
+/// The text of a token: its place, and behind a dot the types of the values in it, where it has them. Without these the
+/// server does not know a place at a number that is no small integer again.
 pub(crate) fn text_of(token: &ResumeToken) -> Result<String> {
     let malformed = || Error::new(code::STREAM_MALFORMED, "a resume token has no text");
-    let document = mongodb::bson::serialize_to_document(token).map_err(|e| malformed().because(e))?;
-    document.get_str("_data").map(str::to_owned).map_err(|e| malformed().because(e))
+    let token = mongodb::bson::serialize_to_raw_document_buf(token).map_err(|e| malformed().because(e))?;
+    text_of_raw(&token).map_err(|e| malformed().because(e))
+}
+
+/// The same of a token as it comes with a change.
+pub(crate) fn text_of_raw(token: &RawDocument) -> mongodb::bson::error::Result<String> {
+    let mut text = token.get_str("_data")?.to_owned();
+    if let Some(RawBsonRef::Binary(types)) = token.get("_typeBits")? {
+        text.push(TYPES);
+        types.bytes.iter().for_each(|byte| text.push_str(&format!("{byte:02X}")));
+    }
+    Ok(text)
 }
 
 /// The token of a text.
 pub(crate) fn token_of(text: &str) -> Result<ResumeToken> {
-    mongodb::bson::deserialize_from_document(doc! { "_data": text })
-        .map_err(|e| Error::new(code::STREAM_MALFORMED, "a resume token cannot be made").because(e))
+    let malformed = || Error::new(code::STREAM_MALFORMED, "a resume token cannot be made");
+    let (place, types) = text.split_once(TYPES).unwrap_or((text, ""));
+    let mut token = doc! { "_data": place };
+    if !types.is_empty() {
+        let pairs = types
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()));
+        let bytes = pairs.collect::<Option<Vec<u8>>>().ok_or_else(malformed)?;
+        token.insert("_typeBits", Binary { subtype: BinarySubtype::Generic, bytes });
+    }
+    mongodb::bson::deserialize_from_document(token).map_err(|e| malformed().because(e))
 }
 
 /// The time that a token begins with: one byte for its kind, then seconds and counter, in hexadecimal.
@@ -200,6 +225,10 @@ mod tests {
         }
         assert_eq!(read(&barrier).unwrap(), From::Time(at(7, 4)));
         assert_eq!(read(&behind(5, "82AB")).unwrap(), From::Token("82AB"));
+        for text in ["82AB", "82AB.00FF"] {
+            assert_eq!(text_of(&token_of(text).unwrap()).unwrap(), text);
+        }
+        assert!(behind(5, "82AB.00FF") < behind(5, "82AB00") && behind(5, "82AB.00FF") > behind(5, "82AB"));
         assert!(read(&Position::default()).is_err());
     }
 }

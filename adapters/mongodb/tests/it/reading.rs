@@ -198,6 +198,41 @@ async fn changes_come_in_order_and_again_from_any_position() {
     place.end().await;
 }
 
+/// Found by trying: a place at a change of a number that is no small integer was not known to the server again, and a
+/// change of a large value came with the value twice, which is more than the server sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_behind_any_change() {
+    let Some(place) = Place::new("going_on").await else { return };
+    let items = place.database.collection::<Document>("items");
+    let tenth = || Bson::Decimal128("0.1".parse().unwrap());
+    let large = |with: &str| with.repeat(9 << 20);
+    let ids = [
+        Bson::Int32(1),
+        Bson::Int64(1 << 40),
+        Bson::Double(2.5),
+        Bson::Double(-0.0),
+        tenth(),
+        Bson::Document(doc! { "a": 2.5, "b": tenth() }),
+        Bson::String("s".to_owned()),
+    ];
+    for id in &ids {
+        items.insert_one(doc! { "_id": id, "n": 0, "v": large("a") }).await.unwrap();
+    }
+    let tables = [described(&place, "items").await];
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let mut from = catalog.capture(&flow(), &tables).await.unwrap();
+    for id in &ids {
+        let change = doc! { "$set": { "n": 1, "v": large("b") } };
+        items.update_one(doc! { "_id": id }, change).await.unwrap();
+        let mut feed = place.store.change_feed(&flow(), &tables, &source, &from).await.unwrap();
+        let changes = gather(feed.as_mut(), 1).await;
+        assert_eq!(changes.count(), 1, "{id}");
+        from = changes.transactions()[0].position.clone();
+    }
+    place.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_dropped_loses_no_change() {
     let Some(place) = Place::new("dropping").await else { return };
