@@ -183,6 +183,9 @@ impl Writer {
         let (Some(value), Some(column)) = (value, self.route.target.columns.get(at)) else {
             return Err(self.not_full());
         };
+        if self.route.shape.table.columns[at].is_strange(&value) {
+            return Err(self.unfit(at, value.kind(), "the text column of the source has bytes in it", key));
+        }
         documents::hold(&column.kind, &value)
             .map_err(|reason| self.unfit(at, Value::kind(&value), reason, key))
     }

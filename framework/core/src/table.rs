@@ -66,6 +66,12 @@ pub struct Column {
 }
 
 impl Column {
+    /// Whether a value is of another class than the column: not every store holds its columns to their types, and bytes in
+    /// a column of text are no text. Written as text they would be the value of another row.
+    pub fn is_strange(&self, value: &Value<'_>) -> bool {
+        self.kind == Type::Text && matches!(value, Value::Bytes(_))
+    }
+
     /// The conversion that the user named for it: by its type in the store's own words, with or without what is in
     /// brackets, or by [`Type::word`].
     pub fn conversion<'c>(&self, conversions: &'c Conversions) -> Option<&'c str> {

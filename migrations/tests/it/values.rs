@@ -265,3 +265,34 @@ async fn every_type_arrives_exactly_in_mongodb_or_is_refused_by_name() {
         }
     });
 }
+
+/// Found by trying: bytes in a text column of SQLite, which may have any, became the text of their digits. As a key that is
+/// another row.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_in_a_text_column_are_not_taken_for_text() {
+    let mut targets = Vec::new();
+    if let Some(server) = tidegate_services::postgres::shared().await {
+        targets.push(server.create_database("strange").await.unwrap());
+    }
+    if let Some(server) = tidegate_services::mongodb::shared().await {
+        targets.push(server.database("strange"));
+    }
+    for to in targets {
+        for (table, row) in [("keys", "(x'31', 'b')"), ("texts", "('2', x'4142')")] {
+            let made = format!("CREATE TABLE {table} (k TEXT PRIMARY KEY NOT NULL, v TEXT)");
+            tokio::task::block_in_place(|| {
+                let (folder, from, _) =
+                    crate::shop(&format!("{made}; INSERT INTO {table} VALUES ('31', 'a')"));
+                let run = || {
+                    let words = ["migrate", "run", "--until", "caught-up", "--from", &from, "--to", &to];
+                    tidegate(&[&words[..], &["--name", table]].concat())
+                };
+                run().ended(0);
+                crate::sqlite(&folder.path().join("shop.db"), &format!("INSERT INTO {table} VALUES {row}"));
+                let stopped = format!("TG0050 value-unfit: table {table} stopped");
+                run().failed(1, &stopped, &["the text column of the source has bytes in it"]);
+                abort(table, &from, &to);
+            });
+        }
+    }
+}

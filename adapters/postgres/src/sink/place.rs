@@ -320,7 +320,11 @@ impl Place {
                 Ok(())
             }),
             Cell::Bytes(bytes) => {
-                match self.route.shape.codec.value(&self.route.shape.table.columns[at], bytes) {
+                let column = &self.route.shape.table.columns[at];
+                match self.route.shape.codec.value(column, bytes) {
+                    Ok(value) if column.is_strange(&value) => {
+                        Err(Error::new(code::VALUE_UNFIT, "the text column of the source has bytes in it"))
+                    }
                     Ok(Value::Null) => {
                         put_null(out);
                         return Ok(());
