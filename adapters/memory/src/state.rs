@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::error::code;
 use tidegate_core::port::{Lease, StateStore, Stored};
-use tidegate_core::{Error, FlowName, Result};
+use tidegate_core::{FlowName, Result};
 
 use crate::store::MemoryStore;
 
@@ -43,11 +42,7 @@ impl StateStore for MemoryStore {
         let mut inner = self.lock();
         let state = inner.flows.entry(flow.clone()).or_default();
         match &state.lease {
-            Some((other, until)) if other != holder && *until > now => {
-                Err(Error::new(code::LEASE_HELD, "another process runs this migration")
-                    .with("process", other)
-                    .hint("stop that one first, or work with it: status, pause and set are for any process"))
-            }
+            Some((other, until)) if other != holder && *until > now => Err(Lease::held_by(other)),
             before => {
                 let renewed = before.as_ref().is_some_and(|(before, _)| before == holder);
                 state.lease = Some((holder.to_owned(), now + time));

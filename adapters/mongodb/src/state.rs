@@ -5,9 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::ReturnDocument;
-use tidegate_core::error::code;
 use tidegate_core::port::{Lease, StateStore, Stored};
-use tidegate_core::{Error, FlowName, Result};
+use tidegate_core::{FlowName, Result};
 
 use crate::checkpoint;
 use crate::error::{DUPLICATE_KEY, During, number};
@@ -107,9 +106,7 @@ impl StateStore for MongoStore {
             }
             now => {
                 let other = now.map_or_else(|| "another runner".to_owned(), |(other, _)| other);
-                Err(Error::new(code::LEASE_HELD, "another process runs this migration")
-                    .with("process", other)
-                    .hint("stop that one first, or work with it: status, pause and set are for any process"))
+                Err(Lease::held_by(other))
             }
         }
     }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::error::code;
 use tidegate_core::port::{Lease, StateStore, Stored};
 use tidegate_core::{Error, FlowName, Result};
 use tokio::sync::Mutex;
@@ -134,9 +133,7 @@ impl StateStore for PostgresState {
         let sql = "SELECT holder FROM tidegate.leases WHERE flow = $1";
         let row = session.query_opt(sql, &[&flow.as_str()]).await.map_err(failed)?;
         let other = row.map_or_else(|| "another".to_owned(), |row| row.get(0));
-        Err(Error::new(code::LEASE_HELD, "another process runs this migration")
-            .with("process", other)
-            .hint("stop that one first, or work with it: status, pause and set are for any process"))
+        Err(Lease::held_by(other))
     }
 
     async fn release(&self, flow: &FlowName, holder: &str) -> Result<()> {

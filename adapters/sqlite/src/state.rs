@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Connection, Row as _, SqliteConnection};
-use tidegate_core::error::code;
 use tidegate_core::port::{Lease, StateStore, Stored};
-use tidegate_core::{Error, FlowName, Result};
+use tidegate_core::{FlowName, Result};
 
 use crate::error::During;
 use crate::store::SqliteStore;
@@ -143,9 +142,7 @@ impl StateStore for SqliteStore {
                 .fetch_one(&mut *tx)
                 .await
                 .during("look who holds the lease")?;
-            return Err(Error::new(code::LEASE_HELD, "another process runs this migration")
-                .with("process", other)
-                .hint("stop that one first, or work with it: status, pause and set are for any process"));
+            return Err(Lease::held_by(other));
         }
         tx.commit().await.during("commit the lease")?;
         connection.close().await.during("close")?;

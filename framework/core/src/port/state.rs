@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::flow::FlowName;
 
 /// A record with its version.
@@ -84,4 +84,13 @@ pub struct Lease {
     pub time: Duration,
     /// Whether this holder had it before, and nobody else since.
     pub renewed: bool,
+}
+
+impl Lease {
+    /// The error of whoever asks for a lease that another process has.
+    pub fn held_by(process: impl Into<String>) -> Error {
+        Error::new(code::LEASE_HELD, "another process runs this migration")
+            .with("process", process.into())
+            .hint("stop that one first, or work with it: status, pause and set are for any process")
+    }
 }
