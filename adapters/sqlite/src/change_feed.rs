@@ -232,7 +232,7 @@ impl States {
                 continue;
             };
             // The index may hold another key to be this one: 'a' and 'A', 1 and 1.0.
-            let same = table.key.iter().zip(key.cells()).all(|(&at, cell)| row.cell(at) == cell);
+            let same = table.has_key(row, key);
             out.push_rows(place, Op::Update, Some(row), (!same).then_some(key));
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::port::Conversions;
+use crate::rows::Row;
 use crate::value::{Type, Value};
 
 /// The name of a table or collection: a schema (empty where the store has none) and a name in it.
@@ -130,6 +131,11 @@ impl Table {
     pub fn row_bytes_estimated(&self) -> usize {
         let bytes = self.bytes_estimated.checked_div(self.rows_estimated).unwrap_or(0);
         usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Whether a full row's key is this one byte for byte, and not an equal one in another form (1.0 and 1.00).
+    pub fn has_key(&self, row: Row<'_>, key: Row<'_>) -> bool {
+        self.key.iter().zip(key.cells()).all(|(&at, cell)| row.cell(at) == cell)
     }
 
     /// The columns of the key, in its order.
