@@ -215,7 +215,7 @@ async fn settle(
         let keys: BTreeSet<&Vec<u8>> = expected.keys().chain(found.keys()).collect();
         let now = keys.into_iter().filter_map(|key| {
             let (expected, found) = (expected.get(key), found.get(key));
-            (expected.map(|s| s.hash) != found.map(|s| s.hash)).then(|| {
+            (expected.map(|s| (s.rows, s.hash)) != found.map(|s| (s.rows, s.hash))).then(|| {
                 let pair = (expected.cloned(), found.cloned());
                 let before = differing.get(key).filter(|before| before.pair == pair);
                 let rounds = before.map_or(1, |before| before.rounds + 1);
@@ -237,6 +237,8 @@ async fn settle(
             _ if rounds < ROUNDS => Kind::Unsettled,
             (Some(_), None) => Kind::Missing,
             (None, Some(_)) => Kind::Extra,
+            (Some(expected), Some(found)) if expected.rows > found.rows => Kind::Missing,
+            (Some(expected), Some(found)) if expected.rows < found.rows => Kind::Extra,
             _ => Kind::Different,
         };
         *match kind {
@@ -290,7 +292,7 @@ async fn reach(verification: &Verification<'_>, state: &dyn StateStore, position
 #[cfg(test)]
 mod tests {
     use tidegate_core::port::Selection;
-    use tidegate_core::{Column, Shape, SystemClock, TableName, Type, Value};
+    use tidegate_core::{Canonical, Codec, Column, Encoding, Shape, SystemClock, TableName, Type, Value};
     use tidegate_memory::{MemoryStore, Write};
 
     use super::*;
@@ -322,10 +324,14 @@ mod tests {
         }
 
         async fn compare(&self) -> Report {
+            self.compare_read_by(Arc::new(Canonical)).await
+        }
+
+        async fn compare_read_by(&self, codec: Arc<dyn Codec>) -> Report {
             let catalog = self.source.catalog().await.unwrap();
             let (tables, _) = catalog.describe(&Selection::All).await.unwrap();
             let table = Arc::new(tables[0].clone());
-            let shape = Shape { codec: catalog.codec(&table), table: Arc::clone(&table) };
+            let shape = Shape { codec, table: Arc::clone(&table) };
             let (name, clock) = (flow(), SystemClock::shared());
             let verification = Verification {
                 name: &name,
@@ -383,6 +389,33 @@ mod tests {
         let report =
             tokio::select! { report = pair.compare() => report, () = restless => panic!("it never ends") };
         assert_eq!((report.equal, report.different, report.unsettled), (false, 0, 1));
+    }
+
+    /// Reads an even number and the odd one behind it as the same.
+    #[derive(Debug)]
+    struct Halving;
+
+    impl Codec for Halving {
+        fn encoding(&self) -> Encoding {
+            Encoding::CANONICAL
+        }
+
+        fn value<'a>(&self, _: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
+            Ok(match Value::decode(cell)? {
+                Value::Int(v) => Value::Int(v / 2),
+                other => other,
+            })
+        }
+    }
+
+    /// Found by a reader: both sides were told by the keys that the target has, and rows that became one were equal.
+    #[tokio::test(start_paused = true)]
+    async fn rows_that_became_one_in_the_target_are_missing() {
+        let pair = Pair::new(10, |_| false);
+        let gone: Vec<_> = (5..10).map(|id| Write::delete(&table(), [Value::Int(id)])).collect();
+        pair.target.transact(&gone).unwrap();
+        let report = pair.compare_read_by(Arc::new(Halving)).await;
+        assert_eq!((report.equal, report.missing, report.different), (false, 5, 0), "{report:?}");
     }
 
     /// Found by reading: the record of a runner that was killed says that it runs.

@@ -1,5 +1,6 @@
 //! One side of a table, as it is compared: what stands in its rows, in the target's own terms.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub(super) struct Side {
 /// A row by the identity of its key.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Seen {
+    /// How many rows this side has of that key: rows that differ in the source may be written alike in the target.
+    pub(super) rows: u64,
     pub(super) hash: u128,
     pub(super) cells: Vec<u64>,
     pub(super) key: BTreeMap<String, String>,
@@ -238,7 +241,17 @@ impl Side {
             });
             let starts = std::iter::once(0).chain(ends.iter().copied());
             let hashes = starts.zip(&ends).map(|(start, end)| xxh3_64(&cells[start..*end])).collect();
-            seen.insert(identity.clone(), Seen { hash: xxh3_128(&cells), cells: hashes, key: key.collect() });
+            let hash = xxh3_128(&cells);
+            match seen.entry(identity.clone()) {
+                Entry::Vacant(place) => {
+                    place.insert(Seen { rows: 1, hash, cells: hashes, key: key.collect() });
+                }
+                Entry::Occupied(mut alike) => {
+                    let alike: &mut Seen = alike.get_mut();
+                    alike.rows += 1;
+                    alike.hash = alike.hash.wrapping_add(hash);
+                }
+            }
             Ok(())
         })
         .await?;
