@@ -5,8 +5,10 @@
 //! created it for the columns of a table, as those columns.
 //!
 //! An `_id` of a type that the model does not have is its canonical Extended JSON; an ObjectId is its 24 hexadecimal
-//! digits as text.
+//! digits as text, and a string that reads like one says that it is a string: `{"$string":"…"}`. So `_id`s that differ
+//! have values that differ.
 
+use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::{CString, cstr};
 use mongodb::bson::{RawBson, RawBsonRef, RawDocument, RawDocumentBuf};
 use tidegate_core::error::code;
@@ -35,6 +37,11 @@ impl Codec for Bson {
             return Ok(Value::Json(text.into()));
         }
         with_element(cell, |held| match (&column.kind, held) {
+            // A key is never null elsewhere.
+            (Type::Any, RawBsonRef::Null) => Ok(Value::Json("null".into())),
+            (Type::Any, RawBsonRef::String(digits)) if ObjectId::parse_str(digits).is_ok() => {
+                Ok(Value::Json(format!("{{\"$string\":\"{digits}\"}}").into()))
+            }
             (Type::Any, held) => match documents::scalar(held) {
                 Some(value) => Ok(value),
                 None => {
@@ -242,7 +249,7 @@ fn nested(value: RawBsonRef<'_>, out: &mut Vec<u8>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mongodb::bson::{Decimal128, oid::ObjectId};
+    use mongodb::bson::Decimal128;
 
     fn key(value: RawBson) -> Vec<u8> {
         let mut out = Vec::new();
@@ -279,6 +286,11 @@ mod tests {
             value(RawBson::ObjectId(ObjectId::from_bytes([10; 12]))),
             Value::Text("0a".repeat(12).into())
         );
+        assert_eq!(
+            value(RawBson::String("0a".repeat(12))),
+            Value::Json(format!("{{\"$string\":\"{}\"}}", "0a".repeat(12)).into())
+        );
+        assert_eq!(value(RawBson::Null), Value::Json("null".into()));
         assert_eq!(value(RawBson::MinKey), Value::Json("{\"$minKey\":1}".into()));
     }
 }

@@ -144,10 +144,7 @@ pub(crate) fn scalar(held: RawBsonRef<'_>) -> Option<Value<'static>> {
         RawBsonRef::Int64(v) => Value::Int(v),
         RawBsonRef::Double(v) => Value::Float(v),
         RawBsonRef::String(v) => Value::Text(v.to_owned().into()),
-        RawBsonRef::Binary(v) if v.subtype == extended::UUID => match <[u8; 16]>::try_from(v.bytes) {
-            Ok(id) => Value::Uuid(id),
-            Err(_) => Value::Bytes(v.bytes.to_vec().into()),
-        },
+        RawBsonRef::Binary(v) if v.subtype == extended::UUID => Value::Uuid(v.bytes.try_into().ok()?),
         RawBsonRef::Binary(v) if v.subtype == BinarySubtype::Generic => Value::Bytes(v.bytes.to_vec().into()),
         RawBsonRef::DateTime(v) => Value::TimestampTz(v.timestamp_millis().checked_mul(1_000)?),
         RawBsonRef::Decimal128(v) => Value::Decimal(text::decimal(&v.to_string()).into()),

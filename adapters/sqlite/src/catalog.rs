@@ -68,7 +68,8 @@ impl Catalog for SqliteStore {
     }
 
     fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
-        stored(value).map_err(|reason| Error::new(code::VALUE_UNFIT, reason).with("column", &column.name))
+        stored(column, value)
+            .map_err(|reason| Error::new(code::VALUE_UNFIT, reason).with("column", &column.name))
     }
 
     fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit> {

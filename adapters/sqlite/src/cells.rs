@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use sqlx::{Arguments, TypeInfo, ValueRef};
 use tidegate_core::error::code;
-use tidegate_core::{Cell, Error, Result, Row, RowWriter, Rows, Value, text};
+use tidegate_core::{Cell, Column, Error, Result, Row, RowWriter, Rows, Type, Value, text};
 
 /// What a column does to a value that is stored in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +65,14 @@ fn is_number(text: &str) -> bool {
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn stored(value: Value<'_>) -> Result<Value<'_>, &'static str> {
+pub(crate) fn stored<'v>(column: &Column, value: Value<'v>) -> Result<Value<'v>, &'static str> {
     let owned = |text: String| Value::Text(Cow::Owned(text));
     Ok(match value {
+        Value::Null => Value::Null,
+        // Of another store's types some have no class here: without their names values that differ would be one.
+        value if column.kind == Type::Any && Affinity::of(&column.native) == Affinity::Text => {
+            owned(text::any(&value))
+        }
         Value::Bool(v) => Value::Int(i64::from(v)),
         Value::Float32(v) if v.is_nan() => return Err("SQLite stores NaN as null"),
         Value::Float(v) if v.is_nan() => return Err("SQLite stores NaN as null"),
@@ -91,10 +96,11 @@ pub(crate) fn stored(value: Value<'_>) -> Result<Value<'_>, &'static str> {
 /// Why it would not be stored exactly.
 pub(crate) fn bind(
     arguments: &mut SqliteArguments,
+    column: &Column,
     value: Value<'_>,
     affinity: Affinity,
 ) -> Result<(), &'static str> {
-    let value = stored(value)?;
+    let value = stored(column, value)?;
     if let Some(reason) = affinity.alters(&value) {
         return Err(reason);
     }
@@ -238,8 +244,9 @@ mod tests {
             (Blob, Value::Null, true),
         ] {
             let mut arguments = SqliteArguments::default();
+            let column = Column::new("c", Type::Text);
             assert_eq!(
-                bind(&mut arguments, value.clone(), affinity).is_ok(),
+                bind(&mut arguments, &column, value.clone(), affinity).is_ok(),
                 is_kept,
                 "{affinity:?} {value:?}"
             );

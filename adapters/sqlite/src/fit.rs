@@ -13,7 +13,7 @@
 //! | uuid | `TEXT`, in lower case with hyphens |
 //! | date, time, timestamps | `TEXT`, exact to the microsecond, also the infinities |
 //! | arrays | `TEXT`, a JSON list |
-//! | columns with a type a value | no type |
+//! | columns with a type a value | `TEXT`, as JSON where it is no text |
 //!
 //! Created tables are not `STRICT`: with these types no value is converted, and before a value is written it is
 //! checked against what the column would do to it.
@@ -51,7 +51,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
             held("TEXT", kind, Some("text, exact to the microsecond"))
         }
         Type::Array(_) => held("TEXT", Type::Json, Some("a list is JSON text")),
-        Type::Any => held("", kind, None),
+        Type::Any => held("TEXT", kind, Some("any type is text, as JSON where it is no text")),
         other => {
             return Err(Error::new(
                 code::TYPE_REFUSED,
@@ -90,7 +90,7 @@ mod tests {
             (Type::TimestampTz, "TEXT"),
             (Type::Array(Box::new(Type::Text)), "TEXT"),
             (Type::Bytes, "BLOB"),
-            (Type::Any, ""),
+            (Type::Any, "TEXT"),
         ] {
             assert_eq!(fit(&Column::new("c", kind), Encoding("other"), &none).unwrap().native, native);
         }

@@ -299,11 +299,10 @@ impl Writer {
         at: usize,
         cell: Cell<'_>,
     ) -> Result<Result<(), &'static str>> {
-        let (Some(value), Some(affinity)) = (self.route.shape.value(at, cell)?, self.affinities.get(at))
-        else {
+        let Some(value) = self.route.shape.value(at, cell)? else {
             return Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent"));
         };
-        Ok(cells::bind(arguments, value, *affinity))
+        Ok(cells::bind(arguments, &self.route.target.columns[at], value, self.affinities[at]))
     }
 
     fn unfit(&self, at: usize, cell: Cell<'_>, reason: &'static str, key: Row<'_>) -> Error {

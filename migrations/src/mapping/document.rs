@@ -110,6 +110,8 @@ fn wrapped(fields: &Map<String, Json>) -> Option<Field<'_>> {
         "$numberDouble" => Field::Double(held.as_str()?.parse().ok()?),
         "$numberDecimal" => Field::Decimal(text::decimal(held.as_str()?)),
         "$oid" => Field::ObjectId(held.as_str()?),
+        // A key that would be taken for an ObjectId.
+        "$string" => Field::Text(held.as_str()?),
         // A date beyond the 262,000 years that a timestamp has stays what it is, and fits no column of dates.
         "$date" => {
             let millis = held.get("$numberLong")?.as_str()?.parse().ok()?;

@@ -8,6 +8,7 @@ mod danger;
 mod elections;
 mod gone;
 mod infer;
+mod keys;
 mod leaving;
 mod lifecycle;
 mod mapping;
