@@ -239,12 +239,12 @@ async fn a_source_that_elects_other_primaries_is_followed_through() {
             source.insert_one(doc! { "_id": -1, "v": "last", "n": 0 }).await.unwrap();
         },
         async || {
-            tokio::task::block_in_place(|| !sqlite_rows(&file, "SELECT 1 FROM t WHERE _id = -1").is_empty())
+            tokio::task::block_in_place(|| !sqlite_rows(&file, "SELECT 1 FROM t WHERE _id = '-1'").is_empty())
         },
     )
     .await;
-    let rows = r#"SELECT json_object('_id', _id, 'v', document ->> '$.v', 'n',
-        CAST(document ->> '$.n."$numberInt"' AS INTEGER)) FROM t ORDER BY _id"#;
+    let rows = r#"SELECT json_object('_id', CAST(_id AS INTEGER), 'v', document ->> '$.v', 'n',
+        CAST(document ->> '$.n."$numberInt"' AS INTEGER)) FROM t ORDER BY CAST(_id AS INTEGER)"#;
     let moved = tokio::task::block_in_place(|| sqlite_rows(&file, rows));
     assert_same(&documents(&source).await, &moved);
 }
