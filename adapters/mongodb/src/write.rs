@@ -84,7 +84,11 @@ impl Writer {
         let id = RawBson::from(codec::id_of(&document)?);
         let mut body = RawDocumentBuf::new();
         body.append(cstr!("q"), by_id(id));
-        body.append(cstr!("u"), document);
+        if has_dollars(&document)? {
+            body.append(cstr!("u"), replacement(document));
+        } else {
+            body.append(cstr!("u"), document);
+        }
         body.append(cstr!("upsert"), true);
         Ok(Statement { kind: Kind::Upsert, table, body, row })
     }
@@ -213,6 +217,27 @@ impl Writer {
     fn blame(&self, error: Error, key: Row<'_>) -> Error {
         error.with("table", &self.route.target.name).with("key", self.route.shape.show_key(key))
     }
+}
+
+/// Whether a field at the top of a document begins with `$`: as an update the server takes it for an operator.
+fn has_dollars(document: &RawDocument) -> Result<bool> {
+    for field in document {
+        if field.map_err(extended::unreadable)?.0.as_str().starts_with('$') {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What puts a document in the place of another one, whatever its fields are called.
+fn replacement(document: RawDocumentBuf) -> RawArrayBuf {
+    let mut literal = RawDocumentBuf::new();
+    literal.append(cstr!("$literal"), document);
+    let mut stage = RawDocumentBuf::new();
+    stage.append(cstr!("$replaceWith"), literal);
+    let mut stages = RawArrayBuf::new();
+    stages.push(stage);
+    stages
 }
 
 fn by_id(id: RawBson) -> RawDocumentBuf {
