@@ -286,7 +286,15 @@ impl Sink for PostgresSink {
         for table in commit.into_iter().flat_map(|commit| &commit.forget) {
             self.places[*table].known = self.places[*table].found;
         }
-        let mut parts = self.parts(batch)?;
+        let mut parts = match self.parts(batch) {
+            Ok(parts) => parts,
+            Err(error) => {
+                if self.is_open {
+                    self.take_back().await;
+                }
+                return Err(error);
+            }
+        };
         if !self.is_open {
             self.prepare(batch).await?;
         }

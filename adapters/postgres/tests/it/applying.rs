@@ -60,8 +60,7 @@ async fn there(session: &Session) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-const TABLE: &str =
-    "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE, v varchar(5))";
+const TABLE: &str = "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE, v varchar(5) CHECK (v <> 'never'))";
 
 #[tokio::test]
 async fn each_kind_of_work_is_done_and_repeated_without_harm() {
@@ -110,14 +109,19 @@ async fn each_kind_of_work_is_done_and_repeated_without_harm() {
 
     // Pieces of one transaction: nobody sees them before its end.
     let piece = |id| TableBatch { upserts: rows(&[row(id, "p", "p")]), ..TableBatch::default() };
-    sink.apply(&batch(piece(10)), None).await.unwrap();
-    let bad = TableBatch { upserts: rows(&[row(11, "q", "too long")]), ..TableBatch::default() };
-    let error = sink.apply(&batch(bad), None).await.unwrap_err();
-    assert_eq!(error.code(), code::VALUE_UNFIT, "{error:?}");
-    assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
-    // The one before is gone with it.
-    sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
-    assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)"]);
+    // Whether we do not send the next one or the server refuses it.
+    let refusals =
+        [(row(11, "q", "too long"), code::VALUE_UNFIT), (row(11, "q", "never"), code::CONSTRAINT_VIOLATED)];
+    for (bad, refusal) in refusals {
+        sink.apply(&batch(piece(10)), None).await.unwrap();
+        let bad = TableBatch { upserts: rows(&[bad]), ..TableBatch::default() };
+        let error = sink.apply(&batch(bad), None).await.unwrap_err();
+        assert_eq!(error.code(), refusal, "{error:?}");
+        assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
+        // The one before is gone with it.
+        sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
+        assert_eq!(there(&session).await, ["(2,b,new)", "(3,a,3)"]);
+    }
     sink.apply(&batch(piece(10)), None).await.unwrap();
     assert_eq!(there(&session).await.len(), 2);
     sink.apply(&Batch::default(), Some(&at(6))).await.unwrap();
