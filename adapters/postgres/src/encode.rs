@@ -50,8 +50,8 @@ fn put(out: &mut BytesMut, form: Form, modifier: i32, value: &Value<'_>) -> Resu
         (Form::Float8, Value::Float(v)) => binary::put_float8(out, *v),
         (Form::Numeric, Value::Decimal(v)) => decimal(out, modifier, v)?,
         (Form::Numeric, Value::Int(v)) => decimal(out, modifier, &v.to_string())?,
-        (Form::Text | Form::Bpchar | Form::Xml, Value::Text(v)) => binary::put_text(out, v)?,
-        (Form::Text, Value::Json(v)) => binary::put_text(out, v)?,
+        (Form::Text, Value::Text(v) | Value::Json(v)) => binary::put_text(out, short(v, modifier)?)?,
+        (Form::Bpchar | Form::Xml, Value::Text(v)) => binary::put_text(out, v)?,
         (Form::Char, Value::Text(v)) => match v.as_bytes() {
             [] => binary::put_char(out, 0),
             [one] if one.is_ascii() && *one != 0 => binary::put_char(out, *one),
@@ -84,6 +84,15 @@ fn put(out: &mut BytesMut, form: Form, modifier: i32, value: &Value<'_>) -> Resu
         }
     }
     Ok(())
+}
+
+/// The server would cut spaces that are beyond the declared length.
+fn short(text: &str, modifier: i32) -> Result<&str> {
+    let length = modifier.checked_sub(4).and_then(|length| usize::try_from(length).ok());
+    match length.filter(|length| text.chars().nth(*length).is_some()) {
+        Some(length) => Err(unfit(format!("a text is longer than {length} characters"))),
+        None => Ok(text),
+    }
 }
 
 /// The server would round to the declared precision.
@@ -173,5 +182,15 @@ mod tests {
             assert_eq!(decimal(&mut out, modifier, text).is_ok(), fits, "{text}");
         }
         assert!(whole(1_500, 3).is_err() && whole(1_000, 3).is_ok() && whole(1, -1).is_ok());
+    }
+
+    /// Found by reading: of a text that is too long by spaces alone the server cuts them, and says nothing.
+    #[test]
+    fn a_text_that_would_be_cut_is_refused() {
+        for (text, fits) in [("éé", true), ("éé ", false), ("", true)] {
+            let mut out = BytesMut::new();
+            let value = Value::Text(text.into());
+            assert_eq!(put(&mut out, Form::Text, 4 + 2, &value).is_ok(), fits, "{text:?}");
+        }
     }
 }

@@ -297,7 +297,8 @@ async fn find(session: &Session, which: &Selection, obstacles: &mut Vec<Obstacle
         .collect())
 }
 
-async fn native_of(session: &Session, resolved: &Resolved) -> Result<String> {
+/// The type below a domain, as a table definition would have it.
+pub(crate) async fn native_of(session: &Session, resolved: &Resolved) -> Result<String> {
     let sql = "SELECT format_type($1, $2)";
     let row = session.query_one(sql, &[&resolved.oid, &resolved.modifier]).await;
     Ok(row.map_err(|e| from_driver(e, "describe"))?.get(0))

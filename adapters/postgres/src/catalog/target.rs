@@ -6,7 +6,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Conversions, Fit, NOT_EMPTY, Obstacle};
 use tidegate_core::{Column, Encoding, Error, Result, Table, Type, Value, text};
 
-use crate::catalog::describe::{Resolved, Types};
+use crate::catalog::describe::{Resolved, Types, native_of};
 use crate::codec::ENCODING;
 use crate::connect::Session;
 use crate::encode::Taken;
@@ -122,21 +122,23 @@ pub(crate) async fn columns(session: &Session, table: &Table) -> Result<Option<(
     let Some(oid) = row.get::<_, Option<u32>>(0) else { return Ok(None) };
     let types = Types::read(session, &[oid]).await?;
     let rows = session.query(COLUMNS, &[&oid]).await.map_err(failed)?;
-    let there = rows.iter().map(|row| {
-        let Resolved { oid, modifier, kind, element, is_domain, name, .. } =
-            types.resolve(row.get(1), row.get(2));
+    let mut there = Vec::new();
+    for row in &rows {
+        let resolved = types.resolve(row.get(1), row.get(2));
+        let native = if resolved.is_domain { native_of(session, &resolved).await? } else { row.get(5) };
+        let Resolved { oid, modifier, kind, element, name, .. } = resolved;
         let is_citext = oid >= OID_OWN && name == "citext";
-        There {
+        there.push(There {
             name: row.get(0),
-            native: if is_domain { String::new() } else { row.get(5) },
+            native,
             taken: Taken { oid, modifier, kind, element },
             is_needed: row.get(4),
             generated: row.get(3),
             is_fixed: row.get(6),
             is_coarse: row.get::<_, bool>(7) || is_citext,
-        }
-    });
-    Ok(Some((oid, there.collect())))
+        });
+    }
+    Ok(Some((oid, there)))
 }
 
 /// Looks at tables as targets.
@@ -175,11 +177,12 @@ pub(crate) async fn inspect(
                 Some(there) if there.generated => {
                     add(Some(&column.name), differs("the column is computed there"))
                 }
-                Some(there) if !is_compatible(column, there) => add(
+                Some(there) if !keeps(column, there) => add(
                     Some(&column.name),
-                    differs("the column has another type")
+                    differs("the column has a type that does not keep every value as it is")
                         .with("has", &there.native)
-                        .with("wanted", &column.native),
+                        .with("wanted", &column.native)
+                        .hint("give it the wanted type there, or drop the table and let it be created"),
                 ),
                 Some(there) if is_key(column) && merges(column, there) => add(
                     Some(&column.name),
@@ -219,27 +222,61 @@ fn differs(message: &'static str) -> Error {
 }
 
 async fn type_exists(session: &Session, native: &str) -> Result<bool> {
-    let bare: String = match (native.find('('), native.find(')')) {
-        (Some(open), Some(close)) => format!("{}{}", &native[..open], &native[close + 1..]),
-        _ => native.to_owned(),
-    };
-    let row = session.query_one("SELECT to_regtype($1) IS NOT NULL", &[&bare]).await;
+    let row = session.query_one("SELECT to_regtype($1) IS NOT NULL", &[&parts(native).0]).await;
     Ok(row.map_err(|e| from_driver(e, "inspect"))?.get(0))
 }
 
-/// Whether every value of the one is a value of the other, or is refused by name when it comes.
-fn is_compatible(column: &Column, there: &There) -> bool {
-    if column.native == there.native || column.kind == there.taken.kind {
-        return true;
-    }
-    let text = |kind: &Type| matches!(kind, Type::Text | Type::Json | Type::Document);
-    match (&column.kind, &there.taken.kind) {
-        (Type::Int { bits }, Type::Int { bits: wider }) => bits <= wider,
-        (Type::Int { .. } | Type::Decimal { .. }, Type::Decimal { .. }) => true,
-        (Type::Float { bits }, Type::Float { bits: wider }) => bits <= wider,
-        (from, to) => {
-            text(from) && text(to) && Form::of(there.taken.oid, to) != Form::Char && there.taken.oid < OID_OWN
+/// A type without what is in its brackets, and that.
+fn parts(native: &str) -> (String, &str) {
+    match (native.find('('), native.find(')')) {
+        (Some(open), Some(close)) if open < close => {
+            (format!("{}{}", &native[..open], &native[close + 1..]), &native[open + 1..close])
         }
+        _ => (native.to_owned(), ""),
+    }
+}
+
+/// Whether a column that is there keeps every value as it is, or refuses it by name when it comes. A type that rounds,
+/// pads, cuts or sorts what it is given says nothing of it.
+fn keeps(column: &Column, there: &There) -> bool {
+    let (wanted, limit) = parts(&column.native);
+    let (has, limit_there) = parts(&there.native);
+    if wanted == has {
+        return limit_there.is_empty() || limit == limit_there || is_wider(&has, limit_there, limit);
+    }
+    let (mut from, mut to, mut oid) = (&column.kind, &there.taken.kind, there.taken.oid);
+    while let (Type::Array(item), Type::Array(items)) = (from, to) {
+        (from, to, oid) = (item, items, there.taken.element.unwrap_or(oid));
+    }
+    let is_text = *from == Type::Text;
+    match (from, to) {
+        (Type::Int { bits }, Type::Int { bits: wider })
+        | (Type::Float { bits }, Type::Float { bits: wider }) => bits <= wider,
+        (Type::Int { .. }, Type::Decimal { scale, .. }) => scale.is_none_or(|scale| scale == 0),
+        (Type::Text | Type::Json | Type::Document, to) => match Form::of(oid, to) {
+            Form::Text => has != "name" && (is_text || oid < OID_OWN),
+            Form::Bpchar => is_text && limit_there.is_empty(),
+            Form::Char => is_text,
+            // As it was written; `jsonb` is not.
+            form => form == Form::Json,
+        },
+        _ => false,
+    }
+}
+
+/// Whether a type with this limit takes all that the same type has with the other one. What is too long for a text's
+/// limit is refused when it comes.
+fn is_wider(bare: &str, limit: &str, other: &str) -> bool {
+    let numbers = |limit: &str| limit.split(',').map(|n| n.trim().parse::<i32>().ok()).collect::<Vec<_>>();
+    match (bare.trim_end_matches("[]"), &numbers(limit)[..], &numbers(other)[..]) {
+        ("character varying", ..) => true,
+        ("numeric", [Some(digits), scale], [Some(others), same]) => scale == same && digits >= others,
+        (
+            "timestamp without time zone" | "timestamp with time zone" | "time without time zone",
+            [Some(places)],
+            [others],
+        ) => *places >= others.unwrap_or(6),
+        _ => false,
     }
 }
 
