@@ -1,4 +1,7 @@
 //! BSON as text: canonical Extended JSON, which loses nothing, and plain JSON for what was JSON before.
+//!
+//! Extended JSON has one text for the number 5 and for a document whose only field is called `$numberInt`. Here a field
+//! that is called as the first field of a value's text, or so behind more `$`, has one `$` more.
 
 use std::fmt::Write as _;
 
@@ -22,6 +25,24 @@ pub(crate) fn plain(value: RawBsonRef<'_>, out: &mut String) -> Result<()> {
     write(value, Form::Plain, out)
 }
 
+/// The first fields of the texts of values.
+const TAGS: [&str; 14] = [
+    "numberInt",
+    "numberLong",
+    "numberDouble",
+    "numberDecimal",
+    "oid",
+    "date",
+    "timestamp",
+    "binary",
+    "symbol",
+    "code",
+    "regularExpression",
+    "undefined",
+    "minKey",
+    "maxKey",
+];
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Canonical,
@@ -35,12 +56,20 @@ fn fields(document: &RawDocument, form: Form, out: &mut String) -> Result<()> {
         if at > 0 {
             out.push(',');
         }
-        string(key.as_str(), out)?;
+        name(key.as_str(), out)?;
         out.push(':');
         write(value, form, out)?;
     }
     out.push('}');
     Ok(())
+}
+
+/// Appends the name of a field, so that its document is not taken for a value.
+fn name(name: &str, out: &mut String) -> Result<()> {
+    if name.starts_with('$') && TAGS.contains(&name.trim_start_matches('$')) {
+        return string(&format!("${name}"), out);
+    }
+    string(name, out)
 }
 
 fn write(value: RawBsonRef<'_>, form: Form, out: &mut String) -> Result<()> {
@@ -180,6 +209,58 @@ mod tests {
         assert_eq!(
             out,
             r#"{"b":{"$numberInt":"1"},"a":[{"$numberLong":"2"},{"$numberDouble":"1.0"},{"$numberDouble":"NaN"}],"o":{"$oid":"010101010101010101010101"},"x":{"$binary":{"base64":"AQIDBA==","subType":"04"}},"n":null}"#
+        );
+    }
+
+    /// Found by reading: `{a: {$numberInt: "5"}}` and `{a: 5}` were one text.
+    #[test]
+    fn a_document_that_looks_like_a_value_has_another_text() {
+        use mongodb::bson::{DateTime, Decimal128, RawBson, Timestamp, rawdoc};
+        let text = |held: &RawBson, form| {
+            let mut out = String::new();
+            write(held.as_raw_bson_ref(), form, &mut out).unwrap();
+            out
+        };
+        let values = [
+            RawBson::Int32(5),
+            RawBson::Int64(5),
+            RawBson::Double(f64::NAN),
+            RawBson::Decimal128(Decimal128::from_bytes([1; 16])),
+            RawBson::ObjectId(ObjectId::from_bytes([1; 12])),
+            RawBson::DateTime(DateTime::from_millis(5)),
+            RawBson::Timestamp(Timestamp { time: 1, increment: 2 }),
+            RawBson::Binary(mongodb::bson::Binary { subtype: UUID, bytes: vec![1] }),
+            RawBson::Symbol("x".into()),
+            RawBson::JavaScriptCode("x".into()),
+            RawBson::RegularExpression(mongodb::bson::Regex {
+                pattern: mongodb::bson::raw::cstr!("x").into(),
+                options: mongodb::bson::raw::cstr!("").into(),
+            }),
+            RawBson::Undefined,
+            RawBson::MinKey,
+            RawBson::MaxKey,
+        ];
+        let mut seen = std::collections::HashSet::new();
+        for value in values {
+            let tagged: serde_json::Value = serde_json::from_str(&text(&value, Form::Canonical)).unwrap();
+            let (tag, _) = tagged.as_object().unwrap().iter().next().unwrap();
+            for name in [tag.clone(), format!("${tag}"), format!("$${tag}")] {
+                let name = mongodb::bson::raw::CString::try_from(name).unwrap();
+                let mut alike = RawDocumentBuf::new();
+                alike.append(name, "5");
+                let alike = RawBson::Document(alike);
+                let said = text(&alike, Form::Canonical);
+                assert!(!said.starts_with(&format!("{{{tag:?}:")) && seen.insert(said), "{alike:?}");
+                assert_eq!(text(&alike, Form::Canonical), text(&alike, Form::Plain));
+            }
+            assert!(seen.insert(text(&value, Form::Canonical)), "{value:?}");
+        }
+        // Other names stand as they are.
+        let other =
+            RawBson::Document(rawdoc! { "$ref": "c", "$cash": "5", "$$x": "5", "numberInt": "5", "$": "5" });
+        assert_eq!(
+            text(&other, Form::Canonical),
+            r#"{"$ref":"c","$cash":"5","$$x":"5","numberInt":"5","$":"5"}"#
         );
     }
 }
