@@ -23,6 +23,10 @@ impl Codec for Binary {
         ENCODING
     }
 
+    fn has_values(&self, column: &Column) -> bool {
+        Form::of(column.native_id, &column.kind) != Form::Opaque
+    }
+
     fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
         value(Form::of(column.native_id, &column.kind), &column.kind, cell)
             .map_err(|error| error.with("column", &column.name))

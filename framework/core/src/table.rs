@@ -163,6 +163,11 @@ pub trait Codec: Send + Sync + fmt::Debug {
         self.encoding()
     }
 
+    /// Whether cells of this column have values at all: of some types only the store itself knows them.
+    fn has_values(&self, _column: &Column) -> bool {
+        true
+    }
+
     /// The value of a cell of this column.
     ///
     /// # Errors

@@ -190,7 +190,20 @@ pub(crate) fn plan_table(
 ) -> Result<PlannedTable, Vec<Obstacle>> {
     let codec = source.codec(&table);
     let (mut fits, mut refusals) = (Vec::new(), Vec::new());
+    let takes_cells = target.accepts(codec.encoding());
     for column in &table.columns {
+        let is_value = !takes_cells || column.conversion(&wanted.conversions).is_some();
+        if is_value && !codec.has_values(column) {
+            let error = Error::new(
+                code::TYPE_REFUSED,
+                "only the source's own kind of store knows such values",
+            )
+            .with("column", &column.name)
+            .with("type", &column.native)
+            .hint("drop the column in the mapping; a column of text beside it may have the values' text");
+            refusals.push(obstacle(&table.name, Some(&column.name), error));
+            continue;
+        }
         match target.fit(column, codec.encoding(), &wanted.conversions) {
             Ok(fit) => fits.push(fit),
             Err(error) => refusals.push(obstacle(&table.name, Some(&column.name), error)),

@@ -296,3 +296,69 @@ async fn bytes_in_a_text_column_are_not_taken_for_text() {
         }
     }
 }
+
+/// Found by reading: a conversion of a type whose values only PostgreSQL knows passed the plan, and stopped at the first
+/// row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversion_of_what_has_no_text_here_is_refused_by_the_plan() {
+    const OPAQUE: [(&str, &str); 13] = [
+        ("point", "(1,2)"),
+        ("int4range", "[1,2)"),
+        ("int4multirange", "{[1,2)}"),
+        ("public.pair", "(1,x)"),
+        ("public.hstore", "a=>1"),
+        ("public.ltree", "a.b"),
+        ("tsvector", "a"),
+        ("jsonpath", "$.a"),
+        ("pg_lsn", "1/2"),
+        ("xid8", "7"),
+        ("interval[]", "{1 day}"),
+        ("point[]", "{}"),
+        ("span", "[1,2)"),
+    ];
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let from = server.create_database("opaque").await.unwrap();
+    let into = server.create_database("opaque").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("sqlite:{}", folder.path().join("new.db").display());
+    tokio::task::block_in_place(|| {
+        let columns = OPAQUE.iter().enumerate().map(|(at, (kind, _))| format!(", c{at} {kind}"));
+        let values = OPAQUE.iter().map(|(_, value)| format!(", '{value}'"));
+        psql(
+            &from,
+            &format!(
+                "CREATE EXTENSION hstore; CREATE EXTENSION ltree; CREATE TYPE pair AS (a int, b text);
+                 CREATE DOMAIN span AS int4range; CREATE TABLE t (id int PRIMARY KEY, i interval{});
+                 INSERT INTO t VALUES (1, '1 day'{})",
+                columns.collect::<String>(),
+                values.collect::<String>()
+            ),
+        );
+        let kinds = OPAQUE.iter().map(|(kind, _)| *kind).filter(|kind| *kind != "span").chain(["interval"]);
+        let conversions: Vec<String> =
+            kinds.flat_map(|kind| ["--convert".to_owned(), format!("{kind}=string")]).collect();
+        for to in [&file, &into] {
+            let words = ["--json", "plan", "--from", &from, "--to", to, "--name", "opaque"];
+            for conversions in [&conversions[..], &[]] {
+                if conversions.is_empty() && to == &into {
+                    continue;
+                }
+                let conversions = conversions.iter().map(String::as_str);
+                let plan = tidegate(&words.into_iter().chain(conversions.clone()).collect::<Vec<_>>()).json();
+                let refusals = plan["refusals"].as_array().unwrap();
+                let is_converted = conversions.count() > 0;
+                assert_eq!(refusals.len(), OPAQUE.len() + usize::from(!is_converted), "{refusals:?}");
+                for refusal in refusals {
+                    assert_eq!(refusal["name"], "type-refused", "{refusal}");
+                    // Only what a conversion would help is offered one.
+                    let has_text = refusal["column"] == "i";
+                    assert_eq!(
+                        refusal["hint"].as_str().unwrap().contains("--convert"),
+                        has_text,
+                        "{refusal}"
+                    );
+                }
+            }
+        }
+    });
+}

@@ -316,6 +316,10 @@ impl Codec for MadeCodec {
         self.carried(column).map_or(Encoding::CANONICAL, |column| self.source.encoding_of(column))
     }
 
+    fn has_values(&self, column: &Column) -> bool {
+        self.carried(column).is_none_or(|column| self.source.has_values(column))
+    }
+
     fn value<'a>(&self, column: &Column, cell: &'a [u8]) -> Result<Value<'a>> {
         match self.carried(column) {
             None => Value::decode(cell),
