@@ -91,7 +91,8 @@ impl SqliteFeed {
         if at < trimmed {
             return Err(Error::new(code::JOURNAL_LOST, "the journal was trimmed behind the checkpoint")
                 .with("checkpoint", at)
-                .with("trimmed", trimmed));
+                .with("trimmed", trimmed)
+                .hint(journal::REMOVED));
         }
         drop(tx);
         feed.look().await?;
@@ -152,7 +153,8 @@ impl SqliteFeed {
                 "entries of the journal were removed by somebody else",
             )
             .with("after", self.at)
-            .with("upto", upto));
+            .with("upto", upto)
+            .hint(journal::REMOVED));
         }
         for (table, at, _) in parts {
             committed_at = committed_at.max(at);
@@ -202,12 +204,7 @@ fn number(seq: u64) -> i64 {
 
 /// Up to where the journal was trimmed, and its end.
 async fn bounds(connection: &mut SqliteConnection) -> Result<(u64, u64)> {
-    for table in ["tidegate_journal", "tidegate_identity"] {
-        if !journal::exists(connection, table).await? {
-            return Err(Error::new(code::JOURNAL_LOST, format!("the table {table} is gone from the source"))
-                .hint("somebody removed what the capture had made; begin this migration anew"));
-        }
-    }
+    journal::require(connection).await?;
     Ok((journal::trimmed(connection).await?, journal::frontier(connection).await?))
 }
 

@@ -7,6 +7,7 @@ use tidegate_core::{Column, Error, Result, Table, TableName, Type};
 
 use crate::cells::Affinity;
 use crate::error::During;
+use crate::journal;
 use crate::statement::{BINARY, name, sql};
 
 /// A unique index, or the key.
@@ -48,7 +49,8 @@ pub(crate) async fn describe(
     let (mut tables, mut obstacles) = (Vec::new(), Vec::new());
     for name in names {
         match table(connection, &name).await? {
-            Ok(described) => {
+            Ok(mut described) => {
+                described.table.native_id = journal::standing(connection, &described).await?.generation;
                 obstacles.extend(obstacles_of(&described));
                 obstacles.extend(null_key(connection, &described.table).await?);
                 tables.push(described);

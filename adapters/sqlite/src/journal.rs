@@ -14,8 +14,13 @@
 //! tidegate_identity   who this file is, and up to where the journal was trimmed
 //! tidegate_journal    seq, tbl, at (µs), k1, k2, …
 //! tidegate_capture    a row a flow: up to where it needs the journal no more, and its seal
-//! tidegate_captured   a row a flow and table
+//! tidegate_captured   a row a flow and table, with the generation of its capture
 //! ```
+//!
+//! A table that is rebuilt (created anew, filled, dropped, renamed) loses its triggers, or is given them again by
+//! whoever copies the schema; either way what changed meanwhile is in no entry. The schema keeps the order in which tables
+//! were made, also through `VACUUM`, and `tidegate_captured` is made anew behind every table that is captured: one that
+//! stands behind it was made since. Such a table is another one to the flow, by its generation, which is its native id.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +37,24 @@ use crate::store::SqliteStore;
 
 /// Entries removed in one transaction at most, so that writers do not wait for it.
 const TRIM_LIMIT: i64 = 1_000;
+
+/// The tables of a capture.
+const OWN: [&str; 4] = ["tidegate_journal", "tidegate_identity", "tidegate_capture", "tidegate_captured"];
+
+/// The hint of `journal-lost`.
+pub(crate) const REMOVED: &str = "somebody removed what the capture had made; begin this migration anew: tidegate migrate abort, \
+    then run";
+
+const CAPTURED: &str = "CREATE TABLE tidegate_captured(
+    flow TEXT, tbl TEXT, generation INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (flow, tbl))";
+
+/// Its column that earlier builds did not have.
+const GENERATION: &str = "generation";
+
+/// Whether a table of `tidegate_captured AS c` was made after that table.
+const BEHIND: &str =
+    "EXISTS(SELECT 1 FROM sqlite_schema AS t WHERE t.type = 'table' AND t.name = c.tbl COLLATE NOCASE
+    AND t.rowid > (SELECT rowid FROM sqlite_schema WHERE name = 'tidegate_captured'))";
 
 /// Microseconds since 1970, in words that every SQLite knows.
 const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000";
@@ -53,6 +76,17 @@ pub(crate) async fn exists(connection: &mut SqliteConnection, table: &'static st
         .fetch_one(connection)
         .await
         .during("look for a table of ours")
+}
+
+/// Finds that what a capture makes is there.
+pub(crate) async fn require(connection: &mut SqliteConnection) -> Result<()> {
+    for table in OWN {
+        if !exists(connection, table).await? {
+            return Err(Error::new(code::JOURNAL_LOST, format!("the table {table} is gone from the source"))
+                .hint(REMOVED));
+        }
+    }
+    Ok(())
 }
 
 /// The number of the last entry ever written; 0 if there is no journal.
@@ -85,26 +119,41 @@ pub(crate) async fn capture(store: &SqliteStore, flow: &FlowName, tables: &[Arc<
     let mut connection = connect::writer(store.path()).await?;
     connect::require_wal(&mut connection).await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.during("begin to capture")?;
+    if exists(&mut tx, "tidegate_identity").await? {
+        // A part made anew would hide that changes went by unseen.
+        require(&mut tx).await?;
+    }
     sqlx::raw_sql(
         "CREATE TABLE IF NOT EXISTS tidegate_identity(
              one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL, trimmed INTEGER NOT NULL DEFAULT 0);
          CREATE TABLE IF NOT EXISTS tidegate_journal(
              seq INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT NOT NULL, at INTEGER NOT NULL, k1);
          CREATE TABLE IF NOT EXISTS tidegate_capture(
-             flow TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, seal TEXT);
-         CREATE TABLE IF NOT EXISTS tidegate_captured(flow TEXT, tbl TEXT, PRIMARY KEY (flow, tbl));",
+             flow TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, seal TEXT);",
     )
     .execute(&mut *tx)
     .await
     .during("create the journal")?;
+    if !exists(&mut tx, "tidegate_captured").await? {
+        sqlx::raw_sql(CAPTURED).execute(&mut *tx).await.during("create the record of captures")?;
+    } else if !columns_of(&mut tx, "tidegate_captured").await?.contains(&GENERATION.to_owned()) {
+        // An earlier build made it.
+        let text =
+            format!("ALTER TABLE tidegate_captured ADD COLUMN {GENERATION} INTEGER NOT NULL DEFAULT 0");
+        sqlx::query(sql(text)).execute(&mut *tx).await.during("widen the record of captures")?;
+    }
     sqlx::query("INSERT OR IGNORE INTO tidegate_identity(one, id) VALUES (1, ?)")
         .bind(SystemIds.next().to_string())
         .execute(&mut *tx)
         .await
         .during("store the identity")?;
     widen(&mut tx, tables.iter().map(|table| table.key.len()).max().unwrap_or(1)).await?;
+    let mut made = BTreeSet::new();
     for table in tables {
-        capture_table(&mut tx, flow, table).await?;
+        made.extend(capture_table(&mut tx, flow, table).await?);
+    }
+    if !made.is_empty() {
+        mark(&mut tx, &made).await?;
     }
     let position = frontier(&mut tx).await?;
     sqlx::query("INSERT OR IGNORE INTO tidegate_capture(flow, acknowledged) VALUES (?, ?)")
@@ -120,10 +169,7 @@ pub(crate) async fn capture(store: &SqliteStore, flow: &FlowName, tables: &[Arc<
 
 /// The journal has as many columns as the widest key has parts.
 async fn widen(connection: &mut SqliteConnection, parts: usize) -> Result<()> {
-    let there: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_info('tidegate_journal')")
-        .fetch_all(&mut *connection)
-        .await
-        .during("read the journal's columns")?;
+    let there = columns_of(connection, "tidegate_journal").await?;
     for part in 1..=parts {
         let column = format!("k{part}");
         if !there.contains(&column) {
@@ -134,44 +180,179 @@ async fn widen(connection: &mut SqliteConnection, parts: usize) -> Result<()> {
     Ok(())
 }
 
-async fn capture_table(connection: &mut SqliteConnection, flow: &FlowName, table: &Table) -> Result<()> {
+async fn columns_of(connection: &mut SqliteConnection, table: &'static str) -> Result<Vec<String>> {
+    sqlx::query_scalar("SELECT name FROM pragma_table_info(?)")
+        .bind(table)
+        .fetch_all(connection)
+        .await
+        .during("read the columns of a table of ours")
+}
+
+/// Captures a table, and gives its name if triggers were made for it.
+async fn capture_table(
+    connection: &mut SqliteConnection,
+    flow: &FlowName,
+    table: &Table,
+) -> Result<Option<String>> {
     let described = describe::table(connection, &table.name).await??;
     if let Some(obstacle) = describe::obstacles_of(&described).pop() {
         return Err(obstacle.error);
     }
-    let captured: bool =
-        sqlx::query_scalar("SELECT EXISTS(SELECT 1 FROM tidegate_captured WHERE flow = ? AND tbl = ?)")
-            .bind(flow.as_str())
-            .bind(described.table.name.name.clone())
-            .fetch_one(&mut *connection)
-            .await
-            .during("look for a capture")?;
-    if captured {
-        // Making them anew would hide that changes went by unseen.
-        return check(connection, table).await;
-    }
+    let standing = standing(connection, &described).await?;
+    is_as_known(table, &described.table, &standing)?;
+    let called = &described.table.name.name;
     // Of a table that is captured, the feed says it: that stops this one alone.
-    if let Some(obstacle) = describe::null_key(connection, &described.table).await? {
+    if !standing.flows.contains(flow.as_str())
+        && let Some(obstacle) = describe::null_key(connection, &described.table).await?
+    {
         return Err(obstacle.error);
     }
-    for (trigger, text) in triggers(&described) {
-        let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
-        sqlx::query(sql(drop)).execute(&mut *connection).await.during("drop a trigger")?;
-        sqlx::query(sql(text)).execute(&mut *connection).await.during("create a trigger")?;
+    if !standing.is_kept() {
+        drop_triggers(connection, called).await?;
+        for (trigger, text) in triggers(&described) {
+            let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
+            sqlx::query(sql(drop)).execute(&mut *connection).await.during("drop a trigger")?;
+            sqlx::query(sql(text)).execute(&mut *connection).await.during("create a trigger")?;
+        }
     }
-    sqlx::query("INSERT INTO tidegate_captured(flow, tbl) VALUES (?, ?)")
+    sqlx::query("INSERT OR IGNORE INTO tidegate_captured(flow, tbl) VALUES (?, ?)")
         .bind(flow.as_str())
-        .bind(described.table.name.name.clone())
-        .execute(connection)
+        .bind(called.clone())
+        .execute(&mut *connection)
         .await
         .during("store the capture")?;
+    sqlx::query("UPDATE tidegate_captured SET generation = ? WHERE tbl = ?")
+        .bind(standing.generation)
+        .bind(called.clone())
+        .execute(connection)
+        .await
+        .during("store the generation")?;
+    Ok((!standing.is_kept()).then(|| called.clone()))
+}
+
+/// Makes the record of captured tables anew, behind those that triggers were just made for.
+async fn mark(connection: &mut SqliteConnection, made: &BTreeSet<String>) -> Result<()> {
+    let rows: Vec<(String, String, u32, bool)> = sqlx::query_as(sql(format!(
+        "SELECT c.flow, c.tbl, c.generation, {BEHIND} FROM tidegate_captured AS c"
+    )))
+    .fetch_all(&mut *connection)
+    .await
+    .during("read what is captured")?;
+    // Of any other table that stands behind it, the triggers say from now on that it was rebuilt.
+    for (_, table, _, _) in rows.iter().filter(|(_, table, _, behind)| *behind && !made.contains(table)) {
+        drop_triggers(connection, table).await?;
+    }
+    sqlx::raw_sql(sql(format!("DROP TABLE tidegate_captured; {CAPTURED}")))
+        .execute(&mut *connection)
+        .await
+        .during("make the record of captures anew")?;
+    for (flow, table, generation, _) in rows {
+        sqlx::query("INSERT INTO tidegate_captured(flow, tbl, generation) VALUES (?, ?, ?)")
+            .bind(flow)
+            .bind(table)
+            .bind(generation)
+            .execute(&mut *connection)
+            .await
+            .during("store what is captured")?;
+    }
     Ok(())
+}
+
+/// Removes the triggers of a table that are ours.
+async fn drop_triggers(connection: &mut SqliteConnection, table: &str) -> Result<()> {
+    let triggers: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'tidegate\\_capture\\_%' ESCAPE '\\'
+         AND tbl_name = ?",
+    )
+    .bind(table.to_owned())
+    .fetch_all(&mut *connection)
+    .await
+    .during("list triggers")?;
+    for trigger in triggers {
+        let text = format!("DROP TRIGGER {}", name(&trigger));
+        sqlx::query(sql(text)).execute(&mut *connection).await.during("drop a trigger")?;
+    }
+    Ok(())
+}
+
+/// How a table stands to the journal.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// The flows that capture it.
+    flows: BTreeSet<String>,
+    /// Which capture of it this is, or the next one will be: another one each time that changes may be missing.
+    pub(crate) generation: u32,
+    /// Why changes of it may be missing in the journal although it is captured.
+    lost: Option<String>,
+}
+
+impl Standing {
+    /// Whether the triggers that it has have seen everything.
+    fn is_kept(&self) -> bool {
+        !self.flows.is_empty() && self.lost.is_none()
+    }
+}
+
+pub(crate) async fn standing(connection: &mut SqliteConnection, described: &Described) -> Result<Standing> {
+    let table = &described.table.name;
+    if !exists(connection, "tidegate_captured").await? {
+        return Ok(Standing::default());
+    }
+    let text =
+        format!("SELECT c.*, {BEHIND} AS behind FROM tidegate_captured AS c WHERE c.tbl = ? COLLATE NOCASE");
+    let rows = sqlx::query(sql(text))
+        .bind(table.name.clone())
+        .fetch_all(&mut *connection)
+        .await
+        .during("look for a capture")?;
+    let mut standing = Standing::default();
+    let mut is_behind = false;
+    for row in rows {
+        standing.flows.insert(row.get("flow"));
+        // An earlier build had none.
+        standing.generation = standing.generation.max(row.try_get(GENERATION).unwrap_or(0));
+        is_behind |= row.get::<bool, _>("behind");
+    }
+    if standing.flows.is_empty() {
+        return Ok(standing);
+    }
+    let there: Vec<(String, String)> =
+        sqlx::query_as("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?")
+            .bind(table.name.clone())
+            .fetch_all(connection)
+            .await
+            .during("read triggers")?;
+    let there: BTreeSet<(String, String)> = there.into_iter().collect();
+    let missing = triggers(described).into_iter().find(|trigger| !there.contains(trigger));
+    standing.lost = match missing {
+        _ if is_behind => Some(format!("table {table} was rebuilt")),
+        Some((trigger, _)) => Some(format!(
+            "table {table} was rebuilt, or has a new unique index: the trigger {trigger} is gone or another one"
+        )),
+        None => None,
+    };
+    standing.generation += u32::from(standing.lost.is_some());
+    Ok(standing)
 }
 
 /// Whether everything that happens to a table is journaled still, and the table is what it was.
 pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> Result<()> {
     let described = describe::table(connection, &table.name).await??;
-    let found = &described.table;
+    let standing = standing(connection, &described).await?;
+    if standing.flows.is_empty() {
+        return Err(Error::new(code::JOURNAL_LOST, format!("table {} is not captured any more", table.name))
+            .with("table", &table.name)
+            .hint(REMOVED));
+    }
+    is_as_known(table, &described.table, &standing)?;
+    match standing.lost {
+        None => Ok(()),
+        Some(lost) => Err(changed(table, lost)),
+    }
+}
+
+/// Finds that a table is the one that was described.
+fn is_as_known(known: &Table, found: &Table, standing: &Standing) -> Result<()> {
     let differs = |a: &Table, b: &Table| {
         a.columns
             .iter()
@@ -180,32 +361,20 @@ pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> R
             })
             .map(|column| column.name.clone())
     };
-    let column = differs(table, found).or_else(|| differs(found, table));
-    if column.is_some() || table.key.len() != found.key.len() {
-        let column = column.unwrap_or_default();
-        return Err(Error::new(code::SCHEMA_CHANGED, format!("table {} has other columns now", table.name))
-            .with("table", &table.name)
-            .with("column", column));
+    let column = differs(known, found).or_else(|| differs(found, known));
+    if column.is_some() || known.key.len() != found.key.len() {
+        let what = format!("table {} has other columns now", known.name);
+        return Err(changed(known, what).with("column", column.unwrap_or_default()));
     }
-    let there: Vec<(String, String)> =
-        sqlx::query_as("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?")
-            .bind(found.name.name.clone())
-            .fetch_all(connection)
-            .await
-            .during("read triggers")?;
-    let there: BTreeSet<(String, String)> = there.into_iter().collect();
-    match triggers(&described).into_iter().find(|trigger| !there.contains(trigger)) {
-        None => Ok(()),
-        Some((trigger, _)) => Err(Error::new(
-            code::JOURNAL_LOST,
-            format!(
-                "changes of {} were not journaled: the trigger {trigger} is gone or another one",
-                table.name
-            ),
-        )
-        .with("table", &table.name)
-        .hint("the table was rebuilt, or has a new unique index; begin this migration anew")),
+    if known.native_id == standing.generation {
+        return Ok(());
     }
+    let rebuilt = || format!("table {} was rebuilt, and captured anew since", known.name);
+    Err(changed(known, standing.lost.clone().unwrap_or_else(rebuilt)))
+}
+
+fn changed(table: &Table, what: String) -> Error {
+    Error::new(code::SCHEMA_CHANGED, what).with("table", &table.name)
 }
 
 /// Removes what only this flow needs.

@@ -245,7 +245,8 @@ impl Plan {
                 return false;
             }
             let differs = obstacle.error.code() == code::TARGET_DIFFERS;
-            let gone = obstacle.error.code() == code::TABLE_MISSING;
+            // One that is known had a key.
+            let gone = [code::TABLE_MISSING, code::KEY_MISSING].contains(&obstacle.error.code());
             let is_about = |known: &&Known| gone || (differs || obstacle.column.is_some()) && changed(known);
             let Some(known) = key(name, differs).filter(is_about) else {
                 return true;
@@ -297,6 +298,15 @@ impl Follower<'_> {
         let of_column = |obstacle: &&Obstacle| {
             obstacle.table.as_ref() == Some(&now.name) && obstacle.column.as_deref().is_some_and(new)
         };
+        let of_table =
+            |obstacle: &&Obstacle| obstacle.table.as_ref() == Some(&now.name) && obstacle.column.is_none();
+        if let Some(obstacle) = self.obstacles.iter().find(of_table).filter(|_| all_anew) {
+            return Err(refusal(
+                now,
+                "",
+                &format!("the table cannot be read as it is now: {}", obstacle.error),
+            ));
+        }
         if let Some(obstacle) = self.obstacles.iter().find(of_column) {
             let column = obstacle.column.as_deref().unwrap_or_default();
             return Err(refusal(now, column, &format!("was added and cannot be read: {}", obstacle.error)));
@@ -373,10 +383,12 @@ fn is_same(before: &Table, now: &Table) -> bool {
     added(before, now).is_empty() && difference(before, now).is_none()
 }
 
+const ANOTHER: &str = "another table has taken the name, or the source did not keep all changes of this one";
+
 /// What is another in a table beside columns that are new: the column, and what is with it.
 fn difference<'t>(before: &'t Table, now: &Table) -> Option<(&'t str, &'static str)> {
     if before.native_id != now.native_id {
-        return Some(("", "another table has taken the name"));
+        return Some(("", ANOTHER));
     }
     for column in &before.columns {
         let Some(at) = now.position(&column.name) else { return Some((&column.name, "is gone, or renamed")) };
@@ -445,10 +457,7 @@ mod tests {
             (table(&["id int", "remark"]), Some(("note", "is gone, or renamed"))),
             (table(&["id int", "note int"]), Some(("note", "has another type"))),
             (Table { key: vec![1], ..table(&["id int", "note"]) }, Some(("", "the table has another key"))),
-            (
-                Table { native_id: 7, ..table(&["id int", "note"]) },
-                Some(("", "another table has taken the name")),
-            ),
+            (Table { native_id: 7, ..table(&["id int", "note"]) }, Some(("", ANOTHER))),
         ] {
             assert_eq!(difference(&before, &now), found, "{now:?}");
         }

@@ -15,6 +15,7 @@ mod mapping;
 mod names;
 mod operating;
 mod pairs;
+mod rebuilt;
 mod renamed;
 mod replaced;
 mod runner;

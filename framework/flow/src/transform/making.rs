@@ -112,9 +112,13 @@ impl Making {
         };
         let key = table.key.iter().map(place).collect::<Result<Vec<_>>>()?;
         let codec = MadeCodec::over(&source, &recipe);
+        // Another table behind it makes it another one, too.
+        let native_id =
+            joined.iter().fold(table.native_id, |id, shape| id.wrapping_add(shape.table.native_id));
         let made = Table {
             columns: recipe.columns.iter().map(|made| made.column.clone()).collect(),
             key,
+            native_id,
             ..table.clone()
         };
         let keys: Vec<&Column> = table.key_columns().collect();
