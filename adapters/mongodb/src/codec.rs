@@ -290,6 +290,12 @@ mod tests {
             value(RawBson::String("0a".repeat(12))),
             Value::Json(format!("{{\"$string\":\"{}\"}}", "0a".repeat(12)).into())
         );
+        let mut alike = mongodb::bson::RawDocumentBuf::new();
+        alike.append(mongodb::bson::raw::cstr!("$string"), "0a".repeat(12));
+        assert_eq!(
+            value(RawBson::Document(alike)),
+            Value::Json(format!("{{\"$$string\":\"{}\"}}", "0a".repeat(12)).into())
+        );
         assert_eq!(value(RawBson::Null), Value::Json("null".into()));
         assert_eq!(value(RawBson::MinKey), Value::Json("{\"$minKey\":1}".into()));
     }

@@ -26,7 +26,7 @@ pub(crate) fn plain(value: RawBsonRef<'_>, out: &mut String) -> Result<()> {
 }
 
 /// The first fields of the texts of values.
-const TAGS: [&str; 14] = [
+const TAGS: [&str; 15] = [
     "numberInt",
     "numberLong",
     "numberDouble",
@@ -41,6 +41,8 @@ const TAGS: [&str; 14] = [
     "undefined",
     "minKey",
     "maxKey",
+    // A key that would be taken for an ObjectId (see `codec`).
+    "string",
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
