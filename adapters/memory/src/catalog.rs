@@ -5,10 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection};
-use tidegate_core::{
-    Canonical, Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value,
-};
+use tidegate_core::{Codec, Column, Encoding, Error, FlowName, Position, Result, Table, TableName, Value};
 
+use crate::codec::ByNumber;
 use crate::store::MemoryStore;
 
 #[async_trait]
@@ -44,7 +43,7 @@ impl Catalog for MemoryStore {
     }
 
     fn codec(&self, _: &Table) -> Arc<dyn Codec> {
-        Arc::new(Canonical)
+        Arc::new(ByNumber)
     }
 
     async fn capture(&self, _: &FlowName, _: &[Arc<Table>]) -> Result<Position> {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use tidegate_core::error::code;
 use tidegate_core::port::{Checkpoint, Identity, Stored};
 use tidegate_core::{
-    Canonical, Cell, Column, Error, FlowName, Mark, Op, Position, Result, Row, RowWriter, Shape, Table,
-    TableName, Value,
+    Cell, Column, Error, FlowName, Mark, Op, Position, Result, Row, RowWriter, Shape, Table, TableName, Value,
 };
+
+use crate::codec::ByNumber;
 
 /// One write of a transaction.
 #[derive(Clone, Debug)]
@@ -138,7 +139,7 @@ pub(crate) fn frame<'v>(values: impl IntoIterator<Item = &'v Value<'static>>) ->
 
 impl Inner {
     pub(crate) fn hold(&mut self, table: Arc<Table>) {
-        let shape = Shape { table, codec: Arc::new(Canonical) };
+        let shape = Shape { table, codec: Arc::new(ByNumber) };
         let name = shape.table.name.clone();
         self.made += 1;
         self.tables.entry(name).or_insert(Held {
@@ -242,29 +243,27 @@ impl Inner {
                     (Op::Insert, Some(row), None)
                 }
                 Action::Update { key, set } => {
-                    let old_key = frame(key);
-                    let key = self.unlocked_key(held, Row::parse(&old_key)?)?;
+                    let key = self.unlocked_key(held, Row::parse(&frame(key))?)?;
                     let Some(old) = look(&own, &key) else { continue };
+                    let old_key = held.shape.cut_key(Row::parse(&old)?);
                     let (new, sent) = updated(held, Row::parse(&old)?, set);
                     let new_key = self.unlocked(held, Row::parse(&new)?)?;
-                    let moved = new_key != key;
-                    if moved {
+                    let same = held.shape.table.has_key(Row::parse(&new)?, old_key.row());
+                    if new_key != key {
                         if look(&own, &new_key).is_some() {
                             return Err(Error::new(code::CONSTRAINT_VIOLATED, "the key exists"));
                         }
                         put(&mut own, key, None);
                     }
                     put(&mut own, new_key, Some(new));
-                    (Op::Update, Some(sent), moved.then_some(old_key))
+                    (Op::Update, Some(sent), (!same).then(|| old_key.0.into_vec()))
                 }
                 Action::Delete { key } => {
-                    let old_key = frame(key);
-                    let key = self.unlocked_key(held, Row::parse(&old_key)?)?;
-                    if look(&own, &key).is_none() {
-                        continue;
-                    }
+                    let key = self.unlocked_key(held, Row::parse(&frame(key))?)?;
+                    let Some(old) = look(&own, &key) else { continue };
                     put(&mut own, key, None);
-                    (Op::Delete, None, Some(old_key))
+                    let old_key = held.shape.cut_key(Row::parse(&old)?);
+                    (Op::Delete, None, Some(old_key.0.into_vec()))
                 }
                 Action::Truncate => {
                     self.unlocked_table(&write.table)?;

@@ -24,6 +24,7 @@ mod broker;
 mod catalog;
 mod change_feed;
 mod channel;
+mod codec;
 mod consumer;
 mod crawler;
 mod examiner;

@@ -26,6 +26,8 @@ pub enum Bug {
     AnyReply,
     /// A column with a default is followed as if the rows that were there had null.
     DefaultForgotten,
+    /// A row that comes again under an equal key, in another form, is written over what the first form was.
+    EqualKeyKept,
     /// What the target noted as missing is forgotten with the process.
     HolesForgotten,
     /// What is missing is written as it was read, whatever changed meanwhile.

@@ -39,7 +39,7 @@ pub(crate) fn verb(name: &str, from: &str, to: &str, words: &[&str]) -> crate::O
 /// Waits until the status is so.
 #[track_caller]
 pub(crate) fn wait(name: &str, from: &str, to: &str, enough: impl Fn(&serde_json::Value) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let answer = tidegate(&["--json", "migrate", "status", "--from", from, "--to", to, "--name", name]);
         if answer.status == 0 && enough(&answer.json()) {

@@ -12,7 +12,7 @@ const MANY: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, note TEXT);
 /// Waits until the status is so.
 #[track_caller]
 fn wait(from: &str, to: &str, enough: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let answer = tidegate(&["--json", "migrate", "status", "--from", from, "--to", to]);
         let known = answer.status == 0;

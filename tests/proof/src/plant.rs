@@ -35,6 +35,7 @@ pub(crate) const PLANTS: &[(&str, Plant)] = &[
     ("any session", Plant::Engine(Bug::AnySession)),
     ("any reply", Plant::Engine(Bug::AnyReply)),
     ("default forgotten", Plant::Engine(Bug::DefaultForgotten)),
+    ("equal key kept", Plant::Engine(Bug::EqualKeyKept)),
     ("holes forgotten", Plant::Engine(Bug::HolesForgotten)),
     ("holes filled stale", Plant::Engine(Bug::HolesFilledStale)),
     ("new column cut", Plant::Port(PortBug::NewColumnCut)),

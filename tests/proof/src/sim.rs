@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
 use tidegate_core::port::{Conversions, Route, Selection, Store};
-use tidegate_core::{FlowName, Shape, SystemClock, Table};
+use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, Type};
 use tidegate_flow::plant::plant;
 use tidegate_flow::{
     Doubt, Ended, Flow, Gauge, Options, Request, TableState, Transformed, Until, Wanted, renew, run_once,
@@ -40,6 +40,7 @@ pub(crate) const PATHS: &[&str] = &[
     "done and the answer lost",
     "failed before the call",
     "key change completed",
+    "key replaced by an equal one",
     "message lost by the broker",
     "message stored again, late",
     "part of a batch done",
@@ -283,7 +284,7 @@ async fn prepare(
     let catalog = plain.catalog().await?;
     let (tables, _) = catalog.describe(&Selection::These(names)).await?;
     let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
-    target.catalog().await?.create(&tables).await?;
+    target.catalog().await?.create(&held(&tables, world.lock().has_forms)).await?;
     if world.lock().unique {
         tables.iter().for_each(|table| target.create_unique(&table.name, &["small"]));
     }
@@ -318,6 +319,18 @@ async fn prepare(
         options,
         clock: SystemClock::shared(),
     })
+}
+
+/// The target's tables: keys that are equal in the source may differ there.
+fn held(tables: &[Arc<Table>], has_forms: bool) -> Vec<Arc<Table>> {
+    let apart = |column: &Column| match column.kind {
+        Type::Decimal { .. } if has_forms => Column { kind: Type::Text, ..column.clone() },
+        _ => column.clone(),
+    };
+    let held = |table: &Arc<Table>| {
+        Arc::new(Table { columns: table.columns.iter().map(apart).collect(), ..table.as_ref().clone() })
+    };
+    tables.iter().map(held).collect()
 }
 
 /// Starts run after run, as a supervisor would, until one has caught up in a world that has come to rest.

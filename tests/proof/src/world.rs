@@ -18,6 +18,9 @@ const KEYS: i64 = 12;
 /// that the table gets while the flow runs.
 pub(crate) type Row = (Option<i64>, Option<String>, Option<i64>);
 
+/// A key as the target has it: its number, and in which of its equal forms it was written.
+type Written = (i64, bool);
+
 /// How often rare things happened. A proof counts only if each did.
 pub(crate) type Coverage = BTreeMap<&'static str, u64>;
 
@@ -33,6 +36,11 @@ pub(crate) struct World {
     grows_in: Vec<Option<usize>>,
     /// How rows are turned on their way to the target.
     pub(crate) turn: Option<Turn>,
+    /// Whether a key has two forms that are equal in the source and differ in the target, as 1 and 1.0 of a numeric do
+    /// where they are text; and which keys are in the second.
+    pub(crate) has_forms: bool,
+    forms: Rng,
+    long: Vec<BTreeMap<i64, bool>>,
     /// Whether the small values are unique in the target: rows exchange them.
     pub(crate) unique: bool,
     /// Whether the target is behind a broker.
@@ -61,9 +69,14 @@ impl World {
     pub(crate) fn new(seed: u64, source: &MemoryStore) -> Self {
         let mut rng = Rng::with_seed(seed);
         let tables: Vec<_> = (0..rng.usize(1..=2)).map(|n| TableName::new("", format!("t{n}"))).collect();
+        // By itself, so that a seed means the same history with and without them.
+        let mut forms = Rng::with_seed(!seed);
+        let has_forms = forms.u8(0..3) == 0;
+        let key =
+            if has_forms { Type::Decimal { precision: None, scale: None } } else { Type::Int { bits: 64 } };
         for table in &tables {
             let columns = vec![
-                Column::new("id", Type::Int { bits: 64 }),
+                Column::new("id", key.clone()),
                 Column::new("small", Type::Int { bits: 64 }),
                 Column::new("large", Type::Text),
             ];
@@ -77,6 +90,9 @@ impl World {
         };
         let mut world = Self {
             turn,
+            has_forms,
+            forms,
+            long: tables.iter().map(|_| BTreeMap::new()).collect(),
             unique: turn.is_none() && rng.bool(),
             carried: rng.u8(0..6) == 0,
             coverage: Coverage::new(),
@@ -156,10 +172,12 @@ impl World {
     fn write(&mut self) {
         self.writes_left -= 1;
         let table = self.rng.usize(..self.tables.len());
-        let mut rows = self.ledger[table].clone();
+        let (mut rows, long) = (self.ledger[table].clone(), self.long[table].clone());
         let mut writes = Vec::new();
         for _ in 0..self.rng.usize(1..4) {
-            if self.unique && self.rng.u8(0..3) == 0 {
+            if self.has_forms && self.forms.u8(0..4) == 0 {
+                writes.extend(self.replace(table, &mut rows));
+            } else if self.unique && self.rng.u8(0..3) == 0 {
                 writes.extend(self.exchange(table, &mut rows));
             } else {
                 writes.push(self.one_write(table, &mut rows));
@@ -179,9 +197,52 @@ impl World {
         match logged {
             Ok(_) => self.ledger[table] = rows,
             Err(e) => {
-                assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}")
+                assert_eq!(e.code().name(), "limit-reached", "the model's writer made a bad write: {e}");
+                self.long[table] = long;
             }
         }
+    }
+
+    /// A key as it is written now.
+    fn key(&self, table: usize, id: i64) -> Value<'static> {
+        match self.long[table].get(&id) {
+            Some(true) => Value::Decimal(format!("{id}.0").into()),
+            Some(false) => Value::Decimal(id.to_string().into()),
+            None => Value::Int(id),
+        }
+    }
+
+    /// A key in one of its forms, from now on.
+    fn new_key(&mut self, table: usize, id: i64) -> Value<'static> {
+        if self.has_forms {
+            let is_long = self.forms.bool();
+            self.long[table].insert(id, is_long);
+        }
+        self.key(table, id)
+    }
+
+    /// A row that goes and comes again, or is told to have another key; that may be an equal one.
+    fn replace(&mut self, table: usize, rows: &mut BTreeMap<i64, Row>) -> Vec<Write> {
+        let ids: Vec<i64> = rows.keys().copied().collect();
+        let Some(id) = ids.get(self.forms.usize(..ids.len().max(1))).copied() else { return Vec::new() };
+        let name = self.tables[table].clone();
+        let (was, key) = (self.key(table, id), self.new_key(table, id));
+        if was != key {
+            self.count("key replaced by an equal one");
+        }
+        self.version += 1;
+        let version = self.version;
+        if self.forms.bool() {
+            let row = rows.remove(&id).unwrap_or_default();
+            rows.insert(id, (Some(version), row.1, row.2));
+            return vec![Write::update(&name, [was], [(0, key), (1, Value::Int(version))])];
+        }
+        let large = format!("large {version}");
+        let grown = self.grown[table];
+        rows.insert(id, (Some(version), Some(large.clone()), grown.then_some(version)));
+        let late = grown.then_some(Value::Int(version));
+        let row = [key, Value::Int(version), Value::Text(large.into())];
+        vec![Write::delete(&name, [was]), Write::insert(&name, row.into_iter().chain(late))]
     }
 
     /// Two rows, of which the first gets the small value of the second, and that another one, or the first's.
@@ -206,7 +267,7 @@ impl World {
                 row.0 = small;
             }
             let small = small.map_or(Value::Null, Value::Int);
-            writes.push(Write::update(&name, [Value::Int(id)], [(1, small)]));
+            writes.push(Write::update(&name, [self.key(table, id)], [(1, small)]));
         }
         writes
     }
@@ -222,10 +283,11 @@ impl World {
         let Some(row) = rows.get(&id).cloned() else {
             rows.insert(id, (Some(version), Some(large.clone()), grown.then_some(version)));
             let late = grown.then(|| small.clone());
-            let row = [Value::Int(id), small, Value::Text(large.into())];
+            let row = [self.new_key(table, id), small, Value::Text(large.into())];
             return Write::insert(&name, row.into_iter().chain(late));
         };
         let free: Vec<i64> = (0..KEYS).filter(|id| !rows.contains_key(id)).collect();
+        let key = self.key(table, id);
         match self.rng.u8(0..20) {
             // A table that is folded into another may not be truncated: that stops the other by name.
             0 if table == 0 || self.turn != Some(Turn::Fold) => {
@@ -235,30 +297,30 @@ impl World {
             }
             1..=5 => {
                 rows.remove(&id);
-                Write::delete(&name, [Value::Int(id)])
+                Write::delete(&name, [key])
             }
             6..=8 if !free.is_empty() => {
                 let to = free[self.rng.usize(..free.len())];
                 rows.remove(&id);
                 rows.insert(to, (Some(version), row.1, row.2));
                 self.count("key change that leaves a column out");
-                Write::update(&name, [Value::Int(id)], [(0, Value::Int(to)), (1, small)])
+                Write::update(&name, [key], [(0, self.new_key(table, to)), (1, small)])
             }
             9..=13 => {
                 rows.insert(id, (Some(version), row.1, row.2));
-                Write::update(&name, [Value::Int(id)], [(1, small)])
+                Write::update(&name, [key], [(1, small)])
             }
             14 => {
                 rows.insert(id, (None, None, row.2));
-                Write::update(&name, [Value::Int(id)], [(1, Value::Null), (2, Value::Null)])
+                Write::update(&name, [key], [(1, Value::Null), (2, Value::Null)])
             }
             15..=17 if grown => {
                 rows.insert(id, (row.0, row.1, Some(version)));
-                Write::update(&name, [Value::Int(id)], [(3, small)])
+                Write::update(&name, [key], [(3, small)])
             }
             _ => {
                 rows.insert(id, (row.0, Some(large.clone()), row.2));
-                Write::update(&name, [Value::Int(id)], [(2, Value::Text(large.into()))])
+                Write::update(&name, [key], [(2, Value::Text(large.into()))])
             }
         }
     }
@@ -285,25 +347,34 @@ impl World {
     /// Rows lost, not there in the ledger, and different.
     fn compare(&self, store: &MemoryStore, ledger: &[BTreeMap<i64, Row>]) -> Difference {
         let mut found = Difference::default();
-        for (name, expected) in self.tables.iter().zip(ledger) {
-            let rows: BTreeMap<i64, Row> = store.rows(name).iter().filter_map(|row| read(row)).collect();
+        for ((name, expected), long) in self.tables.iter().zip(ledger).zip(&self.long) {
+            let written = |id: &i64| (*id, long.get(id).copied().unwrap_or(false));
+            let rows: BTreeMap<Written, Row> = store.rows(name).iter().filter_map(|row| read(row)).collect();
             for (id, row) in expected {
-                match rows.get(id) {
+                match rows.get(&written(id)) {
                     None => found.lost += 1,
                     Some(other) if other != row => found.diverged += 1,
                     Some(_) => {}
                 }
             }
-            found.duplicated += rows.keys().filter(|id| !expected.contains_key(id)).count() as u64;
+            let is_extra = |key: &&Written| !expected.contains_key(&key.0) || written(&key.0) != **key;
+            found.duplicated += rows.keys().filter(is_extra).count() as u64;
         }
         found
     }
 }
 
-fn read(row: &[Value<'static>]) -> Option<(i64, Row)> {
+fn read(row: &[Value<'static>]) -> Option<(Written, Row)> {
     let int = |value: &Value<'_>| if let Value::Int(v) = value { Some(*v) } else { None };
     let text = |value: &Value<'_>| if let Value::Text(v) = value { Some(v.to_string()) } else { None };
-    Some((int(&row[0])?, (int(&row[1]), text(&row[2]), row.get(3).and_then(int))))
+    let key = match &row[0] {
+        Value::Decimal(digits) => match digits.strip_suffix(".0") {
+            Some(number) => (number.parse().ok()?, true),
+            None => (digits.parse().ok()?, false),
+        },
+        number => (int(number)?, false),
+    };
+    Some((key, (int(&row[1]), text(&row[2]), row.get(3).and_then(int))))
 }
 
 /// What a comparison with the ledger found.
