@@ -284,7 +284,8 @@ async fn prepare(
     let catalog = plain.catalog().await?;
     let (tables, _) = catalog.describe(&Selection::These(names)).await?;
     let tables: Vec<Arc<Table>> = tables.into_iter().map(Arc::new).collect();
-    target.catalog().await?.create(&held(&tables, world.lock().has_forms)).await?;
+    let held = held(&tables, world.lock().has_forms);
+    target.catalog().await?.create(&held).await?;
     if world.lock().unique {
         tables.iter().for_each(|table| target.create_unique(&table.name, &["small"]));
     }
