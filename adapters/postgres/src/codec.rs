@@ -84,8 +84,7 @@ fn value<'a>(form: Form, kind: &Type, cell: &'a [u8]) -> Result<Value<'a>> {
         Form::Float8 => Value::Float(binary::float8(cell)?),
         Form::Numeric => Value::Decimal(Cow::Owned(numeric(cell)?)),
         Form::Text | Form::Bpchar => Value::Text(Cow::Borrowed(binary::text(cell)?)),
-        // A byte of zero stands for no character at all.
-        Form::Char => Value::Text(Cow::Borrowed(binary::text(if cell == [0] { &[] } else { cell })?)),
+        Form::Char => Value::Text(binary::char_text(cell)?),
         Form::Bytes => Value::Bytes(Cow::Borrowed(cell)),
         Form::Uuid => Value::Uuid(binary::uuid(cell)?),
         Form::Date => Value::Date(match Date::read(cell)? {

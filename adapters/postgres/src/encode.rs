@@ -52,10 +52,9 @@ fn put(out: &mut BytesMut, form: Form, modifier: i32, value: &Value<'_>) -> Resu
         (Form::Numeric, Value::Int(v)) => decimal(out, modifier, &v.to_string())?,
         (Form::Text, Value::Text(v) | Value::Json(v)) => binary::put_text(out, short(v, modifier)?)?,
         (Form::Bpchar | Form::Xml, Value::Text(v)) => binary::put_text(out, v)?,
-        (Form::Char, Value::Text(v)) => match v.as_bytes() {
-            [] => binary::put_char(out, 0),
-            [one] if one.is_ascii() && *one != 0 => binary::put_char(out, *one),
-            _ => return Err(unfit("a text is longer than one character")),
+        (Form::Char, Value::Text(v)) => match binary::char_of(v) {
+            Some(byte) => binary::put_char(out, byte),
+            None => return Err(unfit("a text is longer than one character")),
         },
         (Form::Bytes, Value::Bytes(v)) => binary::put_bytea(out, v),
         (Form::Uuid, Value::Uuid(v)) => binary::put_uuid(out, *v),
@@ -191,6 +190,23 @@ mod tests {
             let mut out = BytesMut::new();
             let value = Value::Text(text.into());
             assert_eq!(put(&mut out, Form::Text, 4 + 2, &value).is_ok(), fits, "{text:?}");
+        }
+    }
+    #[test]
+    fn every_byte_of_a_char_has_a_text_of_its_own() {
+        let mut seen = std::collections::HashSet::new();
+        for byte in 0..=u8::MAX {
+            let text = binary::char_text(&[byte]).unwrap().into_owned();
+            let mut out = BytesMut::new();
+            put(&mut out, Form::Char, -1, &Value::Text(text.clone().into())).unwrap();
+            assert_eq!(out[..], [byte]);
+            assert!(seen.insert(text));
+        }
+        for longer in ["ab", "é", "\\101", "\\37", "\\999", "\\+77"] {
+            assert!(
+                put(&mut BytesMut::new(), Form::Char, -1, &Value::Text(longer.into())).is_err(),
+                "{longer}"
+            );
         }
     }
 }

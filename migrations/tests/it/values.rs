@@ -13,7 +13,7 @@ type Values = (&'static str, &'static [&'static str]);
 const TYPES: &[Values] = &[
     ("bool", &["true", "false"]),
     ("bytea", &["''", "'\\x00ff'", "decode(repeat('ab', 5000), 'hex')"]),
-    ("char", &["'a'", "''"]),
+    ("char", &["'a'", "''", "-1", "-128", "92"]),
     ("name", &["'x'", "repeat('n', 63)"]),
     ("int8", &["0", "-9223372036854775808", "9223372036854775807"]),
     ("int2", &["-32768", "32767"]),
@@ -328,6 +328,7 @@ async fn a_conversion_of_what_has_no_text_here_is_refused_by_the_plan() {
             &from,
             &format!(
                 "CREATE EXTENSION hstore; CREATE EXTENSION ltree; CREATE TYPE pair AS (a int, b text);
+                 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET quote_all_identifiers = on', current_database()); END $$;
                  CREATE DOMAIN span AS int4range; CREATE TABLE t (id int PRIMARY KEY, i interval{});
                  INSERT INTO t VALUES (1, '1 day'{})",
                 columns.collect::<String>(),

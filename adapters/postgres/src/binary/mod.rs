@@ -70,6 +70,28 @@ pub(crate) fn put_bool(out: &mut BytesMut, value: bool) {
     out.put_u8(u8::from(value));
 }
 
+/// The text of a `"char"`: nothing for a byte of zero, and `\ooo`, in octal digits, for one above 127, as the server writes it
+/// since version 16.
+pub(crate) fn char_text(bytes: &[u8]) -> Result<Cow<'_, str>> {
+    Ok(match bytes {
+        [0] => Cow::Borrowed(""),
+        [high @ 128..=u8::MAX] => Cow::Owned(format!("\\{high:03o}")),
+        other => Cow::Borrowed(text(other)?),
+    })
+}
+
+/// The byte whose text this is, if there is one.
+pub(crate) fn char_of(text: &str) -> Option<u8> {
+    match text.as_bytes() {
+        [] => Some(0),
+        [one @ 1..=127] => Some(*one),
+        [b'\\', octal @ ..] if octal.len() == 3 => {
+            u8::from_str_radix(&text[1..], 8).ok().filter(|byte| *byte > 127)
+        }
+        _ => None,
+    }
+}
+
 /// Reads a `text`, `varchar`, `bpchar`, `name`, `json`, `xml` or the label of an enum.
 ///
 /// # Errors
