@@ -42,6 +42,10 @@ impl Catalog for PostgresCatalog {
         describe::describe(&self.0.session().await?, which).await
     }
 
+    fn keeps(&self, before: &Column, now: &Column) -> bool {
+        target::keeps_rows(before, now)
+    }
+
     fn codec(&self, _: &Table) -> Arc<dyn Codec> {
         crate::codec()
     }

@@ -146,7 +146,7 @@ pub(crate) async fn check_described(flow: &Flow, source: &dyn Catalog) -> Result
     let routes = flow.routes.iter().enumerate().filter(|(at, _)| !flow.refused.contains_key(at));
     let mut tables = routes.map(|(_, route)| &route.shape.table);
     let is_as_described =
-        |table: &Table| found.iter().any(|now| now.name == table.name && is_same(table, now));
+        |table: &Table| found.iter().any(|now| now.name == table.name && is_same(source, table, now));
     let Some(table) = tables.find(|table| !is_as_described(table)) else { return Ok(()) };
     Err(Error::new(code::SCHEMA_CHANGED, "the table was changed after it was described")
         .with("table", &table.name))
@@ -226,7 +226,7 @@ impl Plan {
         let changed = |known: &Known| {
             let planned = self.tables.iter().map(|planned| &planned.route.shape.table);
             let mut now = planned.filter(|table| table.name == known.source.name);
-            now.all(|now| !is_same(&known.source, now))
+            now.all(|now| !is_same(source, &known.source, now))
         };
         // Said first: what is found under the new name does not matter then.
         let elsewhere = self.elsewhere(record);
@@ -285,9 +285,9 @@ impl Follower<'_> {
     async fn follow(&self, known: &Known, now: &Table) -> Result<Route> {
         let all_anew = self.recopied.contains(&now.name.to_string());
         let added = added(&known.source, now);
-        let same = is_same(&known.source, now);
+        let same = is_same(self.source, &known.source, now);
         if !all_anew {
-            if let Some((column, what)) = difference(&known.source, now) {
+            if let Some((column, what)) = difference(self.source, &known.source, now) {
                 return Err(refusal(now, column, what));
             }
             if let Some((column, what)) = added.iter().find_map(|column| Some((*column, unfit(column)?))) {
@@ -379,22 +379,26 @@ fn added<'t>(before: &Table, now: &'t Table) -> Vec<&'t Column> {
     now.columns.iter().filter(|column| before.position(&column.name).is_none()).collect()
 }
 
-fn is_same(before: &Table, now: &Table) -> bool {
-    added(before, now).is_empty() && difference(before, now).is_none()
+fn is_same(source: &dyn Catalog, before: &Table, now: &Table) -> bool {
+    added(before, now).is_empty() && difference(source, before, now).is_none()
 }
 
 const ANOTHER: &str = "another table has taken the name, or the source did not keep all changes of this one";
 
 /// What is another in a table beside columns that are new: the column, and what is with it.
-fn difference<'t>(before: &'t Table, now: &Table) -> Option<(&'t str, &'static str)> {
+fn difference<'t>(source: &dyn Catalog, before: &'t Table, now: &Table) -> Option<(&'t str, &'static str)> {
     if before.native_id != now.native_id {
         return Some(("", ANOTHER));
     }
+    let mut last = None;
     for column in &before.columns {
         let Some(at) = now.position(&column.name) else { return Some((&column.name, "is gone, or renamed")) };
-        let other = &now.columns[at];
-        // A store's own number of a type stays when only its bounds do not.
-        if column.kind != other.kind && (column.native_id == 0 || column.native_id != other.native_id) {
+        // Columns keep their order, and new ones come behind: two have exchanged their names.
+        if last.is_some_and(|last| last > at) {
+            return Some((&column.name, "is another one: its name was another column's"));
+        }
+        last = Some(at);
+        if !source.keeps(column, &now.columns[at]) {
             return Some((&column.name, "has another type"));
         }
     }
@@ -429,6 +433,7 @@ fn refusal(table: &Table, column: &str, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use tidegate_core::Type;
+    use tidegate_core::port::Store as _;
 
     use super::*;
 
@@ -448,18 +453,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn columns_more_are_followed_and_anything_else_is_named() {
+    #[tokio::test]
+    async fn columns_more_are_followed_and_anything_else_is_named() {
+        let source = tidegate_memory::MemoryStore::new("shop").catalog().await.unwrap();
         let before = table(&["id int", "note"]);
         for (now, found) in [
             (table(&["id int", "note"]), None),
             (table(&["id int", "note", "paid int"]), None),
             (table(&["id int", "remark"]), Some(("note", "is gone, or renamed"))),
+            (table(&["id int", "paid int", "note"]), None),
+            // Found by trying: names that two columns had exchanged.
+            (table(&["note", "id int"]), Some(("note", "is another one: its name was another column's"))),
             (table(&["id int", "note int"]), Some(("note", "has another type"))),
             (Table { key: vec![1], ..table(&["id int", "note"]) }, Some(("", "the table has another key"))),
             (Table { native_id: 7, ..table(&["id int", "note"]) }, Some(("", ANOTHER))),
         ] {
-            assert_eq!(difference(&before, &now), found, "{now:?}");
+            assert_eq!(difference(source.as_ref(), &before, &now), found, "{now:?}");
         }
         assert_eq!(added(&before, &table(&["id int", "note", "paid int"])).len(), 1);
     }

@@ -264,13 +264,34 @@ fn keeps(column: &Column, there: &There) -> bool {
     }
 }
 
+/// `text` and `character varying`.
+const TEXTS: [u32; 2] = [25, 1043];
+
+/// Whether a column that got another type has in every row what it had. Most changes of a type write all rows anew, and the
+/// log has none of them.
+pub(crate) fn keeps_rows(before: &Column, now: &Column) -> bool {
+    let is_own = before.native_id >= OID_OWN && now.native_id >= OID_OWN;
+    let is_text = |column: &Column| TEXTS.contains(&column.native_id);
+    let ((bare, limit), (_, other)) = (parts(&now.native), parts(&before.native));
+    if is_own {
+        return before.kind == now.kind;
+    }
+    if before.native_id != now.native_id && !(is_text(before) && is_text(now)) {
+        return false;
+    }
+    let length = |limit: &str| limit.parse::<u32>().unwrap_or(u32::MAX);
+    // A shorter one cuts spaces.
+    let is_cut = bare.starts_with("character varying") && length(limit) < length(other);
+    limit.is_empty() || limit == other || !is_cut && is_wider(&bare, limit, other)
+}
+
 /// Whether a type with this limit takes all that the same type has with the other one. What is too long for a text's
-/// limit is refused when it comes.
+/// limit, or has too many digits, is refused when it comes.
 fn is_wider(bare: &str, limit: &str, other: &str) -> bool {
     let numbers = |limit: &str| limit.split(',').map(|n| n.trim().parse::<i32>().ok()).collect::<Vec<_>>();
     match (bare.trim_end_matches("[]"), &numbers(limit)[..], &numbers(other)[..]) {
         ("character varying", ..) => true,
-        ("numeric", [Some(digits), scale], [Some(others), same]) => scale == same && digits >= others,
+        ("numeric", [Some(_), scale], [Some(_), same]) => scale == same,
         (
             "timestamp without time zone" | "timestamp with time zone" | "time without time zone",
             [Some(places)],

@@ -132,6 +132,11 @@ pub trait Catalog: Send + Sync {
     /// The tables of a selection, and what stands in their way as a source.
     async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)>;
 
+    /// Whether a column that has become another one has in every row what it had: the log tells no change of the rows.
+    fn keeps(&self, before: &Column, now: &Column) -> bool {
+        before.kind == now.kind
+    }
+
     /// How the cells of a table's rows are read.
     fn codec(&self, table: &Table) -> Arc<dyn Codec>;
 

@@ -33,6 +33,10 @@ impl Catalog for MadeCatalog {
         Ok((made, obstacles))
     }
 
+    fn keeps(&self, before: &Column, now: &Column) -> bool {
+        self.inner.keeps(before, now)
+    }
+
     fn codec(&self, table: &Table) -> Arc<dyn Codec> {
         match self.store.known(&table.name) {
             Some(making) => Arc::clone(&making.made.codec),
