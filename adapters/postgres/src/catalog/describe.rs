@@ -24,6 +24,8 @@ struct Found {
     publishable: bool,
     rows: i64,
     bytes: i64,
+    /// A partition whose rows could not be updated any more if it were published.
+    unidentified: Option<String>,
 }
 
 /// What is known of a type.
@@ -122,6 +124,10 @@ impl Types {
     }
 }
 
+/// `regproc`, `regprocedure`, `regoper`, `regoperator`, `regclass`, `regtype`, `regconfig`, `regdictionary`, `regnamespace`,
+/// `regrole`, `regcollation`: shown as names, kept and sent as numbers that are others in each database.
+const NAMES: [u32; 11] = [24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191];
+
 /// A table that was never analysed has no number of rows: then its size says something, without long values, which are
 /// kept apart.
 const TABLES: &str = "
@@ -136,7 +142,10 @@ const TABLES: &str = "
             JOIN pg_class l USING (oid)),
         CASE WHEN c.relkind = 'p' THEN (SELECT coalesce(sum(pg_table_size(p.relid)), 0)::bigint
             FROM pg_partition_tree(c.oid) p WHERE p.isleaf)
-            WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END
+            WHEN c.relkind IN ('r', 'm') THEN pg_table_size(c.oid) ELSE 0 END,
+        CASE WHEN c.relkind = 'p' THEN (SELECT min(p.relid::regclass::text) FROM pg_partition_tree(c.oid) p
+            JOIN pg_class l ON l.oid = p.relid WHERE p.isleaf AND (l.relreplident = 'n' OR l.relreplident = 'd'
+                AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = l.oid AND i.indisprimary))) END
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f', 'm')";
 
@@ -202,6 +211,16 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
                     Some(&name),
                     refused(code::TYPE_REFUSED, "the type has no binary form")
                         .with("type", row.get::<_, String>(6)),
+                );
+            }
+            if [resolved.oid, resolved.element.unwrap_or(0)].iter().any(|oid| NAMES.contains(oid)) {
+                obstacle(
+                    Some(&name),
+                    refused(code::TYPE_REFUSED, "such values are numbers of objects of this database alone")
+                        .with("type", row.get::<_, String>(6))
+                        .hint(
+                            "drop the column in the mapping; a column of text beside it may have the names",
+                        ),
                 );
             }
             let at = table.columns.len();
@@ -293,6 +312,7 @@ async fn find(session: &Session, which: &Selection, obstacles: &mut Vec<Obstacle
             publishable: row.get(8),
             rows: row.get(9),
             bytes: row.get(10),
+            unidentified: row.get(11),
         })
         .collect())
 }
@@ -313,6 +333,12 @@ fn key_of(found: &Found, keys: &[tokio_postgres::Row], numbers: &HashMap<i16, us
     if found.identity == "n" {
         return Err(refused(code::KEY_MISSING, "the table's replica identity is nothing")
             .hint("ALTER TABLE … REPLICA IDENTITY DEFAULT, or leave the table out (--exclude)"));
+    }
+    if let Some(partition) = &found.unidentified {
+        return Err(refused(code::KEY_MISSING, "a partition has no replica identity")
+            .with("partition", partition)
+            .hint("give the partition a primary key and REPLICA IDENTITY DEFAULT, or an index as the table has it; or leave \
+                the table out (--exclude)"));
     }
     let index = keys.iter().find(wanted).ok_or_else(|| {
         refused(code::KEY_MISSING, "the table has no primary key").hint(

@@ -29,6 +29,10 @@ async fn every_obstacle_is_named_and_nothing_else() {
              CREATE VIEW seen AS SELECT 1 AS id;
              CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
              CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100);
+             CREATE TABLE silent (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE silent_1 PARTITION OF silent FOR VALUES FROM (0) TO (9);
+             ALTER TABLE silent_1 REPLICA IDENTITY NOTHING;
+             CREATE TABLE numbers (id int PRIMARY KEY, v regclass, w regtype[]);
              INSERT INTO parts SELECT generate_series(1, 50); ANALYZE parts, parts_1;
              CREATE TABLE wide (id int PRIMARY KEY, v text); ALTER TABLE wide ALTER v SET STORAGE EXTERNAL;
              INSERT INTO wide SELECT g, repeat('x', 100000) FROM generate_series(1, 100) g",
@@ -41,8 +45,8 @@ async fn every_obstacle_is_named_and_nothing_else() {
     assert_eq!(
         names,
         [
-            "by_index", "fine", "folded", "json_key", "keyless", "late", "nothing", "parts", "refused",
-            "unlogged", "wide"
+            "by_index", "fine", "folded", "json_key", "keyless", "late", "nothing", "numbers", "parts",
+            "refused", "silent", "unlogged", "wide"
         ]
     );
     let mut found: Vec<_> = obstacles
@@ -64,7 +68,10 @@ async fn every_obstacle_is_named_and_nothing_else() {
             ("keyless", None, code::KEY_MISSING),
             ("late", None, code::KEY_UNFIT),
             ("nothing", None, code::KEY_MISSING),
+            ("numbers", Some("v"), code::TYPE_REFUSED),
+            ("numbers", Some("w"), code::TYPE_REFUSED),
             ("refused", Some("v"), code::TYPE_REFUSED),
+            ("silent", None, code::KEY_MISSING),
             ("unlogged", None, code::CAPABILITY_MISSING),
         ]
     );
