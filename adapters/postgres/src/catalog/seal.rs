@@ -28,13 +28,16 @@ pub(super) async fn seal(
     let (named, quoted) = (literal(&publication), ident(&publication));
     let captured = literal(&super::capture::name(flow));
     let (was, seal) = (was.map_or_else(|| "NULL".to_owned(), literal), literal(wanted));
+    // A capture that has not come to its slot is begun again; one that is sealed and has none has lost it.
     // The lock makes a comparison and a write of the two statements: a comment has no condition. Whatever the role's
     // commits are otherwise, this one is durable here when it is answered, and waits for no standby.
     let body = format!(
         "BEGIN
              SET LOCAL synchronous_commit = local;
              PERFORM pg_advisory_xact_lock(hashtextextended({named}, 0));
-             IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {captured}) THEN
+             IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {captured}) OR NOT EXISTS (SELECT
+                     FROM pg_replication_slots WHERE slot_name = {captured} AND confirmed_flush_lsn IS NOT NULL)
+             THEN
                  RETURN;
              END IF;
              IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {named}) THEN
