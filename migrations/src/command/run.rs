@@ -117,6 +117,10 @@ pub(super) async fn run(
         let (own, what) = Code::of_line(&why).unwrap_or((code::STORE_FAILED, &why));
         let error = Error::new(own, format!("table {} stopped: {what}", table.source))
             .hint(format!("tidegate migrate recopy --table {}", table.source));
+        // What was found in the others is not kept back.
+        if let Some(Ok(report)) = compared {
+            verify::show(report, true, ROWS_LISTED, common.json)?;
+        }
         // It failed while it ran, whatever the reason is where nothing runs yet.
         return Ok(failure_with(&error, common.json, 1));
     }
