@@ -76,6 +76,10 @@ impl Flow {
 /// How long to wait for the error of a part that others miss.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a source may be behind the target before it is taken for an older copy of itself, and how often that is looked at.
+const DOUBT: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// When a run ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
@@ -264,7 +268,7 @@ impl Ends {
         let captured: Vec<usize> = (0..tables.len()).filter(takes_part).collect();
         let captured_tables: Vec<_> = captured.iter().map(|table| Arc::clone(&tables[*table])).collect();
         let mut asker = flow.source.crawler().await?;
-        check_source_reaches(asker.as_mut(), &checkpoint).await?;
+        check_source_reaches(flow.clock.as_ref(), asker.as_mut(), &checkpoint).await?;
         let from =
             if plant::is(Bug::StaleWindowAfterCrash) { &checkpoint.position } else { &checkpoint.replay };
         let feed = flow.source.change_feed(&flow.name, &captured_tables, &checkpoint.source, from).await?;
@@ -296,12 +300,24 @@ async fn leave_out_refused(flow: &Flow, sink: &mut dyn Sink, checkpoint: &mut Ch
     Ok(())
 }
 
-/// A source that has not got as far as the target is an older copy of itself.
-async fn check_source_reaches(asker: &mut dyn Crawler, checkpoint: &Checkpoint) -> Result<()> {
-    let frontier = asker.as_of().await?.barrier;
-    if frontier >= checkpoint.position {
-        return Ok(());
-    }
+/// A source that has not got as far as the target is an older copy of itself, unless it gets there soon: a member that has
+/// just become primary may still read at an earlier time.
+async fn check_source_reaches(
+    clock: &dyn Clock,
+    asker: &mut dyn Crawler,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    let doubt_until = clock.elapsed() + DOUBT;
+    let frontier = loop {
+        let frontier = asker.as_of().await?.barrier;
+        if frontier >= checkpoint.position {
+            return Ok(());
+        }
+        if clock.elapsed() >= doubt_until {
+            break frontier;
+        }
+        clock.sleep(LOOK_AGAIN).await;
+    };
     Err(Error::new(
         code::SOURCE_REPLACED,
         "the source is behind what the target has from it: it was restored or replaced",
@@ -341,4 +357,50 @@ async fn open_sink(flow: &Flow) -> Result<(Box<dyn Sink>, Checkpoint)> {
         .with("found", &identity.0));
     }
     Ok((sink, checkpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use tidegate_core::port::{Chunk, Identity, KeyRange, Limit};
+    use tidegate_core::{AsOf, Key, Rows, SystemClock};
+
+    use super::*;
+
+    /// A source that is behind so often.
+    struct Behind(u32);
+
+    #[async_trait]
+    impl Crawler for Behind {
+        async fn split(&mut self, _: &Table, _: usize) -> Result<Vec<KeyRange>> {
+            Ok(Vec::new())
+        }
+
+        async fn read(&mut self, _: &Table, _: &KeyRange, _: Limit, _: &mut Rows) -> Result<Chunk> {
+            Err(Error::new(code::INTERNAL, "not asked for"))
+        }
+
+        async fn fetch(&mut self, _: &Table, _: &[Key], _: &mut Rows) -> Result<AsOf> {
+            self.as_of().await
+        }
+
+        async fn as_of(&mut self) -> Result<AsOf> {
+            let at = if self.0 == 0 { 7 } else { 6 };
+            self.0 = self.0.saturating_sub(1);
+            Ok(AsOf { upper: at, barrier: Position::from_u64(at), in_flight: Vec::new() })
+        }
+    }
+
+    /// Found by reading: a member that had just become primary was taken for an older copy of the source.
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_is_behind_for_a_moment_is_no_older_copy() {
+        let mut checkpoint = Checkpoint::first(Identity("shop".to_owned()), Position::from_u64(7));
+        checkpoint.position = Position::from_u64(7);
+        let reaches = async |times| {
+            check_source_reaches(SystemClock::shared().as_ref(), &mut Behind(times), &checkpoint).await
+        };
+        reaches(0).await.unwrap();
+        reaches(3).await.unwrap();
+        assert_eq!(reaches(u32::MAX).await.unwrap_err().code(), code::SOURCE_REPLACED);
+    }
 }

@@ -30,6 +30,14 @@ impl Limit {
     pub const fn rows(rows: usize) -> Self {
         Self { rows, bytes: usize::MAX }
     }
+
+    /// The same, with so few rows of this weight that the bytes are not reached: best ended by the rows, of which some weigh
+    /// more than others. A source that cannot stop where the bytes do drops a session for it.
+    #[must_use]
+    pub fn of_rows(self, row_bytes: usize) -> Self {
+        let aim = self.bytes - self.bytes / 8;
+        Self { rows: self.rows.min(aim / row_bytes.max(1)).max(1), ..self }
+    }
 }
 
 /// What a read found out beside its rows.

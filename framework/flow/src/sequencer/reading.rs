@@ -60,12 +60,8 @@ impl Sequencer<'_> {
 
     /// How much of a table is read at a time.
     fn limit(&self, table: usize) -> Limit {
-        let bytes = self.flow.options.chunk_bytes.max(1);
-        // Best ended by the rows, of which some weigh more than others: a source that cannot stop where the bytes do drops a
-        // session for it.
-        let aim = bytes - bytes / 8;
-        let rows = self.chunk_rows.min(aim / self.row_bytes[table].max(1)).max(1);
-        Limit { rows, bytes }
+        let most = Limit { rows: self.chunk_rows, bytes: self.flow.options.chunk_bytes.max(1) };
+        most.of_rows(self.row_bytes[table])
     }
 
     /// A read came back.

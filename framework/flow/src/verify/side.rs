@@ -126,12 +126,14 @@ impl Side {
         let table = Arc::clone(&self.shape.table);
         let mut rows = Rows::new();
         let mut count = 0;
+        let mut row_bytes = table.row_bytes_estimated();
         for range in self.crawler.split(&table, 1).await? {
             let mut rest = KeyRange { after: range.after, upto: None };
             loop {
                 rows.clear();
-                let chunk = self.crawler.read(&table, &rest, READ, &mut rows).await?;
+                let chunk = self.crawler.read(&table, &rest, READ.of_rows(row_bytes), &mut rows).await?;
                 count += rows.len() as u64;
+                row_bytes = rows.bytes().len().checked_div(rows.len()).unwrap_or(row_bytes);
                 rows.iter().try_for_each(|row| take(self, row))?;
                 match chunk.next {
                     Some(next) => rest.after = Some(next),
