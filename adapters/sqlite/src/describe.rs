@@ -1,5 +1,7 @@
 //! Reads the schema.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Row as _, SqliteConnection};
 use tidegate_core::error::code;
 use tidegate_core::port::{Obstacle, Selection};
@@ -8,7 +10,7 @@ use tidegate_core::{Column, Error, Result, Table, TableName, Type};
 use crate::cells::Affinity;
 use crate::error::During;
 use crate::journal;
-use crate::statement::{BINARY, name, sql};
+use crate::statement::{BINARY, literal, name, sql};
 
 /// A unique index, or the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,12 +30,25 @@ pub(crate) struct Described {
     pub(crate) unique: Vec<Index>,
     /// The key is the rowid.
     pub(crate) key_is_rowid: bool,
+    /// What a rowid is called that is not the key.
+    pub(crate) rowid: Option<&'static str>,
+    /// What columns that are NOT NULL hold where `REPLACE` was given a null, as an expression; `None` if only a program
+    /// knows.
+    pub(crate) defaults: BTreeMap<String, Option<String>>,
 }
 
 impl Described {
     pub(crate) fn affinity(&self, column: &str) -> Option<Affinity> {
         let at = self.table.position(column)?;
         Some(Affinity::of(&self.table.columns[at].native))
+    }
+
+    /// What an index is over, if no trigger can know the rows that hold a new row's values in it.
+    pub(crate) fn unseen(&self, index: &Index) -> Option<&'static str> {
+        let Some(columns) = &index.columns else { return Some("an expression") };
+        let is_known = |column: &String| self.defaults.get(column).is_none_or(Option::is_some);
+        let is_seen = columns.iter().all(|(column, _)| is_known(column));
+        (!is_seen).then_some("a column whose default is computed by functions of a program")
     }
 }
 
@@ -117,12 +132,18 @@ async fn read(
             .await
             .during("read columns")?;
     let (mut columns, mut primary) = (Vec::new(), Vec::new());
+    let mut rowid = ["rowid", "_rowid_", "oid"].into_iter().filter(|_| has_rowid).collect::<Vec<_>>();
+    let mut defaults = BTreeMap::new();
     for row in rows {
         let (column, declared): (String, String) = (row.get(0), row.get(1));
+        rowid.retain(|name| !column.eq_ignore_ascii_case(name));
         let (not_null, pk, hidden): (bool, i64, i64) = (row.get(2), row.get(3), row.get(4));
         let default: Option<String> = row.get(5);
         if hidden != 0 {
             continue;
+        }
+        if let Some(text) = default.as_deref().filter(|_| not_null) {
+            defaults.insert(column.clone(), substitute(connection, text).await?);
         }
         if pk > 0 {
             primary.push((pk, columns.len()));
@@ -172,7 +193,42 @@ async fn read(
         rows_estimated,
         bytes_estimated: 0,
     };
-    Ok(Described { table, unique, key_is_rowid })
+    let rowid = rowid.first().copied().filter(|_| !key_is_rowid);
+    Ok(Described { table, unique, key_is_rowid, rowid, defaults })
+}
+
+/// A default as an expression that means the same anywhere; `None` if it does not here. A bare name is a text there, and
+/// a column elsewhere; of an expression the parentheses are not kept, but a comment at its end is.
+async fn substitute(connection: &mut SqliteConnection, text: &str) -> Result<Option<String>> {
+    let word = |is: &str| text.eq_ignore_ascii_case(is);
+    let unquoted = match text.as_bytes() {
+        [quote @ (b'"' | b'`'), inner @ .., _] => {
+            let quote = char::from(*quote);
+            let inner = String::from_utf8_lossy(inner);
+            Some(inner.replace(&format!("{quote}{quote}"), &quote.to_string()))
+        }
+        [b'[', inner @ .., _] => Some(String::from_utf8_lossy(inner).into_owned()),
+        _ if word("true") => return Ok(Some("1".to_owned())),
+        _ if word("false") => return Ok(Some("0".to_owned())),
+        _ if ["null", "current_time", "current_date", "current_timestamp"].into_iter().any(word) => None,
+        [first, ..] if !first.is_ascii_digit() && text.chars().all(is_of_names) => Some(text.to_owned()),
+        _ => None,
+    };
+    if let Some(text) = unquoted {
+        return Ok(Some(literal(&text)));
+    }
+    let expression = format!("({text}\n)");
+    let prepared = sqlx::query(sql(format!("EXPLAIN SELECT {expression}"))).fetch_all(connection).await;
+    match prepared {
+        // SQLITE_ERROR: there is no such function.
+        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("1")) => Ok(None),
+        prepared => prepared.during("read a default").map(|_| Some(expression)),
+    }
+}
+
+/// Whether SQLite takes a character for one of a name that is not quoted.
+fn is_of_names(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '$') || !character.is_ascii()
 }
 
 /// Whether a column is compared byte by byte unless it is said otherwise. No pragma tells; a text in its place does.
@@ -287,12 +343,14 @@ pub(crate) fn obstacles_of(described: &Described) -> Vec<Obstacle> {
             );
         }
     }
-    for index in described.unique.iter().filter(|index| index.columns.is_none()) {
-        let message = format!("the unique index {} of {} is over an expression", index.name, table.name);
+    for index in &described.unique {
+        let Some(what) = described.unseen(index) else { continue };
+        let message = format!("the unique index {} of {} is over {what}", index.name, table.name);
         add(
             None,
-            Error::new(code::CAPABILITY_MISSING, message)
-                .hint("rows that REPLACE removes by it would not be seen; make it an index over columns"),
+            Error::new(code::CAPABILITY_MISSING, message).hint(
+                "rows that REPLACE removes by it would not be seen; make it an index over plain columns",
+            ),
         );
     }
     obstacles

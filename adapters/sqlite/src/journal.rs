@@ -4,9 +4,9 @@
 //! part. SQLite has one writer at a time, so the journal's number (`AUTOINCREMENT`: never used twice) is the order of
 //! commit, and the highest number in a reader's snapshot says exactly what that reader sees.
 //!
-//! A row that `REPLACE` removes because of another unique index fires no trigger. So before each write the rows that
-//! hold its values in a unique index (its rivals) are journaled too. Too many entries do no harm: a key without a
-//! change is looked up and delivered as it is.
+//! A row that `REPLACE` removes because of another unique index, or of its rowid, fires no trigger. So before each write the
+//! rows that hold its values there (its rivals) are journaled too. Too many entries do no harm: a key without a change is
+//! looked up and delivered as it is.
 //!
 //! The triggers run in the application's library, of whatever version: they use nothing newer than SQLite 3.7.
 //!
@@ -207,7 +207,7 @@ async fn capture_table(
     {
         return Err(obstacle.error);
     }
-    if !standing.is_kept() {
+    if !standing.is_kept() || standing.is_of_earlier {
         drop_triggers(connection, called).await?;
         for (trigger, text) in triggers(&described) {
             let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
@@ -284,6 +284,8 @@ pub(crate) struct Standing {
     pub(crate) generation: u32,
     /// Why changes of it may be missing in the journal although it is captured.
     lost: Option<String>,
+    /// An earlier build made its triggers.
+    is_of_earlier: bool,
 }
 
 impl Standing {
@@ -323,13 +325,17 @@ pub(crate) async fn standing(connection: &mut SqliteConnection, described: &Desc
             .await
             .during("read triggers")?;
     let there: BTreeSet<(String, String)> = there.into_iter().collect();
-    let missing = triggers(described).into_iter().find(|trigger| !there.contains(trigger));
+    let (now, earlier) = (triggers(described), triggers_of_earlier(described));
+    let missing = now.iter().find(|trigger| !there.contains(*trigger));
+    standing.is_of_earlier = missing.is_some()
+        && earlier.iter().all(|trigger| there.contains(trigger))
+        && !now.iter().any(|trigger| there.contains(trigger) && !earlier.contains(trigger));
     standing.lost = match missing {
         _ if is_behind => Some(format!("table {table} was rebuilt")),
-        Some((trigger, _)) => Some(format!(
+        Some((trigger, _)) if !standing.is_of_earlier => Some(format!(
             "table {table} was rebuilt, or has a new unique index: the trigger {trigger} is gone or another one"
         )),
-        None => None,
+        _ => None,
     };
     standing.generation += u32::from(standing.lost.is_some());
     Ok(standing)
@@ -502,72 +508,116 @@ pub(crate) async fn acknowledge(connection: &mut SqliteConnection, flow: &FlowNa
     }
 }
 
-/// The triggers of a table: name and text.
-fn triggers(described: &Described) -> Vec<(String, String)> {
+/// A trigger: its name and its text.
+type Trigger = (String, String);
+
+/// The triggers of a table.
+fn triggers(described: &Described) -> Vec<Trigger> {
     let table = &described.table;
-    let keys: Vec<String> = table.key_columns().map(|column| name(&column.name)).collect();
-    let journal = format!(
-        "INSERT INTO tidegate_journal(tbl, at, {})",
-        join((1..=keys.len()).map(|part| format!("k{part}")))
-    );
-    let select = |alias: &str| {
-        let parts = join(keys.iter().map(|key| format!("{alias}.{key}")));
-        format!("{journal} SELECT {}, {NOW}, {parts}", literal(&table.name.name))
-    };
-    // Byte for byte: 'a' and 'A', 1 and 1.0 can be the same key to the index and not to the target.
-    let moved = differs("OLD", "NEW", &keys);
-    let on = |name_: String, when: &str, body: String| {
-        let text =
-            format!("CREATE TRIGGER {} {when} ON {} BEGIN {body}; END", name(&name_), name(&table.name.name));
-        (name_, text)
-    };
-    let own = |event: &str| format!("tidegate_capture_{event}.{}", table.name.name);
-    let mut all = vec![
-        on(own("insert"), "AFTER INSERT", select("NEW")),
-        on(own("update"), "AFTER UPDATE", format!("{} WHERE {moved}; {}", select("OLD"), select("NEW"))),
-        on(own("delete"), "AFTER DELETE", select("OLD")),
-    ];
-    for index in &described.unique {
-        all.extend(rivals(table, &keys, index, &select, &on));
+    let mut all = events(table);
+    for index in described.unique.iter().filter(|index| described.unseen(index).is_none()) {
+        let new = |column: &str| match described.defaults.get(column) {
+            // REPLACE puts it in the place of a null, but after the trigger.
+            Some(Some(default)) => format!("coalesce(NEW.{}, {default})", name(column)),
+            _ => format!("NEW.{}", name(column)),
+        };
+        let equal = equal(index, &new);
+        // A row enters a partial index by any column.
+        let of = if index.is_partial { String::new() } else { of(index) };
+        // A rowid that nobody gave is not known before the row is there: NEW has -1, which another row may have.
+        let other = if described.key_is_rowid { String::new() } else { other_than(table, "NEW") };
+        all.push(rival(table, "rival_insert", &index.name, "INSERT", &format!("{equal}{other}")));
+        let other = other_than(table, "OLD");
+        all.push(rival(
+            table,
+            "rival_update",
+            &index.name,
+            &format!("UPDATE{of}"),
+            &format!("{equal}{other}"),
+        ));
+    }
+    if let Some(rowid) = described.rowid {
+        for (event, row) in [("INSERT", "NEW"), ("UPDATE", "OLD")] {
+            let called = format!("rowid_{}", event.to_ascii_lowercase());
+            let which = format!("r.{rowid} = NEW.{rowid}{}", other_than(table, row));
+            all.push(rival(table, &called, &table.name.name, event, &which));
+        }
     }
     all
 }
 
-fn rivals(
-    table: &Table,
-    keys: &[String],
-    index: &Index,
-    select: &dyn Fn(&str) -> String,
-    on: &dyn Fn(String, &str, String) -> (String, String),
-) -> Vec<(String, String)> {
-    let Some(columns) = &index.columns else { return Vec::new() };
-    let from = format!("{} FROM {} AS r WHERE ", select("r"), name(&table.name.name));
-    let equal = columns
-        .iter()
-        .map(|(column, collation)| format!("r.{0} = NEW.{0} COLLATE {1}", name(column), name(collation)))
-        .collect::<Vec<_>>()
-        .join(" AND ");
-    let of = join(columns.iter().map(|(column, _)| name(column)));
-    let trigger = |event: &str| format!("tidegate_capture_rival_{event}.{}", index.name);
+/// Those that earlier builds made, which missed some rivals. They are made anew, and stop nothing.
+fn triggers_of_earlier(described: &Described) -> Vec<Trigger> {
+    let table = &described.table;
+    let mut all = events(table);
+    for index in described.unique.iter().filter(|index| index.columns.is_some()) {
+        let equal = equal(index, &|column| format!("NEW.{}", name(column)));
+        for (event, of, row) in [("INSERT", String::new(), "NEW"), ("UPDATE", of(index), "OLD")] {
+            let called = format!("rival_{}", event.to_ascii_lowercase());
+            let which = format!("{equal}{}", other_than(table, row));
+            all.push(rival(table, &called, &index.name, &format!("{event}{of}"), &which));
+        }
+    }
+    all
+}
+
+fn events(table: &Table) -> Vec<Trigger> {
+    let called = &table.name.name;
+    // Byte for byte: 'a' and 'A', 1 and 1.0 can be the same key to the index and not to the target.
+    let moved = differs(table, "OLD", "NEW");
+    let (old, new) = (entry(table, "OLD"), entry(table, "NEW"));
     vec![
-        on(trigger("insert"), "BEFORE INSERT", format!("{from}{equal} AND ({})", differs("r", "NEW", keys))),
-        on(
-            trigger("update"),
-            &format!("BEFORE UPDATE OF {of}"),
-            format!("{from}{equal} AND ({})", differs("r", "OLD", keys)),
-        ),
+        trigger(table, "insert", called, "AFTER INSERT", &new),
+        trigger(table, "update", called, "AFTER UPDATE", &format!("{old} WHERE {moved}; {new}")),
+        trigger(table, "delete", called, "AFTER DELETE", &old),
     ]
 }
 
-fn differs(one: &str, other: &str, keys: &[String]) -> String {
-    keys.iter()
-        .map(|key| {
-            format!(
-                "{one}.{key} IS NOT {other}.{key} COLLATE BINARY OR typeof({one}.{key}) <> typeof({other}.{key})"
-            )
-        })
-        .collect::<Vec<_>>()
-        .join(" OR ")
+/// A trigger that journals the rows that a write may remove.
+fn rival(table: &Table, kind: &str, of: &str, event: &str, which: &str) -> Trigger {
+    let body = format!("{} FROM {} AS r WHERE {which}", entry(table, "r"), name(&table.name.name));
+    trigger(table, kind, of, &format!("BEFORE {event}"), &body)
+}
+
+fn trigger(table: &Table, kind: &str, of: &str, when: &str, body: &str) -> Trigger {
+    let called = format!("tidegate_capture_{kind}.{of}");
+    let text =
+        format!("CREATE TRIGGER {} {when} ON {} BEGIN {body}; END", name(&called), name(&table.name.name));
+    (called, text)
+}
+
+fn entry(table: &Table, row: &str) -> String {
+    let columns = join((1..=table.key.len()).map(|part| format!("k{part}")));
+    let parts = join(table.key_columns().map(|column| format!("{row}.{}", name(&column.name))));
+    format!(
+        "INSERT INTO tidegate_journal(tbl, at, {columns}) SELECT {}, {NOW}, {parts}",
+        literal(&table.name.name)
+    )
+}
+
+fn equal(index: &Index, new: &dyn Fn(&str) -> String) -> String {
+    let columns = index.columns.iter().flatten();
+    let terms = columns.map(|(column, collation)| {
+        format!("r.{} = {} COLLATE {}", name(column), new(column), name(collation))
+    });
+    terms.collect::<Vec<_>>().join(" AND ")
+}
+
+fn of(index: &Index) -> String {
+    format!(" OF {}", join(index.columns.iter().flatten().map(|(column, _)| name(column))))
+}
+
+fn other_than(table: &Table, row: &str) -> String {
+    format!(" AND ({})", differs(table, "r", row))
+}
+
+fn differs(table: &Table, one: &str, other: &str) -> String {
+    let part = |key: String| {
+        format!(
+            "{one}.{key} IS NOT {other}.{key} COLLATE BINARY OR typeof({one}.{key}) <> typeof({other}.{key})"
+        )
+    };
+    table.key_columns().map(|column| part(name(&column.name))).collect::<Vec<_>>().join(" OR ")
 }
 
 /// The error for a table with a row that has no key, which came while it is moved.

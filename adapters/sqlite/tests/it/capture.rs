@@ -65,6 +65,115 @@ async fn rivals_are_seen_in_tables_without_rowid_and_by_partial_indexes() {
     check(schema, rows, "REPLACE INTO t VALUES ('c', 3, 6)", &["t delete 'b'", "t update 'c',3,6"]).await;
 }
 
+/// Found by trying: the number of a new row is not known before it is there, and is -1 until then.
+#[tokio::test]
+async fn a_rival_whose_rowid_is_minus_one_is_seen() {
+    let rows = "INSERT INTO t VALUES (-1, 'a', 1), (1, 'b', 2)";
+    check(TWO, rows, "REPLACE INTO t(u, v) VALUES ('a', 3)", &["t delete -1", "t update 2,'a',3"]).await;
+    check(TWO, rows, "REPLACE INTO t VALUES (NULL, 'a', 3)", &["t delete -1", "t update 2,'a',3"]).await;
+}
+
+/// Found by trying: REPLACE puts the default in the place of a null when the trigger has run.
+#[tokio::test]
+async fn a_rival_that_holds_the_default_is_seen() {
+    for (default, x) in [
+        ("'x'", "'x'"),
+        ("x", "'x'"),
+        ("\"x\"", "'x'"),
+        ("[x y]", "'x y'"),
+        ("`x``y`", "'x`y'"),
+        ("/* id */ (lower('X') -- of whom\n)", "'x'"),
+        ("CURRENT_DATE", "CURRENT_DATE"),
+        ("- 1", "'-1'"),
+        ("true", "'1'"),
+        ("x'41'", "x'41'"),
+    ] {
+        let schema =
+            format!("CREATE TABLE t(id INTEGER PRIMARY KEY, v, u TEXT NOT NULL DEFAULT {default} UNIQUE)");
+        let rows = format!("INSERT INTO t VALUES (1, 1, {x}), (2, 2, 'other')");
+        for (happens, expected) in [
+            ("INSERT OR REPLACE INTO t VALUES (3, 3, NULL)", ["t delete 1", "t update 3,3"]),
+            ("REPLACE INTO t(id, v) VALUES (3, 3)", ["t delete 1", "t update 3,3"]),
+            ("UPDATE OR REPLACE t SET u = NULL WHERE id = 2", ["t delete 1", "t update 2,2"]),
+        ] {
+            let mut file = File::with(&schema).await;
+            file.exec(&rows).await;
+            let mut feed = file.feed().await;
+            file.exec(happens).await;
+            let seen = feed.all().await;
+            assert_eq!(seen.len(), 2, "DEFAULT {default}: {happens}: {seen:?}");
+            assert!(seen.iter().zip(expected).all(|(seen, line)| seen.starts_with(line)), "{seen:?}");
+        }
+    }
+    // In a key, and by the constraint's own resolution.
+    check(
+        "CREATE TABLE t(k TEXT COLLATE NOCASE NOT NULL ON CONFLICT REPLACE DEFAULT 'X' PRIMARY KEY ON CONFLICT REPLACE, v)
+         WITHOUT ROWID",
+        "INSERT INTO t VALUES ('x', 1)",
+        "INSERT INTO t VALUES (NULL, 2)",
+        &["t update 'X',2 was 'x'", "t update 'X',2"],
+    )
+    .await;
+}
+
+/// Found by trying: what makes a row a member of the index is in other columns than its own.
+#[tokio::test]
+async fn a_rival_by_a_partial_index_that_a_row_enters_is_seen() {
+    check(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, u, is_on); CREATE UNIQUE INDEX tu ON t(u) WHERE is_on",
+        "INSERT INTO t VALUES (1, 'a', 1), (2, 'a', 0)",
+        "UPDATE OR REPLACE t SET is_on = 1 WHERE id = 2",
+        &["t delete 1", "t update 2,'a',1"],
+    )
+    .await;
+}
+
+/// Found by trying: the rowid is unique as well where it is not the key.
+#[tokio::test]
+async fn a_rival_by_a_rowid_that_is_not_the_key_is_seen() {
+    let schema = "CREATE TABLE t(k TEXT PRIMARY KEY, rowid)";
+    let rows = "INSERT INTO t(_rowid_, k) VALUES (-1, 'z'), (1, 'a'), (2, 'b')";
+    for (happens, expected) in [
+        ("REPLACE INTO t(oid, k) VALUES (1, 'c')", &["t delete 'a'", "t update 'c',null"][..]),
+        ("UPDATE OR REPLACE t SET oid = 2 WHERE k = 'a'", &["t delete 'b'", "t update 'a',null"]),
+    ] {
+        check(schema, rows, happens, expected).await;
+    }
+    check(&format!("{schema} WITHOUT ROWID"), "", "REPLACE INTO t VALUES ('c', 1)", &["t update 'c',1"])
+        .await;
+}
+
+/// Values are in the trigger what they become in the column, and are compared as the index does.
+#[tokio::test]
+async fn rivals_are_found_by_affinity_and_collation() {
+    let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, u TEXT UNIQUE, n INT UNIQUE, r REAL, c TEXT);
+                  CREATE UNIQUE INDEX tr ON t(r); CREATE UNIQUE INDEX tc ON t(c COLLATE NOCASE)";
+    let rows = "INSERT INTO t VALUES (1, '7', 7, 7, 'seven')";
+    for happens in ["u) VALUES (2, 7", "n) VALUES (2, '7.0'", "r) VALUES (2, '7'", "c) VALUES (2, 'SEVEN'"] {
+        let mut file = File::with(schema).await;
+        file.exec(rows).await;
+        let mut feed = file.feed().await;
+        file.exec(&format!("REPLACE INTO t(id, {happens})")).await;
+        assert_eq!(feed.all().await[0], "t delete 1", "{happens}");
+    }
+    for sets in ["u = 7", "n = '7.0'", "r = '7'", "c = 'SEVEN'"] {
+        let mut file = File::with(schema).await;
+        file.exec(&format!("{rows}; INSERT INTO t(id) VALUES (2)")).await;
+        let mut feed = file.feed().await;
+        file.exec(&format!("UPDATE OR REPLACE t SET {sets} WHERE id = 2")).await;
+        assert_eq!(feed.all().await[0], "t delete 1", "{sets}");
+    }
+    // REPLACE by one constraint, an update by another one.
+    let happens = "INSERT OR REPLACE INTO t(id, u, n) VALUES (2, '7', 9) ON CONFLICT(n) DO UPDATE SET r = 1";
+    check(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, u UNIQUE, n UNIQUE, r)",
+        "INSERT INTO t VALUES (1, '7', 7, 0)",
+        happens,
+        &["t delete 1", "t update 2,'7',9,null"],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn foreign_keys_that_cascade_are_seen() {
     let schema = "CREATE TABLE p(id INTEGER PRIMARY KEY);
@@ -257,6 +366,55 @@ async fn a_capture_of_before_generations_goes_on() {
     let mut feed = file.feed().await;
     file.exec("INSERT INTO t VALUES (1, 'a', 2); INSERT INTO later VALUES (1)").await;
     assert_eq!(feed.all().await, ["later update 1", "t update 1,'a',2"]);
+}
+
+/// A schema, and the triggers that an earlier build made for it, which missed some rivals.
+const EARLIER: &str =
+    "CREATE TABLE t(k TEXT COLLATE NOCASE NOT NULL DEFAULT 'x', n INT, u TEXT UNIQUE, PRIMARY KEY (k, n));
+    CREATE UNIQUE INDEX tp ON t(u, n) WHERE n > 0; CREATE TABLE i(id INTEGER PRIMARY KEY, u TEXT UNIQUE)";
+const EARLIER_TRIGGERS: &str = include_str!("triggers_of_earlier.sql");
+
+/// Puts the triggers of an earlier build in the place of those that this one made.
+async fn age(file: &mut File) {
+    let ours = "SELECT group_concat('DROP TRIGGER \"' || name || '\"', ';') FROM sqlite_schema WHERE type = 'trigger'
+                AND (tbl_name = 't' OR name LIKE '%rival%')";
+    let ours: String = sqlx::query_scalar(ours).fetch_one(&mut file.app).await.unwrap();
+    file.exec(&format!("{ours}; {EARLIER_TRIGGERS}")).await;
+}
+
+/// Its triggers are made anew, no table stops, and no change is lost.
+#[tokio::test]
+async fn a_capture_of_an_earlier_build_goes_on() {
+    let mut file = File::with(EARLIER).await;
+    let mut feed = file.feed().await;
+    age(&mut file).await;
+    file.exec("INSERT INTO t VALUES ('x', 1, 'a'); INSERT INTO i VALUES (-1, 'a')").await;
+    assert_eq!(feed.all().await, ["i update -1,'a'", "t update 'x',1,'a'"], "they are read as they are");
+    file.exec("INSERT INTO t VALUES ('y', 2, 'b')").await;
+
+    let tables = file.tables().await;
+    assert!(tables.iter().all(|table| table.native_id == 0));
+    file.catalog().await.capture(&flow(), &tables).await.unwrap();
+    assert!(file.tables().await.iter().all(|table| table.native_id == 0));
+    assert_eq!(feed.all().await, ["t update 'y',2,'b'"]);
+    file.exec("REPLACE INTO i(u) VALUES ('a'); REPLACE INTO t(rowid, k, n) VALUES (1, 'z', 3)").await;
+    let seen = ["i delete -1", "i update 0,'a'", "t delete 'x',1", "t update 'z',3,null"];
+    assert_eq!(feed.all().await, seen);
+}
+
+#[tokio::test]
+async fn triggers_of_an_earlier_build_that_are_not_whole_stop_their_table() {
+    for (is_of_earlier, gone) in [(true, "delete.t"), (true, "rival_update.tp"), (false, "rowid_insert.t")] {
+        let mut file = File::with(EARLIER).await;
+        let mut feed = file.feed().await;
+        if is_of_earlier {
+            age(&mut file).await;
+        }
+        let known = file.tables().await;
+        file.exec(&format!("DROP TRIGGER \"tidegate_capture_{gone}\"")).await;
+        assert!(is_of(&feed.failure().await, "t"));
+        assert!(is_of(&file.catalog().await.capture(&flow(), &known).await.unwrap_err(), "t"));
+    }
 }
 
 /// The journal is not made anew for a flow that began with another one.
