@@ -43,12 +43,15 @@ impl Described {
         Some(Affinity::of(&self.table.columns[at].native))
     }
 
-    /// What an index is over, if no trigger can know the rows that hold a new row's values in it.
+    /// What an index is over, if no trigger can know the rows that hold a new row's values in it. A generated column is
+    /// computed for it while columns that the trigger does not name, and defaults, are null still.
     pub(crate) fn unseen(&self, index: &Index) -> Option<&'static str> {
         let Some(columns) = &index.columns else { return Some("an expression") };
-        let is_known = |column: &String| self.defaults.get(column).is_none_or(Option::is_some);
-        let is_seen = columns.iter().all(|(column, _)| is_known(column));
-        (!is_seen).then_some("a column whose default is computed by functions of a program")
+        columns.iter().find_map(|(column, _)| match self.defaults.get(column) {
+            _ if self.table.position(column).is_none() => Some("a generated column"),
+            Some(None) => Some("a column whose default is computed by functions of a program"),
+            _ => None,
+        })
     }
 }
 
@@ -343,8 +346,7 @@ pub(crate) fn obstacles_of(described: &Described) -> Vec<Obstacle> {
             );
         }
     }
-    for index in &described.unique {
-        let Some(what) = described.unseen(index) else { continue };
+    for (index, what) in described.unique.iter().filter_map(|i| Some((i, described.unseen(i)?))) {
         let message = format!("the unique index {} of {} is over {what}", index.name, table.name);
         add(
             None,

@@ -330,9 +330,14 @@ pub(crate) async fn standing(connection: &mut SqliteConnection, described: &Desc
     standing.is_of_earlier = missing.is_some()
         && earlier.iter().all(|trigger| there.contains(trigger))
         && !now.iter().any(|trigger| there.contains(trigger) && !earlier.contains(trigger));
-    standing.lost = match missing {
+    let unseen = described.unique.iter().find_map(|index| Some((index, described.unseen(index)?)));
+    standing.lost = match (unseen, missing) {
         _ if is_behind => Some(format!("table {table} was rebuilt")),
-        Some((trigger, _)) if !standing.is_of_earlier => Some(format!(
+        (Some((index, what)), _) => Some(format!(
+            "table {table} has the unique index {} over {what}, by which REPLACE removes rows unseen",
+            index.name
+        )),
+        (None, Some((trigger, _))) if !standing.is_of_earlier => Some(format!(
             "table {table} was rebuilt, or has a new unique index: the trigger {trigger} is gone or another one"
         )),
         _ => None,

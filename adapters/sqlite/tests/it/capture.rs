@@ -438,6 +438,8 @@ async fn a_changed_schema_is_named() {
         ("ALTER TABLE t RENAME TO w", code::TABLE_MISSING),
         ("DROP TABLE t", code::TABLE_MISSING),
         ("CREATE UNIQUE INDEX tv ON t(v)", code::SCHEMA_CHANGED),
+        ("CREATE UNIQUE INDEX tv ON t(lower(v))", code::SCHEMA_CHANGED),
+        ("ALTER TABLE t ADD COLUMN g AS (lower(v)); CREATE UNIQUE INDEX tg ON t(g)", code::SCHEMA_CHANGED),
         ("DROP TRIGGER \"tidegate_capture_delete.t\"", code::SCHEMA_CHANGED),
         ("DROP TABLE tidegate_journal", code::JOURNAL_LOST),
         ("DROP TABLE tidegate_captured", code::JOURNAL_LOST),

@@ -95,6 +95,11 @@ async fn what_stands_in_the_way_is_named() {
         obstacles("CREATE TABLE t(a INTEGER PRIMARY KEY, b); CREATE UNIQUE INDEX i ON t(lower(b))").await,
         one("capability-missing", None)
     );
+    for kind in ["VIRTUAL", "STORED"] {
+        let schema =
+            format!("CREATE TABLE t(a INTEGER PRIMARY KEY, b, g AS (lower(b)) {kind}, UNIQUE(a, g))");
+        assert_eq!(obstacles(&schema).await, one("capability-missing", None));
+    }
     // In a trigger it would keep programs from writing that do not have the function.
     for (default, expected) in [("mine()", one("capability-missing", None)), ("hex(randomblob(16))", vec![])]
     {
