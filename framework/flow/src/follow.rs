@@ -247,7 +247,10 @@ impl Plan {
             let differs = obstacle.error.code() == code::TARGET_DIFFERS;
             // One that is known had a key.
             let gone = [code::TABLE_MISSING, code::KEY_MISSING].contains(&obstacle.error.code());
-            let is_about = |known: &&Known| gone || (differs || obstacle.column.is_some()) && changed(known);
+            // A table as a whole that the source cannot follow any more.
+            let lost = obstacle.error.code() == code::CAPABILITY_MISSING;
+            let is_about =
+                |known: &&Known| gone || (differs || lost || obstacle.column.is_some()) && changed(known);
             let Some(known) = key(name, differs).filter(is_about) else {
                 return true;
             };
