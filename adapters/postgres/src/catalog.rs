@@ -88,7 +88,10 @@ impl Catalog for PostgresCatalog {
     }
 
     async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
-        target::inspect(&self.0.session().await?, tables, allow_non_empty).await
+        let session = self.0.session().await?;
+        let mut obstacles = target::inspect(&session, tables, allow_non_empty).await?;
+        obstacles.extend(target::cascading(&session, tables).await?);
+        Ok(obstacles)
     }
 
     async fn create(&self, tables: &[Arc<Table>]) -> Result<()> {

@@ -22,6 +22,7 @@ use tidegate_core::{Error, FlowName, Key, Result, Rows};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
+use crate::catalog::target;
 use crate::connect::Session;
 use crate::error::from_driver;
 use crate::schema;
@@ -147,7 +148,21 @@ impl PostgresSink {
         Ok(())
     }
 
+    /// # Errors
+    /// `constraint-violated` if deleting a row of the table changes rows that refer to it. Those that changed in the source
+    /// too are among the changes; a row that refers to another one by now would be lost.
+    async fn check_cascades(&self, table: usize) -> Result<()> {
+        // Asked each time: foreign keys are added while a flow runs.
+        if self.fires && target::cascades(&self.session, &self.places[table].route.target.name).await? {
+            return Err(target::would_cascade());
+        }
+        Ok(())
+    }
+
     async fn remove(&mut self, batch: &TableBatch, deletes: Option<Bytes>) -> Result<()> {
+        if batch.truncate || deletes.is_some() {
+            self.check_cascades(batch.table).await?;
+        }
         let place = &self.places[batch.table];
         if batch.truncate {
             let truncate = format!("SAVEPOINT truncating; TRUNCATE {}; RELEASE truncating", place.table);
@@ -352,7 +367,7 @@ const SETUP: &str = "SET synchronous_commit = on; SET client_min_messages = warn
 /// are off.
 async fn set_up(session: &Session) -> Result<bool> {
     session.batch_execute(SETUP).await.map_err(|e| from_driver(e, "connect"))?;
-    Ok(session.batch_execute("SET session_replication_role = replica").await.is_ok())
+    Ok(session.batch_execute(target::FIRES_NOT).await.is_ok())
 }
 
 async fn copy_into(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Conversions, Fit, NOT_EMPTY, Obstacle};
-use tidegate_core::{Column, Encoding, Error, Result, Table, Type, Value, text};
+use tidegate_core::{Column, Encoding, Error, Result, Table, TableName, Type, Value, text};
 
 use crate::catalog::describe::{Resolved, Types, native_of};
 use crate::codec::ENCODING;
@@ -215,6 +215,40 @@ pub(crate) async fn inspect(
         }
     }
     Ok(obstacles)
+}
+
+/// Keeps triggers and foreign keys from acting in a session, if its role may.
+pub(crate) const FIRES_NOT: &str = "SET session_replication_role = replica";
+
+/// Whether deleting a row of a table changes rows that refer to it, where foreign keys act.
+pub(crate) async fn cascades(session: &Session, table: &TableName) -> Result<bool> {
+    let sql =
+        "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd')
+        AND confrelid = to_regclass($1))";
+    let row = session.query_one(sql, &[&sql::table(table)]).await;
+    Ok(row.map_err(|e| from_driver(e, "look at a table"))?.get(0))
+}
+
+/// Tables whose deletes would change rows that refer to them, if the role cannot keep foreign keys from acting.
+pub(crate) async fn cascading(session: &Session, tables: &[Arc<Table>]) -> Result<Vec<Obstacle>> {
+    // One transaction: whatever comes of it, the session is as before.
+    if session.batch_execute(&format!("{FIRES_NOT}; RESET session_replication_role")).await.is_ok() {
+        return Ok(Vec::new());
+    }
+    let mut obstacles = Vec::new();
+    for table in tables {
+        if cascades(session, &table.name).await? {
+            let error = would_cascade().with("table", &table.name);
+            obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+        }
+    }
+    Ok(obstacles)
+}
+
+pub(crate) fn would_cascade() -> Error {
+    let what = "deleting a row would change rows that refer to it (ON DELETE), and the role may not keep the target from it";
+    let hint = "let the role set session_replication_role, or drop the foreign keys that refer to the table until the cut-over";
+    Error::new(code::CONSTRAINT_VIOLATED, what).hint(hint)
 }
 
 fn differs(message: &'static str) -> Error {

@@ -17,7 +17,7 @@ impl PostgresSink {
     /// A row that is kept out even so is a hole; a row that is not in the batch stays.
     pub(super) async fn put_apart(&mut self, part: &Part<'_>) -> Result<Vec<Key>> {
         let (table, batch) = (part.batch.table, part.batch);
-        self.places[table].check_cascades(self.fires)?;
+        self.check_cascades(table).await?;
         let all: Vec<usize> = (0..batch.upserts.len()).collect();
         self.remove_rows(table, &cut_keys(&self.places[table], &batch.upserts, &all)).await?;
         let mut holes = Vec::new();

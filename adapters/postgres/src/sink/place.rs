@@ -39,8 +39,6 @@ pub(crate) struct Place {
     taken: Vec<Taken>,
     /// Which cells are written as they come.
     passes: Vec<bool>,
-    /// Deleting a row of it changes others by foreign keys.
-    cascades: bool,
     number: usize,
 }
 
@@ -81,12 +79,7 @@ impl Place {
                 Error::new(code::INTERNAL, "a route has more columns than its target").with("table", name)
             );
         }
-        let sql =
-            "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd')
-            AND confrelid = to_regclass($1))";
-        let cascades = session.query_one(sql, &[&sql::table(&route.target.name)]).await;
         Ok(Self {
-            cascades: cascades.map_err(|e| from_driver(e, "look at a table"))?.get(0),
             table: sql::table(&route.target.name),
             columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
             route: route.clone(),
@@ -209,19 +202,6 @@ impl Place {
     /// Inserts the staged rows of these numbers.
     pub(crate) fn insert_some(&self, which: Range<usize>) -> String {
         format!("{} WHERE {}", self.insert(), is_among(&which))
-    }
-
-    /// # Errors
-    /// `constraint-violated` if a row that is taken away to be written anew takes rows of other tables with it.
-    pub(crate) fn check_cascades(&self, fires: bool) -> Result<()> {
-        if !fires || !self.cascades {
-            return Ok(());
-        }
-        let what =
-            "rows are in each other's way, and taking one away would change other tables that refer to it";
-        Err(Error::new(code::CONSTRAINT_VIOLATED, what)
-            .with("table", &self.name)
-            .hint("let the role set session_replication_role, or drop the foreign keys until the cut-over"))
     }
 
     /// Whether an error of the server, which names a table without its schema, may be about this one.

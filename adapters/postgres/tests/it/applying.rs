@@ -512,31 +512,47 @@ async fn values_that_may_be_exchanged_within_a_transaction() {
     assert_eq!(there(&session).await, ["(1,b,1)", "(2,a,2)"]);
 }
 
+/// The store as a role of the database's name, which owns nothing and may not set `session_replication_role`.
+async fn as_plain_role(session: &Session) -> Arc<dyn Store> {
+    let name: String = session.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    let role = format!(
+        "DROP ROLE IF EXISTS {name}; CREATE ROLE {name} LOGIN PASSWORD 'x';
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}; GRANT ALL ON DATABASE {name} TO {name}"
+    );
+    session.batch_execute(&role).await.unwrap();
+    let mut url = url::Url::parse(&url_of(&name)).unwrap();
+    url.set_username(&name).unwrap();
+    url.set_password(Some("x")).unwrap();
+    tidegate_postgres::open(&Endpoint::parse(url.as_str()).unwrap()).unwrap()
+}
+
+/// What [`as_plain_role`] and [`database`] made.
+async fn drop_plain_role(session: Session) {
+    let name: String = session.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    session.batch_execute(&format!("DROP OWNED BY {name}; DROP ROLE {name}")).await.unwrap();
+    drop_database(session).await;
+}
+
 /// A row that is taken away to be written anew would take others with it, where the role may not keep the server from it.
 #[tokio::test]
 async fn rows_of_other_tables_are_not_taken_along() {
     let (_, session) = database("it_cascade").await;
     session
         .batch_execute(
-            "DROP ROLE IF EXISTS it_plain; CREATE ROLE it_plain LOGIN PASSWORD 'x';
-             CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE, v text);
+            "CREATE TABLE t (id int PRIMARY KEY, name text UNIQUE, v text);
              CREATE TABLE of (id int PRIMARY KEY REFERENCES t ON DELETE CASCADE);
-             INSERT INTO t VALUES (1, 'a', ''), (2, 'b', ''); INSERT INTO of VALUES (1), (2);
-             GRANT ALL ON t, of TO it_plain; GRANT ALL ON DATABASE it_cascade TO it_plain",
+             INSERT INTO t VALUES (1, 'a', ''), (2, 'b', ''); INSERT INTO of VALUES (1), (2)",
         )
         .await
         .unwrap();
-    let mut url = url::Url::parse(&url_of("it_cascade")).unwrap();
-    url.set_username("it_plain").unwrap();
-    url.set_password(Some("x")).unwrap();
-    let store = tidegate_postgres::open(&Endpoint::parse(url.as_str()).unwrap()).unwrap();
+    let store = as_plain_role(&session).await;
     let routes: Vec<Route> =
         routes(&store).await.into_iter().filter(|route| route.target.name.name == "t").collect();
     let (mut sink, _) = sink(&store, &routes).await;
     let swap = TableBatch { upserts: rows(&[row(1, "b", "1"), row(2, "a", "2")]), ..TableBatch::default() };
     let error = sink.apply(&batch(swap), Some(&at(2))).await.unwrap_err();
     assert_eq!(error.code(), code::CONSTRAINT_VIOLATED);
-    assert!(error.to_string().contains("would change other tables that refer to it"), "{error}");
+    assert!(error.to_string().contains("would change rows that refer to it"), "{error}");
     let count: i64 = session.query_one("SELECT count(*) FROM of", &[]).await.unwrap().get(0);
     assert_eq!((count, there(&session).await[0].as_str()), (2, "(1,a,\"\")"));
 
@@ -555,8 +571,87 @@ async fn rows_of_other_tables_are_not_taken_along() {
     sink.apply(&batch(other), Some(&at(3))).await.unwrap();
     assert_eq!(there(&session).await.len(), 3);
     drop(sink);
-    session.batch_execute("DROP OWNED BY it_plain; DROP ROLE it_plain").await.unwrap();
-    drop_database(session).await;
+    drop_plain_role(session).await;
+}
+
+/// Found by reading: a recopy of `t` alone emptied the tables that refer to it, and a row that had moved to another one was
+/// written again without those that refer to it.
+#[tokio::test]
+async fn deletes_that_cascade_in_the_target_stop_their_table() {
+    for action in ["CASCADE", "SET NULL", "SET DEFAULT"] {
+        let (own, session) = database("it_cascade_delete").await;
+        session
+            .batch_execute(&format!(
+                "CREATE TABLE t (id int PRIMARY KEY);
+                 CREATE TABLE u (id int PRIMARY KEY, t int REFERENCES t ON DELETE {action});
+                 CREATE TABLE v (id int PRIMARY KEY, u int REFERENCES u ON DELETE {action});
+                 INSERT INTO t VALUES (1), (2); INSERT INTO u VALUES (9, 1); INSERT INTO v VALUES (5, 9)"
+            ))
+            .await
+            .unwrap();
+        let all = async || {
+            let sql =
+                "SELECT concat_ws(' ', 't', id) FROM t UNION ALL SELECT concat_ws(' ', 'u', id, t) FROM u
+                UNION ALL SELECT concat_ws(' ', 'v', id, u) FROM v ORDER BY 1";
+            let rows = session.query(sql, &[]).await.unwrap();
+            rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+        };
+        let mut gone = Rows::new();
+        gone.push_values([Value::Int(1)]);
+        let child = |table| TableBatch {
+            table,
+            upserts: rows(&[[Value::Int(9), Value::Int(2)]]),
+            ..TableBatch::default()
+        };
+        let emptied = Batch { tables: vec![TableBatch { truncate: true, ..TableBatch::default() }] };
+        // The row of `u` moved, then the one that it was of was deleted.
+        let moved = Batch { tables: vec![TableBatch { deletes: gone, ..TableBatch::default() }, child(1)] };
+
+        let plain = as_plain_role(&session).await;
+        let routes = routes(&plain).await;
+        let (mut sink_a, _) = sink(&plain, &routes).await;
+        for batch in [&emptied, &moved] {
+            let error = sink_a.apply(batch, Some(&at(2))).await.unwrap_err();
+            assert_eq!(error.code(), code::CONSTRAINT_VIOLATED, "{error:?}");
+            assert!(error.context().contains(&("table".into(), "public.t".to_owned())), "{error:?}");
+            assert_eq!(all().await, ["t 1", "t 2", "u 9 1", "v 5 9"], "{action}");
+        }
+        // The others go on.
+        sink_a.apply(&batch(child(1)), Some(&at(3))).await.unwrap();
+        drop(sink_a);
+
+        // Of a role that may set it nothing is taken along.
+        own.state().await.unwrap().forget(&FlowName::new("it").unwrap()).await.unwrap();
+        let (mut sink_b, _) = sink(&own, &routes).await;
+        sink_b.apply(&moved, Some(&at(2))).await.unwrap();
+        assert_eq!(all().await, ["t 2", "u 9 2", "v 5 9"]);
+        sink_b.apply(&emptied, Some(&at(3))).await.unwrap();
+        assert_eq!(all().await, ["u 9 2", "v 5 9"]);
+        drop(sink_b);
+        drop_plain_role(session).await;
+    }
+}
+
+/// What would stop a table at its first delete is said before the first run.
+#[tokio::test]
+async fn deletes_that_would_cascade_are_an_obstacle() {
+    let (own, session) = database("it_cascade_plan").await;
+    session
+        .batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY REFERENCES t ON DELETE CASCADE);
+             CREATE TABLE v (id int PRIMARY KEY REFERENCES u)",
+        )
+        .await
+        .unwrap();
+    let plain = as_plain_role(&session).await;
+    for (store, expected) in [(&own, vec![]), (&plain, vec!["public.t"])] {
+        let tables: Vec<_> = routes(store).await.into_iter().map(|route| route.target).collect();
+        let found = store.catalog().await.unwrap().inspect(&tables, false).await.unwrap();
+        assert!(found.iter().all(|o| o.error.code() == code::CONSTRAINT_VIOLATED), "{found:?}");
+        let names: Vec<_> = found.iter().map(|o| o.table.as_ref().unwrap().to_string()).collect();
+        assert_eq!(names, expected);
+    }
+    drop_plain_role(session).await;
 }
 
 /// Found by reading: the ledger was kept by the target's name, unlike everywhere else.
