@@ -1,6 +1,6 @@
 //! Turns frames of the stream into changes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,8 +56,8 @@ pub(crate) struct Reader {
 struct Open {
     spill: Spill,
     relations: Relations,
-    /// A table that it made another one. If it is rolled back, nothing has happened.
-    error: Option<Error>,
+    /// Tables that it made others, by the (sub)transaction that did. If that is rolled back, nothing has happened.
+    errors: BTreeMap<u32, Error>,
 }
 
 /// A transaction whose end is known.
@@ -265,11 +265,14 @@ impl Reader {
             Message::StreamAbort { xid, subxid } => {
                 if let Some(open) = self.open.get_mut(&xid) {
                     open.spill.void(subxid);
+                    open.errors.remove(&subxid);
+                    // As the server does: it describes every table anew to what is left of the transaction.
+                    open.relations.clear();
                 }
             }
             Message::StreamCommit { xid, lsn, end_lsn, committed_at } => {
-                let Open { spill, relations, error } = self.open.remove(&xid).unwrap_or_default();
-                if let Some(error) = error {
+                let Open { spill, relations, errors } = self.open.remove(&xid).unwrap_or_default();
+                if let Some(error) = errors.into_values().next() {
                     return Err(error);
                 }
                 // The server says again how a table looks only when that changes.
@@ -288,12 +291,13 @@ impl Reader {
         if let Ok(Some(Mapped { table, lacks: Some(column), .. })) = &mapped {
             self.short.push((*table, *column));
         }
-        let Some(open) = self.streamed.and_then(|xid| self.open.get_mut(&xid)) else {
+        let streamed = self.streamed.and_then(|top| Some((top, self.open.get_mut(&top)?)));
+        let Some((top, open)) = streamed else {
             self.relations.insert(relation.oid, mapped?.map(Arc::new));
             return Ok(());
         };
         let mapped = mapped.unwrap_or_else(|error| {
-            open.error.get_or_insert(error);
+            open.errors.entry(relation.xid.unwrap_or(top)).or_insert(error);
             None
         });
         open.relations.insert(relation.oid, mapped.map(Arc::new));
@@ -421,18 +425,84 @@ mod tests {
 
     const XID: &[u8] = &701_u32.to_be_bytes();
 
-    fn described() -> WalFrame {
+    const SUBXID: &[u8] = &702_u32.to_be_bytes();
+
+    /// The table with its key and these columns of text.
+    fn described(xid: &[u8], texts: &[&str]) -> WalFrame {
         let column = |flags: u8, name: &str, oid: u32| {
             [&[flags], name.as_bytes(), &[0], &oid.to_be_bytes(), &[0xFF; 4]].concat()
         };
-        let (id, v) = (column(1, "id", 20), column(0, "v", 25));
-        message(b'R', &[XID, &TABLE.to_be_bytes(), b"public\0t\0d", &[0, 2], &id, &v])
+        let texts: Vec<u8> = texts.iter().flat_map(|name| column(0, name, 25)).collect();
+        let count = 1 + u8::try_from(texts.len() / column(0, "v", 25).len()).unwrap();
+        let (table, id) = (TABLE.to_be_bytes(), column(1, "id", 20));
+        message(b'R', &[xid, &table, b"public\0t\0d", &[0, count], &id, &texts])
     }
 
-    fn inserted(id: u64, v: &[u8]) -> WalFrame {
+    fn inserted(xid: &[u8], id: u64, v: &[u8]) -> WalFrame {
         let length = u32::try_from(v.len()).unwrap().to_be_bytes();
         let id = id.to_be_bytes();
-        message(b'I', &[XID, &TABLE.to_be_bytes(), b"N", &[0, 2, b'b', 0, 0, 0, 8], &id, b"b", &length, v])
+        message(b'I', &[xid, &TABLE.to_be_bytes(), b"N", &[0, 2, b'b', 0, 0, 0, 8], &id, b"b", &length, v])
+    }
+
+    /// The values of the second column, of what these frames say.
+    fn texts(frames: Vec<WalFrame>) -> Result<Vec<Option<Vec<u8>>>> {
+        let (mut reader, mut texts) = (reader(), Vec::new());
+        reader.add(frames);
+        reader.read()?;
+        while reader.delivery.is_some() || reader.has_something() {
+            let mut changes = Changes::new();
+            reader.hand_over(&mut changes);
+            texts.extend((0..changes.count()).map(|at| match changes.change(at).row.unwrap().cell(1) {
+                tidegate_core::Cell::Bytes(bytes) => Some(bytes.to_vec()),
+                _ => None,
+            }));
+            reader.read()?;
+        }
+        Ok(texts)
+    }
+
+    /// Found by reading: the description that another transaction had sent since was forgotten, and the server, which took
+    /// back the older one, does not send it again. Rows lost the value of the new column.
+    #[test]
+    fn what_a_savepoint_said_of_a_table_is_gone_with_it() {
+        let frames = vec![
+            message(b'S', &[XID, &[1]]),
+            described(SUBXID, &[]),
+            message(b'E', &[]),
+            message(b'A', &[XID, SUBXID]),
+            message(b'B', &[&[0; 16], &703_u32.to_be_bytes()]),
+            described(&[], &["v"]),
+            inserted(&[], 1, b"a"),
+            message(b'C', &[&[0; 25]]),
+            message(b'c', &[XID, &[0; 25]]),
+            message(b'B', &[&[0; 16], &704_u32.to_be_bytes()]),
+            inserted(&[], 2, b"b"),
+            message(b'C', &[&[0; 25]]),
+        ];
+        assert_eq!(texts(frames).unwrap(), [Some(b"a".to_vec()), Some(b"b".to_vec())]);
+    }
+
+    /// The server describes a table once to a streamed transaction, and anew after any savepoint of it was taken back.
+    #[test]
+    fn a_change_of_a_table_is_an_error_unless_its_savepoint_is_gone() {
+        let other = &705_u32.to_be_bytes();
+        for (gone, expected) in [(SUBXID, None), (other, Some(code::SCHEMA_CHANGED))] {
+            let frames = vec![
+                message(b'S', &[XID, &[1]]),
+                described(SUBXID, &["v", "w"]),
+                message(b'E', &[]),
+                message(b'A', &[XID, gone]),
+                message(b'S', &[XID, &[0]]),
+                described(XID, &["v"]),
+                inserted(XID, 1, b"a"),
+                message(b'E', &[]),
+                message(b'c', &[XID, &[0; 25]]),
+            ];
+            match expected {
+                None => assert_eq!(texts(frames).unwrap(), [Some(b"a".to_vec())]),
+                Some(expected) => assert_eq!(texts(frames).unwrap_err().code(), expected),
+            }
+        }
     }
 
     /// The server describes every table before its first change: one that is passed over would be a change that is lost.
@@ -470,10 +540,10 @@ mod tests {
             reader.open.values().map(|open| open.spill.bytes()).sum()
         };
         take(message(b'S', &[XID, &[1]]));
-        take(described());
+        take(described(XID, &["v"]));
         let wide = vec![b'v'; 1 << 20];
         for id in 0..40 {
-            let bytes = take(inserted(id, &wide));
+            let bytes = take(inserted(XID, id, &wide));
             assert!(bytes <= OPEN_BYTES_MAX, "{bytes} bytes are in memory");
         }
         take(message(b'E', &[]));

@@ -293,6 +293,41 @@ async fn a_change_of_a_table_counts_when_it_is_committed() {
     bench.end(feed).await;
 }
 
+/// Found by reading: a change of a table that was taken back with its savepoint ended the run when the rest was committed.
+#[tokio::test]
+async fn a_change_of_a_table_is_gone_with_its_savepoint() {
+    let bench = bench("it_feed_savepoint", "CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    run(&bench.session, ["ALTER DATABASE it_feed_savepoint SET logical_decoding_work_mem = '64kB'"]).await;
+    let observer = Session::connect(&url_of("it_feed_savepoint")).await;
+    let streams = async || {
+        let sql = "SELECT max(stream_count) FROM pg_stat_replication_slots s
+            JOIN pg_replication_slots USING (slot_name) WHERE database = current_database()";
+        observer.query_one(sql, &[]).await.unwrap().get::<_, Option<i64>>(0).unwrap_or_default()
+    };
+    // What is taken back before it was sent never is.
+    let fill = async |from: i32| {
+        let (before, begin) = (streams().await, tokio::time::Instant::now());
+        let rows = format!("generate_series({from}, {}) n", from + 299);
+        let insert = format!("INSERT INTO t (id, v) SELECT n, repeat('v', 600) FROM {rows}");
+        run(&bench.session, [insert]).await;
+        while streams().await == before {
+            assert!(begin.elapsed() < Duration::from_secs(30), "nothing was streamed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut feed = bench.feed().await;
+    run(&bench.session, ["BEGIN", "SAVEPOINT s", "ALTER TABLE t ADD COLUMN never int"]).await;
+    fill(1).await;
+    run(&bench.session, ["ROLLBACK TO s"]).await;
+    // The server describes the table anew.
+    fill(1_001).await;
+    run(&bench.session, ["COMMIT", "INSERT INTO t VALUES (0, 'a')"]).await;
+    let lines = bench.lines(&mut feed).await;
+    assert_eq!((lines.len(), lines[0].as_str()), (303, "insert t 1001,vvvvvvvv"));
+    assert_eq!(lines[300..], ["end", "insert t 0,a", "end"]);
+    bench.end(feed).await;
+}
+
 /// An open transaction keeps the end of the log from the server's sender; the feed writes a record of its own then.
 #[tokio::test]
 async fn the_position_rises_over_an_idle_source() {
