@@ -165,12 +165,12 @@ impl PostgresSink {
         }
         let place = &self.places[batch.table];
         if batch.truncate {
-            let truncate = format!("SAVEPOINT truncating; TRUNCATE {}; RELEASE truncating", place.table);
+            let truncate = format!("SAVEPOINT truncating; TRUNCATE {}; RELEASE truncating", place.own);
             match self.session.batch_execute(&truncate).await {
                 Ok(()) => {}
                 // Another table refers to it.
                 Err(error) if error.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
-                    let delete = format!("ROLLBACK TO truncating; DELETE FROM {}", place.table);
+                    let delete = format!("ROLLBACK TO truncating; DELETE FROM {}", place.own);
                     self.run(&delete).await?;
                 }
                 Err(error) => return Err(from_driver(error, "truncate")),

@@ -183,3 +183,32 @@ pub(crate) fn psql(url: &str, sql: &str) {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// Found by trying: a table from which another one inherits took that one's rows along when its own were deleted, truncated
+/// or copied anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_from_which_another_inherits_is_written_alone() {
+    const NAME: &str = "inherited";
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let (from, to) =
+        (server.create_database(NAME).await.unwrap(), server.create_database(NAME).await.unwrap());
+    tokio::task::block_in_place(|| {
+        let tables = "CREATE TABLE par (id int PRIMARY KEY, v int); CREATE TABLE chi (PRIMARY KEY (id)) INHERITS (par)";
+        psql(&from, tables);
+        psql(&to, tables);
+        let rows = "INSERT INTO par VALUES (1, 1), (4, 4); INSERT INTO chi VALUES (1, 2), (2, 3)";
+        psql(&from, rows);
+        let ends = ["--from", &from, "--to", &to, "--name", NAME];
+        let go = |words: &[&str]| tidegate(&[&["migrate"], words, &ends[..]].concat());
+        let verified = || go(&["run", "--until", "verified"]).ended(0);
+        verified();
+        go(&["recopy", "--table", "par"]).ended(0);
+        verified();
+        for change in ["UPDATE ONLY par SET v = 5", "DELETE FROM ONLY par WHERE id = 1", "TRUNCATE ONLY par"]
+        {
+            psql(&from, change);
+            verified();
+        }
+        abort(NAME, &from, &to);
+    });
+}

@@ -26,6 +26,8 @@ pub(crate) struct Place {
     pub(crate) source: String,
     /// Its name in statements.
     pub(crate) table: String,
+    /// The same, of its own rows alone: others may inherit from it. Those of a partitioned table are its partitions'.
+    pub(crate) own: String,
     pub(crate) route: Route,
     /// The table that had the name when the sink was made, and the one that is written to.
     pub(crate) found: Option<u32>,
@@ -55,8 +57,14 @@ impl Place {
     pub(crate) async fn new(session: &Session, number: usize, route: &Route) -> Result<Self> {
         let name = route.target.name.to_string();
         // Before the columns: should they change in between, these words are found to be old.
-        let sql = format!("SELECT {}", words_of(&sql::table(&route.target.name)));
-        let words = session.query_one(&sql, &[]).await.map_err(|e| from_driver(e, "look at a table"))?.get(0);
+        let table = sql::table(&route.target.name);
+        let sql = format!(
+            "SELECT {}, coalesce((SELECT relkind = 'p' FROM pg_class WHERE oid = to_regclass({})), false)",
+            words_of(&table),
+            sql::literal(&table)
+        );
+        let row = session.query_one(&sql, &[]).await.map_err(|e| from_driver(e, "look at a table"))?;
+        let (words, is_partitioned) = (row.get(0), row.get(1));
         let there = target::columns(session, &route.target).await?;
         let found = there.as_ref().map(|(oid, _)| *oid);
         let is_ours = route.shape.codec.encoding() == ENCODING;
@@ -80,7 +88,8 @@ impl Place {
             );
         }
         Ok(Self {
-            table: sql::table(&route.target.name),
+            own: if is_partitioned { table.clone() } else { format!("ONLY {table}") },
+            table,
             columns: route.target.columns.iter().map(|column| sql::ident(&column.name)).collect(),
             route: route.clone(),
             found,
@@ -174,7 +183,7 @@ impl Place {
     }
 
     pub(crate) fn delete_keys(&self) -> String {
-        format!("DELETE FROM {} t USING {} s WHERE {}", self.table, self.staged_keys(), self.same_key())
+        format!("DELETE FROM {} t USING {} s WHERE {}", self.own, self.staged_keys(), self.same_key())
     }
 
     fn insert(&self) -> String {
@@ -225,7 +234,7 @@ impl Place {
             .filter(|at| !self.key().contains(at))
             .map(|at| format!("{} = s.c{at}", self.columns[*at]))
             .collect();
-        let (table, staged, same) = (&self.table, self.staged(), self.same_key());
+        let (table, staged, same) = (&self.own, self.staged(), self.same_key());
         if set.is_empty() {
             return format!(
                 "SELECT s.n FROM {staged} s WHERE {which} AND NOT EXISTS (SELECT FROM {table} t WHERE {same})"
