@@ -172,7 +172,10 @@ impl Examiner for PostgresStore {
                  CREATE ROLE {user} LOGIN PASSWORD 'change me';\n\
                  GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {database} TO {user};\n\
                  GRANT USAGE, CREATE ON SCHEMA public TO {user};\n\
-                 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {user};\n"
+                 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {user};\n\
+                 -- Triggers and foreign keys there, which did their work at the source, shall not act once more. Leave it\n\
+                 -- out before PostgreSQL 15, where a superuser alone may keep them from it.\n\
+                 GRANT SET ON PARAMETER session_replication_role TO {user};\n"
             ),
         }
     }

@@ -59,6 +59,7 @@ fn grants_are_a_script_for_each_store_and_side() {
     for (url, side, words) in [
         ("postgres://u@h/shop", "source", "LOGIN REPLICATION"),
         ("postgres://u@h/shop", "target", "GRANT CONNECT, CREATE, TEMPORARY ON DATABASE \"shop\""),
+        ("postgres://u@h/shop", "target", "GRANT SET ON PARAMETER session_replication_role"),
         ("mongodb://h/shop?replicaSet=r", "source", "readWrite"),
         ("sqlite:/data/shop.db", "source", "setfacl"),
     ] {
