@@ -23,8 +23,8 @@ pub enum Op {
 struct Entry {
     table: u32,
     op: Op,
-    row: Range<u32>,
-    key: Range<u32>,
+    row: Range<usize>,
+    key: Range<usize>,
 }
 
 /// One change: a view into [`Changes`].
@@ -101,25 +101,25 @@ impl Changes {
     /// Appends a change whose frames stand elsewhere.
     pub fn push_rows(&mut self, table: usize, op: Op, row: Option<Row<'_>>, old_key: Option<Row<'_>>) {
         let mut copy = |frame: Option<Row<'_>>| {
-            let start = offset(self.bytes.len());
+            let start = self.bytes.len();
             if let Some(frame) = frame {
                 self.bytes.extend_from_slice(frame.frame());
             }
-            start..offset(self.bytes.len())
+            start..self.bytes.len()
         };
         let row = copy(row);
         let key = copy(old_key);
         self.entries.push(Entry { table: u32::try_from(table).unwrap_or(u32::MAX), op, row, key });
     }
 
-    fn write(&mut self, write: Option<&mut dyn FnMut(&mut RowWriter<'_>)>) -> Range<u32> {
-        let start = offset(self.bytes.len());
+    fn write(&mut self, write: Option<&mut dyn FnMut(&mut RowWriter<'_>)>) -> Range<usize> {
+        let start = self.bytes.len();
         if let Some(write) = write {
             let mut writer = RowWriter::new(&mut self.bytes);
             write(&mut writer);
             writer.finish();
         }
-        start..offset(self.bytes.len())
+        start..self.bytes.len()
     }
 
     /// Closes the transaction of the changes pushed since the last one.
@@ -161,8 +161,8 @@ impl Changes {
     }
 
     fn view(&self, entry: &Entry) -> Change<'_> {
-        let frame = |range: &Range<u32>| {
-            let frame = &self.bytes[range.start as usize..range.end as usize];
+        let frame = |range: &Range<usize>| {
+            let frame = &self.bytes[range.clone()];
             (!frame.is_empty()).then(|| Row::written(frame))
         };
         Change {
@@ -172,10 +172,6 @@ impl Changes {
             old_key: frame(&entry.key),
         }
     }
-}
-
-fn offset(bytes: usize) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 impl fmt::Debug for Changes {

@@ -218,9 +218,6 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// How many bytes one buffer may hold at most.
-    pub const BYTES_LIMIT: usize = u32::MAX as usize;
-
     /// An empty buffer.
     pub fn new() -> Self {
         Self::default()

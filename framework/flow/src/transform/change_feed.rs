@@ -1,6 +1,6 @@
 //! Turns changes of the source's tables into changes of the tables that travel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,11 +158,16 @@ impl MadeFeed {
 
     fn turn(&self, found: &Reread, out: &mut Changes) -> Result<()> {
         let mut made = Rows::new();
+        let mut pushed = HashSet::new();
         for transaction in self.raw.transactions() {
+            pushed.clear();
             for change in self.raw.of(transaction) {
                 for part in &self.parts[change.table] {
                     match *part {
-                        Part::Root(at) => self.turn_root(at, &change, found, &mut made, out)?,
+                        Part::Root(at) => {
+                            pushed.clear();
+                            self.turn_root(at, &change, found, &mut made, out)?;
+                        }
                         Part::Join(at, _) if change.op == Op::Truncate => {
                             let table = &self.makings[at].source.table.name;
                             let text = "a table that is folded into others was truncated";
@@ -172,7 +177,10 @@ impl MadeFeed {
                         }
                         Part::Join(..) => {
                             for (at, key) in self.keys(&change, *part) {
-                                self.push_found(at, key.row(), None, found, out)?;
+                                // What many changes of a transaction are folded into comes once: it is the same row.
+                                if pushed.insert((at, key.clone())) {
+                                    self.push_found(at, key.row(), None, found, out)?;
+                                }
                             }
                         }
                     }

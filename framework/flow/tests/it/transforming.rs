@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::port::{Join, Made, MadeColumn, Recipe, Record, Selection, Store, Transform};
-use tidegate_core::{Column, Result, SystemClock, Table, TableName, Type, Value};
+use tidegate_core::{Changes, Column, Result, SystemClock, Table, TableName, Type, Value};
 use tidegate_flow::{Ended, Flow, Gauge, Transformed, Until, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -106,6 +106,29 @@ async fn rows_of_another_table_are_folded_in_and_followed() {
     source.transact(&[Write::update(&orders, [Value::Int(1)], [(1, Value::Null)])]).unwrap();
     assert_eq!(catch_up(&flow).await, Ended::CaughtUp);
     assert_eq!(target.rows(&orders), [order(2, "cas", &["cap"]), order(3, "bob", &["ink", "nib"])]);
+}
+
+/// Found by reading: an order with all its lines was sent once for each line that a transaction wrote.
+#[tokio::test(start_paused = true)]
+async fn a_row_comes_once_for_all_that_a_transaction_folds_into_it() {
+    let (source, target, orders, lines) = shop();
+    source.transact(&[Write::insert(&orders, [Value::Int(1), text("ann")])]).unwrap();
+    let flow = flow(&source, &target).await;
+    catch_up(&flow).await;
+    let catalog = flow.source.catalog().await.unwrap();
+    let (tables, identity) = ([Arc::clone(&flow.routes[0].shape.table)], catalog.identity().await.unwrap());
+    let from = catalog.capture(&flow.name, &tables).await.unwrap();
+    for half in 0..2_i64 {
+        let line = |n| Write::insert(&lines, [Value::Int(1), Value::Int(100 * half + n), text("pen")]);
+        source.transact(&(0..100).map(line).collect::<Vec<_>>()).unwrap();
+    }
+    let mut feed = flow.source.change_feed(&flow.name, &tables, &identity, &from).await.unwrap();
+    let mut changes = Changes::new();
+    while changes.transactions().len() < 2 {
+        feed.next(None, &mut changes).await.unwrap();
+    }
+    assert_eq!((changes.count(), changes.transactions().len()), (2, 2), "each transaction has its own");
+    feed.close().await.unwrap();
 }
 
 /// Found by simulation: an order was deleted by a commit that was logged and not yet seen; a later change of one of
