@@ -192,6 +192,7 @@ mod tests {
             assert_eq!(put(&mut out, Form::Text, 4 + 2, &value).is_ok(), fits, "{text:?}");
         }
     }
+
     #[test]
     fn every_byte_of_a_char_has_a_text_of_its_own() {
         let mut seen = std::collections::HashSet::new();

@@ -77,7 +77,7 @@ impl Flow {
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a source may be behind the target before it is taken for an older copy of itself, and how often that is looked at.
-const DOUBT: Duration = Duration::from_secs(5);
+const BEHIND_FOR: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// When a run ends by itself.
@@ -307,13 +307,13 @@ async fn check_source_reaches(
     asker: &mut dyn Crawler,
     checkpoint: &Checkpoint,
 ) -> Result<()> {
-    let doubt_until = clock.elapsed() + DOUBT;
+    let until = clock.elapsed() + BEHIND_FOR;
     let frontier = loop {
         let frontier = asker.as_of().await?.barrier;
         if frontier >= checkpoint.position {
             return Ok(());
         }
-        if clock.elapsed() >= doubt_until {
+        if clock.elapsed() >= until {
             break frontier;
         }
         clock.sleep(LOOK_AGAIN).await;

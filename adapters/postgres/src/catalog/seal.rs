@@ -28,9 +28,9 @@ pub(super) async fn seal(
     let (named, quoted) = (literal(&publication), ident(&publication));
     let captured = literal(&super::capture::name(flow));
     let (was, seal) = (was.map_or_else(|| "NULL".to_owned(), literal), literal(wanted));
-    // A capture that has not come to its slot is begun again; one that is sealed and has none has lost it.
     // The lock makes a comparison and a write of the two statements: a comment has no condition. Whatever the role's
     // commits are otherwise, this one is durable here when it is answered, and waits for no standby.
+    // Not before the flow has its slot: one that is sealed and has none has lost it.
     let body = format!(
         "BEGIN
              SET LOCAL synchronous_commit = local;

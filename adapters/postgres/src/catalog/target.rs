@@ -304,15 +304,14 @@ const TEXTS: [u32; 2] = [25, 1043];
 /// Whether a column that got another type has in every row what it had. Most changes of a type write all rows anew, and the
 /// log has none of them.
 pub(crate) fn keeps_rows(before: &Column, now: &Column) -> bool {
-    let is_own = before.native_id >= OID_OWN && now.native_id >= OID_OWN;
-    let is_text = |column: &Column| TEXTS.contains(&column.native_id);
-    let ((bare, limit), (_, other)) = (parts(&now.native), parts(&before.native));
-    if is_own {
+    if before.native_id >= OID_OWN && now.native_id >= OID_OWN {
         return before.kind == now.kind;
     }
+    let is_text = |column: &Column| TEXTS.contains(&column.native_id);
     if before.native_id != now.native_id && !(is_text(before) && is_text(now)) {
         return false;
     }
+    let ((bare, limit), (_, other)) = (parts(&now.native), parts(&before.native));
     let length = |limit: &str| limit.parse::<u32>().unwrap_or(u32::MAX);
     // A shorter one cuts spaces.
     let is_cut = bare.starts_with("character varying") && length(limit) < length(other);
