@@ -75,7 +75,7 @@ impl Catalog for PostgresCatalog {
     }
 
     fn stored<'a>(&self, column: &Column, value: Value<'a>) -> Result<Value<'a>> {
-        Ok(target::stored(column, value))
+        Ok(target::stored(&column.kind, value))
     }
 
     fn fold(&self, name: &str) -> String {

@@ -232,6 +232,67 @@ async fn every_type_arrives_exactly_in_postgres() {
     });
 }
 
+/// Found by reading: a target that has a column as another type, which the plan accepts, was different in every row.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_are_proved_in_columns_of_wider_types() {
+    // A type, that of the target, a value, and another one in the target.
+    const WIDER: [[&str; 4]; 25] = [
+        ["smallint", "integer", "-1", "1"],
+        ["integer", "bigint", "2147483647", "2147483648"],
+        ["bigint", "numeric", "-9223372036854775808", "-9223372036854775808.0"],
+        ["integer", "numeric(10)", "100", "101"],
+        ["integer[]", "numeric[]", "{{1,NULL},{3,4}}", "{{1,NULL},{3,4.5}}"],
+        ["smallint[]", "bigint[]", "{1,2}", "{1,3}"],
+        ["real", "double precision", "0.1", "0.1"],
+        ["real[]", "double precision[]", "{0.1,-0}", "{0.1,0}"],
+        ["numeric(10,2)", "numeric", "1.10", "1.1"],
+        ["numeric(10,2)", "hundredths", "1.10", "1.11"],
+        ["json", "text", "{\"b\": 1, \"b\":1}", "{\"b\": 1}"],
+        ["jsonb", "text", "[1.50, null]", "[1.50,null]"],
+        ["jsonb", "json", "[1.50, null]", "[1.50,null]"],
+        ["text", "json", "[1.50,  null]", "[1.50, null]"],
+        ["text", "citext", "Aa", "aA"],
+        ["json[]", "text[]", "{1,2}", "{1,\" 2\"}"],
+        ["name", "text", "n", "m"],
+        ["character(5)", "text", "ab", "ab"],
+        ["character(5)", "bpchar", "ab", "ac"],
+        ["character(4)", "padded", "ab", "ac"],
+        ["varchar(9)", "text", "v", "w"],
+        ["text[]", "varchar[]", "{a,NULL}", "{a,\"NULL\"}"],
+        ["timestamp(0)", "timestamp(3)", "2024-02-29 23:59:59", "2024-02-29 23:59:59.001"],
+        ["time(2)", "time", "23:59:59.99", "23:59:59.991"],
+        ["interval(0)", "interval", "1 day", "24:00:00"],
+    ];
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let from = server.create_database("wider").await.unwrap();
+    let to = server.create_database("wider").await.unwrap();
+    let columns = |at: usize, value: bool| {
+        let columns = WIDER.iter().enumerate();
+        let columns =
+            columns.map(
+                |(n, one)| if value { format!(", '{}'", one[at]) } else { format!(", c{n:02} {}", one[at]) },
+            );
+        columns.collect::<String>()
+    };
+    tokio::task::block_in_place(|| {
+        let rows = format!("INSERT INTO t VALUES (1 {}); INSERT INTO t VALUES (2)", columns(2, true));
+        psql(&from, &format!("CREATE TABLE t (id int PRIMARY KEY {}); {rows}", columns(0, false)));
+        let made = format!("CREATE TABLE t (id numeric PRIMARY KEY {})", columns(1, false));
+        let domains = "CREATE DOMAIN padded AS character(4); CREATE DOMAIN hundredths AS numeric(10,2)";
+        psql(&to, &format!("CREATE EXTENSION citext; {domains}; {made}"));
+        let ends = ["--from", &from, "--to", &to, "--name", "wider"];
+        tidegate(&[&["migrate", "run", "--until", "verified"], &ends[..]].concat()).ended(0);
+        psql(&to, &format!("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (1 {})", columns(3, true)));
+        let report = tidegate(&[&["--json", "migrate", "verify"], &ends[..]].concat()).json();
+        assert_eq!(report["different"], 1, "{report}");
+        let found: Vec<_> =
+            report["rows"][0]["columns"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
+        let planted: Vec<_> = (0..WIDER.len()).map(|n| format!("c{n:02}")).collect();
+        assert_eq!(found, planted);
+        abort("wider", &from, &to);
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_arrives_exactly_in_sqlite_or_is_refused_by_name() {
     let Some(from) = source().await else { return };

@@ -74,14 +74,22 @@ fn refused(column: &Column, message: &'static str) -> Error {
     Error::new(code::TYPE_REFUSED, message).with("column", &column.name).with("type", &column.native)
 }
 
-/// The value that a column gives back.
-pub(crate) fn stored<'a>(column: &Column, value: Value<'a>) -> Value<'a> {
-    match (&column.kind, value) {
+/// The value that a column of that kind gives back.
+pub(crate) fn stored<'a>(kind: &Type, value: Value<'a>) -> Value<'a> {
+    match (kind, value) {
         (_, Value::Null) => Value::Null,
         (Type::Any, value) => Value::Text(text::any(&value).into()),
         (Type::Text, Value::Text(v) | Value::Json(v)) => Value::Text(v),
         (Type::Text, Value::Array(list)) => Value::Text(text::any(&Value::Array(list)).into()),
         (Type::Text, value) => Value::Text(value.to_string().into()),
+        (Type::Json, Value::Text(v)) => Value::Json(v),
+        (Type::Decimal { .. }, Value::Int(v)) => Value::Decimal(v.to_string().into()),
+        (Type::Float { bits: 64 }, Value::Float32(v)) => Value::Float(v.into()),
+        // A list of lists is one list of two dimensions.
+        (Type::Array(_), Value::Array(list)) => {
+            Value::Array(list.into_iter().map(|item| stored(kind, item)).collect())
+        }
+        (Type::Array(items), value) => stored(items, value),
         (_, value) => value,
     }
 }

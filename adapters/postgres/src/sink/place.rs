@@ -319,7 +319,7 @@ impl Place {
                         return Ok(());
                     }
                     Ok(value) => {
-                        let value = target::stored(&self.route.target.columns[at], value);
+                        let value = target::stored(&self.route.target.columns[at].kind, value);
                         put_field(out, |out| put_value(out, &self.taken[at], &value))
                     }
                     Err(error) => Err(error),

@@ -166,7 +166,8 @@ pub trait Catalog: Send + Sync {
     fn fit(&self, column: &Column, encoding: Encoding, conversions: &Conversions) -> Result<Fit>;
 
     /// The value that this store, as a target, gives back for one that was written to this column of its own: text
-    /// for a decimal where it keeps decimals as text. Verification compares what is there with this.
+    /// for a decimal where it keeps decimals as text. Verification compares what is there with this: it asks for the column
+    /// of the plan first, then for the one that is there, which may be of a wider type.
     ///
     /// # Errors
     /// `value-unfit` if it cannot be written exactly.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route, Selection, Store};
-use tidegate_core::{Cell, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
+use tidegate_core::{Cell, Column, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::Verification;
@@ -20,8 +20,9 @@ const READ: Limit = Limit { rows: 20_000, bytes: 8 << 20 };
 pub(super) struct Side {
     pub(super) crawler: Box<dyn Crawler>,
     shape: Shape,
-    /// Its values are compared with what the target would give back for them.
-    is_source: bool,
+    /// On the source's side, the target's columns as they are there: its values are compared with what those would give
+    /// back for them.
+    held_as: Option<Vec<Column>>,
     /// The place of each of the route's columns in this side's rows.
     places: Vec<usize>,
     /// The columns whose bytes are compared: both sides are of one kind and hold the same type, of which the model may
@@ -53,7 +54,7 @@ pub(super) async fn sides(
     let mut source = Side {
         crawler: verification.source.crawler().await?,
         shape: route.shape.clone(),
-        is_source: true,
+        held_as: None,
         places: (0..columns).collect(),
         by_bytes: Vec::new(),
         by_frame: false,
@@ -68,6 +69,8 @@ pub(super) async fn sides(
         same && (equal || is_native(&column.kind))
     });
     source.by_bytes = by_bytes.collect();
+    let held_as = held.places.iter().map(|place| held.shape.table.columns[*place].clone());
+    source.held_as = Some(held_as.collect());
     held.by_bytes.clone_from(&source.by_bytes);
     source.by_frame = source.by_bytes.iter().all(|by_bytes| *by_bytes)
         && held.places == source.places
@@ -96,7 +99,7 @@ async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Tabl
     Ok(Side {
         crawler: store.crawler().await?,
         shape,
-        is_source: false,
+        held_as: None,
         places,
         by_bytes: Vec::new(),
         by_frame: false,
@@ -164,9 +167,12 @@ impl Side {
                 Cell::Null | Cell::Unchanged => out.push(NULL),
             }
         } else {
-            let value = self.shape.value(self.places[column], cell)?.unwrap_or(Value::Null);
-            let value =
-                if self.is_source { target.stored(&route.target.columns[column], value)? } else { value };
+            let mut value = self.shape.value(self.places[column], cell)?.unwrap_or(Value::Null);
+            if let Some(held_as) = &self.held_as {
+                // It is written for the column of the plan, and may come into one of a wider type.
+                value =
+                    target.stored(&held_as[column], target.stored(&route.target.columns[column], value)?)?;
+            }
             value.encode(out);
         }
         let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
