@@ -39,6 +39,8 @@ struct Known {
     is_array: bool,
     is_binary: bool,
     native: String,
+    /// Of a composite type its fields, of a range what it is of.
+    parts: Vec<u32>,
 }
 
 /// The types that columns are of.
@@ -65,9 +67,15 @@ const TYPES: &str = "
         WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped
         UNION
         SELECT v.x FROM used u JOIN pg_type t ON t.oid = u.oid
-        CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)) v(x) WHERE v.x <> 0)
+        CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)
+            UNION ALL SELECT atttypid FROM pg_attribute
+                WHERE attrelid = t.typrelid AND t.typtype = 'c' AND attnum > 0 AND NOT attisdropped
+            UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)) v(x) WHERE v.x <> 0)
     SELECT t.oid, t.typname::text, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, t.typcategory = 'A',
-        t.typsend::oid <> 0 AND t.typreceive::oid <> 0, format_type(t.oid, NULL)
+        t.typsend::oid <> 0 AND t.typreceive::oid <> 0, format_type(t.oid, NULL),
+        ARRAY(SELECT atttypid FROM pg_attribute
+                WHERE attrelid = t.typrelid AND t.typtype = 'c' AND attnum > 0 AND NOT attisdropped
+            UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid))
     FROM used JOIN pg_type t ON t.oid = used.oid";
 
 impl Types {
@@ -83,6 +91,7 @@ impl Types {
                 is_array: row.get(6),
                 is_binary: row.get(7),
                 native: row.get(8),
+                parts: row.get(9),
             };
             (row.get(0), known)
         });
@@ -121,6 +130,20 @@ impl Types {
             resolved.kind = kind;
         }
         resolved
+    }
+
+    /// Whether the server's form of a type's values holds numbers that are others in each database: of objects, or of
+    /// types that a database made itself, by which arrays and composite values name what is in them.
+    fn holds_numbers(&self, oid: u32) -> bool {
+        let Some(known) = self.0.get(&oid) else { return false };
+        let names_its_own = |part: &u32| *part >= OID_OWN || self.holds_numbers(*part);
+        match known.class.as_str() {
+            _ if NAMES.contains(&oid) => true,
+            "d" => self.holds_numbers(known.base),
+            "c" => known.parts.iter().any(names_its_own),
+            _ if known.is_array => names_its_own(&known.element),
+            _ => known.parts.iter().any(|part| self.holds_numbers(*part)),
+        }
     }
 }
 
@@ -213,14 +236,17 @@ pub(crate) async fn describe(session: &Session, which: &Selection) -> Result<(Ve
                         .with("type", row.get::<_, String>(6)),
                 );
             }
-            if [resolved.oid, resolved.element.unwrap_or(0)].iter().any(|oid| NAMES.contains(oid)) {
+            // A list of texts is written with the target's own numbers.
+            let is_list = matches!(&resolved.kind, Type::Array(items) if **items == Type::Text);
+            if !is_list && types.holds_numbers(row.get(2)) {
                 obstacle(
                     Some(&name),
-                    refused(code::TYPE_REFUSED, "such values are numbers of objects of this database alone")
-                        .with("type", row.get::<_, String>(6))
-                        .hint(
-                            "drop the column in the mapping; a column of text beside it may have the names",
-                        ),
+                    refused(
+                        code::TYPE_REFUSED,
+                        "such values hold numbers of objects or types of this database alone",
+                    )
+                    .with("type", row.get::<_, String>(6))
+                    .hint("drop the column in the mapping; a column of text beside it may have what it says"),
                 );
             }
             let at = table.columns.len();
