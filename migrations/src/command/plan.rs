@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Obstacle, Selection, StateStore};
-use tidegate_core::{Column, Error, FlowName, Result, TableName};
+use tidegate_core::{Column, Error, FlowName, Result, TableName, Type};
 use tidegate_flow::follow::{Record, known};
 use tidegate_flow::run::{STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Plan, Status, TableState, TableStatus, Wanted, plan};
@@ -144,15 +144,10 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
                 key.join(", ")
             );
             let rows = from.columns.iter().zip(&planned.fits).map(|(column, fit)| {
-                let native = if column.native.is_empty() {
-                    column.kind.word().to_owned()
-                } else {
-                    column.native.clone()
-                };
                 vec![
                     format!("  {}", column.name),
-                    native,
-                    format!("-> {}", fit.native),
+                    type_name(&column.native, &column.kind).to_owned(),
+                    format!("-> {}", type_name(&fit.native, &fit.kind)),
                     fit.note.clone().unwrap_or_default(),
                 ]
             });
@@ -180,6 +175,11 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(if refused { 3 } else { 0 }))
+}
+
+/// A column of SQLite may have no type.
+fn type_name<'a>(native: &'a str, kind: &'a Type) -> &'a str {
+    if native.is_empty() { kind.word() } else { native }
 }
 
 fn document(settings: &Settings, plan: &Plan) -> serde_json::Value {

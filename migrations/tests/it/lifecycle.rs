@@ -282,3 +282,12 @@ fn a_migration_that_was_stopped_in_the_middle_is_shown_as_what_it_is() {
     let plan = verb(&["plan"]).ended(0);
     assert!(plan.out.contains("the migration has begun, and goes on with a run"), "{}", plan.out);
 }
+
+/// Found by trying: the plan named no type for the target's column.
+#[test]
+fn a_column_without_a_type_is_any_on_both_sides() {
+    let (_folder, from, to) = crate::shop("CREATE TABLE t (id INTEGER PRIMARY KEY, v)");
+    let plan = crate::tidegate(&["plan", "--from", &from, "--to", &to]).ended(0);
+    let line = plan.out.lines().find(|line| line.contains(" any")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["v", "any", "->", "any"]);
+}
