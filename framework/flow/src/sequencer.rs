@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
 use tidegate_core::port::{Checkpoint, Crawler, Exclusion, RangeProgress, Side};
-use tidegate_core::{AsOf, Error, Key, Position, Result, Rows, Transaction};
+use tidegate_core::{AsOf, Changes, Error, Key, Position, Result, Rows, Transaction};
 use tokio::sync::{mpsc, watch};
 
 use crate::apply::{Report, Work};
@@ -196,19 +196,8 @@ impl<'a> Sequencer<'a> {
         let Delivered { changes, progress } = delivered;
         self.gauge.progress(&progress, &changes);
         if !changes.transactions().is_empty() {
-            let changes = Arc::new(self.complete_moves(changes).await?);
-            self.window.deliver(&changes, self.keeps_changes());
-            if let Some(transaction) = changes.transactions().iter().find(|transaction| transaction.ends)
-                && std::mem::take(&mut self.hold_open)
-            {
-                self.hold = Some(transaction.position.clone());
-            }
-            self.in_transaction = changes.transactions().last().is_some_and(|transaction| !transaction.ends);
-            // What the target has already is only for the window.
-            let known = |transaction: &Transaction| transaction.position <= self.resumed_at;
-            let first = changes.transactions().partition_point(known);
-            if first < changes.transactions().len() {
-                self.send(Work::Changes { changes, first }).await?;
+            for changes in self.cut(changes) {
+                self.deliver_piece(changes).await?;
             }
         }
         self.delivered = progress.position;
@@ -224,6 +213,24 @@ impl<'a> Sequencer<'a> {
         self.end_hold();
         self.merge_what_is_ready().await?;
         self.order_reads().await
+    }
+
+    async fn deliver_piece(&mut self, changes: Changes) -> Result<()> {
+        let changes = Arc::new(self.complete_moves(changes).await?);
+        self.window.deliver(&changes, self.keeps_changes());
+        if let Some(transaction) = changes.transactions().iter().find(|transaction| transaction.ends)
+            && std::mem::take(&mut self.hold_open)
+        {
+            self.hold = Some(transaction.position.clone());
+        }
+        self.in_transaction = changes.transactions().last().is_some_and(|transaction| !transaction.ends);
+        // What the target has already is only for the window.
+        let known = |transaction: &Transaction| transaction.position <= self.resumed_at;
+        let first = changes.transactions().partition_point(known);
+        if first < changes.transactions().len() {
+            self.send(Work::Changes { changes, first }).await?;
+        }
+        Ok(())
     }
 
     /// The target says what it has.

@@ -297,6 +297,7 @@ async fn prepare(
     {
         let rng = &mut world.lock().rng;
         options.chunk_rows = rng.usize(1..6);
+        options.chunk_bytes = if rng.bool() { 1 << 20 } else { rng.usize(1..200) };
         options.workers = rng.usize(1..4);
         options.ranges_per_worker = rng.usize(1..3);
         options.batch_changes = rng.usize(1..20);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use tidegate_core::{Changes, Key, Mark, Op, Result, Row, Rows, Transaction};
+use tidegate_core::{Change, Changes, Key, Mark, Op, Result, Row, Rows, Transaction};
 
 use super::Sequencer;
 use crate::plant::{self, Bug};
@@ -21,7 +21,46 @@ struct Found {
     places: HashMap<Vec<u8>, usize>,
 }
 
+/// An update that changed the key and left columns out.
+fn is_partial_move(change: &Change<'_>) -> bool {
+    change.op == Op::Update && change.old_key.is_some() && change.row.is_some_and(Row::is_partial)
+}
+
 impl Sequencer<'_> {
+    /// Cuts changes where the rows that are read for them would be more than a chunk has.
+    pub(super) fn cut(&self, changes: Changes) -> Vec<Changes> {
+        let weight = |at: usize| {
+            let change = changes.change(at);
+            if is_partial_move(&change) { self.row_bytes[change.table] } else { 0 }
+        };
+        let limit = self.flow.options.chunk_bytes;
+        if (0..changes.count()).map(weight).sum::<usize>() <= limit {
+            return vec![changes];
+        }
+        let (mut pieces, mut piece, mut bytes) = (Vec::new(), Changes::new(), 0);
+        for transaction in changes.transactions() {
+            let end = |piece: &mut Changes, ends| {
+                piece.end(transaction.mark, transaction.position.clone(), transaction.committed_at, ends);
+            };
+            let places = changes.places(transaction);
+            for at in places.clone() {
+                if bytes > 0 && bytes + weight(at) > limit {
+                    if at > places.start {
+                        end(&mut piece, false);
+                    }
+                    pieces.push(std::mem::take(&mut piece));
+                    bytes = 0;
+                }
+                bytes += weight(at);
+                let change = changes.change(at);
+                piece.push_rows(change.table, change.op, change.row, change.old_key);
+            }
+            end(&mut piece, transaction.ends);
+        }
+        pieces.push(piece);
+        pieces
+    }
+
     /// An update that changed the key and left columns out cannot be written where the new key has no row. The row
     /// is read from the source, at an instant that shows the change; what comes after it is delivered after it.
     pub(super) async fn complete_moves(&mut self, changes: Changes) -> Result<Changes> {
@@ -29,15 +68,10 @@ impl Sequencer<'_> {
         let skips_known = !self.keeps_changes();
         let resumed_at = self.resumed_at.clone();
         let is_known = |transaction: &Transaction| skips_known && transaction.position <= resumed_at;
-        let is_partial_move = |at: usize| {
-            let change = changes.change(at);
-            change.op == Op::Update && change.old_key.is_some() && change.row.is_some_and(Row::is_partial)
-        };
         let mut wanted: BTreeMap<usize, Vec<Key>> = BTreeMap::new();
         let mut marks = Vec::new();
         for transaction in changes.transactions().iter().filter(|transaction| !is_known(transaction)) {
-            for at in changes.places(transaction).filter(|at| is_partial_move(*at)) {
-                let change = changes.change(at);
+            for change in changes.of(transaction).filter(is_partial_move) {
                 let Some(row) = change.row else { continue };
                 wanted
                     .entry(change.table)
@@ -58,10 +92,9 @@ impl Sequencer<'_> {
         let mut out = Changes::new();
         let mut identity = Vec::new();
         for transaction in changes.transactions() {
-            for at in changes.places(transaction) {
-                let change = changes.change(at);
+            for change in changes.of(transaction) {
                 match (change.row, found.get(&change.table)) {
-                    (Some(row), Some(found)) if is_partial_move(at) && !is_known(transaction) => {
+                    (Some(row), Some(found)) if is_partial_move(&change) && !is_known(transaction) => {
                         identity.clear();
                         self.flow.routes[change.table].shape.identity_of_row(row, &mut identity)?;
                         self.gauge.moved();
