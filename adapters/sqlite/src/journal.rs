@@ -4,12 +4,6 @@
 //! part. SQLite has one writer at a time, so the journal's number (`AUTOINCREMENT`: never used twice) is the order of
 //! commit, and the highest number in a reader's snapshot says exactly what that reader sees.
 //!
-//! A row that `REPLACE` removes because of another unique index, or of its rowid, fires no trigger. So before each write the
-//! rows that hold its values there (its rivals) are journaled too. Too many entries do no harm: a key without a change is
-//! looked up and delivered as it is.
-//!
-//! The triggers run in the application's library, of whatever version: they use nothing newer than SQLite 3.7.
-//!
 //! ```text
 //! tidegate_identity   who this file is, and up to where the journal was trimmed
 //! tidegate_journal    seq, tbl, at (µs), k1, k2, …
@@ -22,6 +16,8 @@
 //! were made, also through `VACUUM`, and `tidegate_captured` is made anew behind every table that is captured: one that
 //! stands behind it was made since. Such a table is another one to the flow, by its generation, which is its native id.
 
+mod triggers;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -30,9 +26,9 @@ use tidegate_core::error::code;
 use tidegate_core::{Error, FlowName, Ids as _, Position, Result, SystemIds, Table, TableName};
 
 use crate::connect;
-use crate::describe::{self, Described, Index};
+use crate::describe::{self, Described};
 use crate::error::During;
-use crate::statement::{join, literal, name, sql};
+use crate::statement::{name, sql};
 use crate::store::SqliteStore;
 
 /// Entries removed in one transaction at most, so that writers do not wait for it.
@@ -55,9 +51,6 @@ const GENERATION: &str = "generation";
 const BEHIND: &str =
     "EXISTS(SELECT 1 FROM sqlite_schema AS t WHERE t.type = 'table' AND t.name = c.tbl COLLATE NOCASE
     AND t.rowid > (SELECT rowid FROM sqlite_schema WHERE name = 'tidegate_captured'))";
-
-/// Microseconds since 1970, in words that every SQLite knows.
-const NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000";
 
 /// The id of the file; `None` if it was never captured.
 pub(crate) async fn id(connection: &mut SqliteConnection) -> Result<Option<String>> {
@@ -208,8 +201,8 @@ async fn capture_table(
         return Err(obstacle.error);
     }
     if !standing.is_kept() || standing.is_of_earlier {
-        drop_triggers(connection, called).await?;
-        for (trigger, text) in triggers(&described) {
+        triggers::drop_all(connection, called).await?;
+        for (trigger, text) in triggers::all(&described) {
             let drop = format!("DROP TRIGGER IF EXISTS {}", name(&trigger));
             sqlx::query(sql(drop)).execute(&mut *connection).await.during("drop a trigger")?;
             sqlx::query(sql(text)).execute(&mut *connection).await.during("create a trigger")?;
@@ -240,7 +233,7 @@ async fn mark(connection: &mut SqliteConnection, made: &BTreeSet<String>) -> Res
     .during("read what is captured")?;
     // Of any other table that stands behind it, the triggers say from now on that it was rebuilt.
     for (_, table, _, _) in rows.iter().filter(|(_, table, _, behind)| *behind && !made.contains(table)) {
-        drop_triggers(connection, table).await?;
+        triggers::drop_all(connection, table).await?;
     }
     sqlx::raw_sql(sql(format!("DROP TABLE tidegate_captured; {CAPTURED}")))
         .execute(&mut *connection)
@@ -254,23 +247,6 @@ async fn mark(connection: &mut SqliteConnection, made: &BTreeSet<String>) -> Res
             .execute(&mut *connection)
             .await
             .during("store what is captured")?;
-    }
-    Ok(())
-}
-
-/// Removes the triggers of a table that are ours.
-async fn drop_triggers(connection: &mut SqliteConnection, table: &str) -> Result<()> {
-    let triggers: Vec<String> = sqlx::query_scalar(
-        "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'tidegate\\_capture\\_%' ESCAPE '\\'
-         AND tbl_name = ?",
-    )
-    .bind(table.to_owned())
-    .fetch_all(&mut *connection)
-    .await
-    .during("list triggers")?;
-    for trigger in triggers {
-        let text = format!("DROP TRIGGER {}", name(&trigger));
-        sqlx::query(sql(text)).execute(&mut *connection).await.during("drop a trigger")?;
     }
     Ok(())
 }
@@ -325,7 +301,7 @@ pub(crate) async fn standing(connection: &mut SqliteConnection, described: &Desc
             .await
             .during("read triggers")?;
     let there: BTreeSet<(String, String)> = there.into_iter().collect();
-    let (now, earlier) = (triggers(described), triggers_of_earlier(described));
+    let (now, earlier) = (triggers::all(described), triggers::of_earlier(described));
     let missing = now.iter().find(|trigger| !there.contains(*trigger));
     standing.is_of_earlier = missing.is_some()
         && earlier.iter().all(|trigger| there.contains(trigger))
@@ -511,118 +487,6 @@ pub(crate) async fn acknowledge(connection: &mut SqliteConnection, flow: &FlowNa
             return Ok(());
         }
     }
-}
-
-/// A trigger: its name and its text.
-type Trigger = (String, String);
-
-/// The triggers of a table.
-fn triggers(described: &Described) -> Vec<Trigger> {
-    let table = &described.table;
-    let mut all = events(table);
-    for index in described.unique.iter().filter(|index| described.unseen(index).is_none()) {
-        let new = |column: &str| match described.defaults.get(column) {
-            // REPLACE puts it in the place of a null, but after the trigger.
-            Some(Some(default)) => format!("coalesce(NEW.{}, {default})", name(column)),
-            _ => format!("NEW.{}", name(column)),
-        };
-        let equal = equal(index, &new);
-        // A row enters a partial index by any column.
-        let of = if index.is_partial { String::new() } else { of(index) };
-        // A rowid that nobody gave is not known before the row is there: NEW has -1, which another row may have.
-        let other = if described.key_is_rowid { String::new() } else { other_than(table, "NEW") };
-        all.push(rival(table, "rival_insert", &index.name, "INSERT", &format!("{equal}{other}")));
-        let other = other_than(table, "OLD");
-        all.push(rival(
-            table,
-            "rival_update",
-            &index.name,
-            &format!("UPDATE{of}"),
-            &format!("{equal}{other}"),
-        ));
-    }
-    if let Some(rowid) = described.rowid {
-        for (event, row) in [("INSERT", "NEW"), ("UPDATE", "OLD")] {
-            let called = format!("rowid_{}", event.to_ascii_lowercase());
-            let which = format!("r.{rowid} = NEW.{rowid}{}", other_than(table, row));
-            all.push(rival(table, &called, &table.name.name, event, &which));
-        }
-    }
-    all
-}
-
-/// Those that earlier builds made, which missed some rivals. They are made anew, and stop nothing.
-fn triggers_of_earlier(described: &Described) -> Vec<Trigger> {
-    let table = &described.table;
-    let mut all = events(table);
-    for index in described.unique.iter().filter(|index| index.columns.is_some()) {
-        let equal = equal(index, &|column| format!("NEW.{}", name(column)));
-        for (event, of, row) in [("INSERT", String::new(), "NEW"), ("UPDATE", of(index), "OLD")] {
-            let called = format!("rival_{}", event.to_ascii_lowercase());
-            let which = format!("{equal}{}", other_than(table, row));
-            all.push(rival(table, &called, &index.name, &format!("{event}{of}"), &which));
-        }
-    }
-    all
-}
-
-fn events(table: &Table) -> Vec<Trigger> {
-    let called = &table.name.name;
-    // Byte for byte: 'a' and 'A', 1 and 1.0 can be the same key to the index and not to the target.
-    let moved = differs(table, "OLD", "NEW");
-    let (old, new) = (entry(table, "OLD"), entry(table, "NEW"));
-    vec![
-        trigger(table, "insert", called, "AFTER INSERT", &new),
-        trigger(table, "update", called, "AFTER UPDATE", &format!("{old} WHERE {moved}; {new}")),
-        trigger(table, "delete", called, "AFTER DELETE", &old),
-    ]
-}
-
-/// A trigger that journals the rows that a write may remove.
-fn rival(table: &Table, kind: &str, of: &str, event: &str, which: &str) -> Trigger {
-    let body = format!("{} FROM {} AS r WHERE {which}", entry(table, "r"), name(&table.name.name));
-    trigger(table, kind, of, &format!("BEFORE {event}"), &body)
-}
-
-fn trigger(table: &Table, kind: &str, of: &str, when: &str, body: &str) -> Trigger {
-    let called = format!("tidegate_capture_{kind}.{of}");
-    let text =
-        format!("CREATE TRIGGER {} {when} ON {} BEGIN {body}; END", name(&called), name(&table.name.name));
-    (called, text)
-}
-
-fn entry(table: &Table, row: &str) -> String {
-    let columns = join((1..=table.key.len()).map(|part| format!("k{part}")));
-    let parts = join(table.key_columns().map(|column| format!("{row}.{}", name(&column.name))));
-    format!(
-        "INSERT INTO tidegate_journal(tbl, at, {columns}) SELECT {}, {NOW}, {parts}",
-        literal(&table.name.name)
-    )
-}
-
-fn equal(index: &Index, new: &dyn Fn(&str) -> String) -> String {
-    let columns = index.columns.iter().flatten();
-    let terms = columns.map(|(column, collation)| {
-        format!("r.{} = {} COLLATE {}", name(column), new(column), name(collation))
-    });
-    terms.collect::<Vec<_>>().join(" AND ")
-}
-
-fn of(index: &Index) -> String {
-    format!(" OF {}", join(index.columns.iter().flatten().map(|(column, _)| name(column))))
-}
-
-fn other_than(table: &Table, row: &str) -> String {
-    format!(" AND ({})", differs(table, "r", row))
-}
-
-fn differs(table: &Table, one: &str, other: &str) -> String {
-    let part = |key: String| {
-        format!(
-            "{one}.{key} IS NOT {other}.{key} COLLATE BINARY OR typeof({one}.{key}) <> typeof({other}.{key})"
-        )
-    };
-    table.key_columns().map(|column| part(name(&column.name))).collect::<Vec<_>>().join(" OR ")
 }
 
 /// The error for a table with a row that has no key, which came while it is moved.
