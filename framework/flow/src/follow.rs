@@ -424,13 +424,18 @@ fn unfit(column: &Column) -> Option<&'static str> {
 }
 
 fn refusal(table: &Table, column: &str, what: &str) -> Error {
-    let what = if column.is_empty() { what.to_owned() } else { format!("column {column} {what}") };
+    let column = (!column.is_empty()).then_some(column);
+    let what = column.map_or_else(|| what.to_owned(), |column| format!("column {column} {what}"));
     let message = format!(
         "{what}. What was moved is safe, later changes of this table are not moved; the way on: \
          tidegate migrate recopy --table {}",
         table.name
     );
-    Error::new(code::SCHEMA_CHANGED, message).with("table", &table.name).with("column", column)
+    let error = Error::new(code::SCHEMA_CHANGED, message).with("table", &table.name);
+    match column {
+        Some(column) => error.with("column", column),
+        None => error,
+    }
 }
 
 #[cfg(test)]
@@ -474,6 +479,8 @@ mod tests {
             assert_eq!(difference(source.as_ref(), &before, &now), found, "{now:?}");
         }
         assert_eq!(added(&before, &table(&["id int", "note", "paid int"])).len(), 1);
+        assert!(refusal(&before, "note", "is gone").line().contains("column: note"));
+        assert!(!refusal(&before, "", ANOTHER).line().contains("column:"), "no column is named");
     }
 
     /// Found by reading: two tables whose errors took turns were doubted for ever.
