@@ -68,7 +68,7 @@ impl Crawler for MemoryCrawler {
         if let (Bound::Excluded(low), Bound::Included(high)) = (&low, &high)
             && low >= high
         {
-            return Ok(Chunk { as_of: inner.as_of(), next });
+            return Ok(Chunk { as_of: inner.as_of(), next, surplus: Vec::new() });
         }
         let bytes = out.bytes().len();
         for (at, frame) in held.rows.range((low, high)).map(|(_, frame)| frame).enumerate() {
@@ -79,7 +79,7 @@ impl Crawler for MemoryCrawler {
                 break;
             }
         }
-        Ok(Chunk { as_of: inner.as_of(), next })
+        Ok(Chunk { as_of: inner.as_of(), next, surplus: Vec::new() })
     }
 
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {

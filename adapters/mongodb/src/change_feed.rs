@@ -242,11 +242,15 @@ impl MongoFeed {
         let mut frame = Vec::new();
         let mut writer = RowWriter::new(&mut frame);
         let Some(document) = document else {
-            codec::push_key(of, id, &mut writer)?;
+            if !codec::push_key(of, id, &mut writer)? {
+                return Err(of.surplus("_id"));
+            }
             writer.finish();
             return Ok(Change { table, op: Op::Delete, row: None, key: Some(frame) });
         };
-        codec::push_row(of, document, &mut writer)?;
+        if let Some(field) = codec::push_row(of, document, &mut writer)?.first() {
+            return Err(of.surplus(field));
+        }
         writer.finish();
         let op = if kind == "insert" { Op::Insert } else { Op::Update };
         Ok(Change { table, op, row: Some(frame), key: None })

@@ -74,72 +74,79 @@ pub(crate) fn whole(cell: &[u8]) -> Result<&RawDocument> {
     RawDocument::from_bytes(cell).map_err(extended::unreadable)
 }
 
-/// Appends a document as a row.
-pub(crate) fn push_row(table: &Table, document: &RawDocument, row: &mut RowWriter<'_>) -> Result<()> {
+/// Appends a document as a row, and gives the names of the fields that are no columns.
+pub(crate) fn push_row(
+    table: &Table,
+    document: &RawDocument,
+    row: &mut RowWriter<'_>,
+) -> Result<Vec<String>> {
     let id = id_of(document)?;
     if is_of_documents(table) {
         row.cell(Cell::Bytes(&element(id)));
         row.cell(Cell::Bytes(document.as_bytes()));
-        return Ok(());
+        return Ok(Vec::new());
     }
+    let mut surplus = Vec::new();
     let mut cells: Vec<Option<Vec<u8>>> = vec![None; table.columns.len()];
-    place_key(table, id, &mut cells)?;
+    if !place_key(table, id, &mut cells)? {
+        surplus.push("_id".to_owned());
+    }
     for field in document {
         let (name, value) = field.map_err(extended::unreadable)?;
         if name.as_str() == "_id" {
             continue;
         }
-        let at = table.position(name.as_str()).filter(|at| !table.key.contains(at)).ok_or_else(|| {
-            Error::new(
-                code::SCHEMA_CHANGED,
-                format!("a document of {} has the field {} more", table.name, name.as_str()),
-            )
-            .with("table", &table.name)
-        })?;
-        cells[at] = (value != RawBsonRef::Null).then(|| element(value));
+        match table.position(name.as_str()).filter(|at| !table.key.contains(at)) {
+            Some(at) => cells[at] = (value != RawBsonRef::Null).then(|| element(value)),
+            None => surplus.push(name.as_str().to_owned()),
+        }
     }
     for cell in &cells {
         row.cell(cell.as_deref().map_or(Cell::Null, Cell::Bytes));
     }
-    Ok(())
+    Ok(surplus)
 }
 
-fn place_key(table: &Table, id: RawBsonRef<'_>, cells: &mut [Option<Vec<u8>>]) -> Result<()> {
-    if let [at] = table.key[..] {
-        cells[at] = Some(element(id));
-        return Ok(());
-    }
-    let other = || Error::new(code::SCHEMA_CHANGED, format!("an _id of {} has other fields", table.name));
-    let mut fields = id.as_document().ok_or_else(other)?.iter();
-    for &at in &table.key {
-        let (name, value) = fields.next().ok_or_else(other)?.map_err(extended::unreadable)?;
-        if name.as_str() != table.columns[at].name {
-            return Err(other());
+/// Places the cells of a key. An `_id` that has not the fields of the key's columns stands whole in the first of them, the
+/// others are null, as they never are in a key, and the answer is `false`.
+fn place_key(table: &Table, id: RawBsonRef<'_>, cells: &mut [Option<Vec<u8>>]) -> Result<bool> {
+    let Some((&first, rest)) = table.key.split_first() else { return Ok(true) };
+    if !rest.is_empty()
+        && let Some(document) = id.as_document()
+    {
+        let fields = document.iter().collect::<Result<Vec<_>, _>>().map_err(extended::unreadable)?;
+        let names = table.key_columns().map(|column| column.name.as_str());
+        if names.eq(fields.iter().map(|(name, _)| name.as_str())) {
+            for (&at, (_, value)) in table.key.iter().zip(fields) {
+                cells[at] = Some(element(value));
+            }
+            return Ok(true);
         }
-        cells[at] = Some(element(value));
     }
-    if fields.next().is_some() { Err(other()) } else { Ok(()) }
+    cells[first] = Some(element(id));
+    Ok(rest.is_empty())
 }
 
-/// Appends the key of a document by its `_id`.
-pub(crate) fn push_key(table: &Table, id: RawBsonRef<'_>, key: &mut RowWriter<'_>) -> Result<()> {
+/// Appends the key of a document by its `_id`, and says whether it has the fields of the key's columns.
+pub(crate) fn push_key(table: &Table, id: RawBsonRef<'_>, key: &mut RowWriter<'_>) -> Result<bool> {
     let mut cells: Vec<Option<Vec<u8>>> = vec![None; table.columns.len()];
-    place_key(table, id, &mut cells)?;
+    let is_whole = place_key(table, id, &mut cells)?;
     for &at in &table.key {
         key.cell(cells[at].as_deref().map_or(Cell::Null, Cell::Bytes));
     }
-    Ok(())
+    Ok(is_whole)
 }
 
 /// The `_id` of a key that was read from this store.
 pub(crate) fn id_of_key(table: &Table, key: Row<'_>) -> Result<RawBson> {
     let mut fields = RawDocumentBuf::new();
+    let is_one = table.key.len() == 1 || key.cell(1) == Cell::Null;
     for (&at, cell) in table.key.iter().zip(key.cells()) {
         let Cell::Bytes(bytes) = cell else {
             return Err(Error::new(code::STREAM_MALFORMED, "a key has a cell without a value"));
         };
         let value = with_element(bytes, |held| Ok(RawBson::from(held)))?;
-        if table.key.len() == 1 {
+        if is_one {
             return Ok(value);
         }
         fields.append(name(&table.columns[at].name)?, value);
@@ -190,7 +197,7 @@ pub(crate) fn with_element<T>(cell: &[u8], take: impl FnOnce(RawBsonRef<'_>) -> 
 
 /// Appends bytes that are equal exactly for values that the server holds to be equal: `1`, `1.0` and `NumberLong(1)`
 /// are.
-fn identity(value: RawBsonRef<'_>, out: &mut Vec<u8>) -> Result<()> {
+pub(crate) fn identity(value: RawBsonRef<'_>, out: &mut Vec<u8>) -> Result<()> {
     let number = |text: &str, out: &mut Vec<u8>| {
         let text = text::decimal(text);
         let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };

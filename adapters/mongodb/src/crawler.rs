@@ -103,7 +103,7 @@ impl MongoCrawler {
         if let (Some(after), Some(upto)) = (&after, &upto)
             && after.identity == upto.identity
         {
-            return Ok(Chunk { as_of: self.as_of().await?, next: None });
+            return Ok(Chunk { as_of: self.as_of().await?, next: None, surplus: Vec::new() });
         }
         let mut session = self.session().await?;
         let mut command = self.find(table).await?;
@@ -118,15 +118,15 @@ impl MongoCrawler {
         let wanted = i32::try_from(rows + usize::from(after.is_some())).unwrap_or(i32::MAX);
         command.append(cstr!("limit"), wanted);
         command.append(cstr!("batchSize"), wanted);
-        let mut is_first = true;
+        let (mut is_first, mut surplus) = (true, Vec::new());
         self.each(&mut session, command, |document| {
             if std::mem::take(&mut is_first)
                 && let Some(after) = &after
-                && after.is_of(table, document)?
+                && after.is_of(document)?
             {
                 return Ok(true);
             }
-            push(table, document, out)?;
+            push(table, document, out, &mut surplus)?;
             Ok(!is_full(out))
         })
         .await?;
@@ -136,9 +136,10 @@ impl MongoCrawler {
         } else if let Some(upto) = upto {
             let mut last = self.find(table).await?;
             last.append(cstr!("filter"), keyed(cstr!("_id"), equal(upto.id)));
-            self.each(&mut session, last, |document| push(table, document, out).map(|()| true)).await?;
+            let take = |document: &RawDocument| push(table, document, out, &mut surplus).map(|()| true);
+            self.each(&mut session, last, take).await?;
         }
-        Ok(Chunk { as_of: self.instant(&session, floor)?, next })
+        Ok(Chunk { as_of: self.instant(&session, floor)?, next, surplus })
     }
 
     async fn fetch_once(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {
@@ -154,8 +155,13 @@ impl MongoCrawler {
         let mut session = self.session().await?;
         let mut command = self.find(table).await?;
         command.append(cstr!("filter"), keyed(cstr!("_id"), keyed(cstr!("$in"), RawBson::Array(ids)).into()));
-        self.each(&mut session, command, |document| push(table, document, out).map(|()| true)).await?;
-        self.instant(&session, floor)
+        let mut surplus = Vec::new();
+        let take = |document: &RawDocument| push(table, document, out, &mut surplus).map(|()| true);
+        self.each(&mut session, command, take).await?;
+        match surplus.first() {
+            Some((_, field)) => Err(table.surplus(field)),
+            None => self.instant(&session, floor),
+        }
     }
 
     /// When a session's reads were.
@@ -211,8 +217,7 @@ impl MongoCrawler {
         let (mut after, mut seen) = (None, Vec::new());
         for part in 1..parts {
             let Some(upto) = samples.get(part * samples.len() / parts) else { break };
-            let mut identity = Vec::new();
-            shape(table).key_of(upto.row(), &mut identity)?;
+            let identity = Bound::of(table, upto)?.identity;
             if seen != identity {
                 seen = identity;
                 ranges.push(KeyRange { after: after.replace(upto.clone()), upto: Some(upto.clone()) });
@@ -231,19 +236,19 @@ struct Bound {
 
 impl Bound {
     fn of(table: &Table, key: &Key) -> Result<Self> {
+        let id = codec::id_of_key(table, key.row())?;
         let mut identity = Vec::new();
-        shape(table).key_of(key.row(), &mut identity)?;
-        Ok(Self { id: codec::id_of_key(table, key.row())?, identity })
+        codec::identity(id.as_raw_bson_ref(), &mut identity)?;
+        Ok(Self { id, identity })
     }
 
     fn last_behind(after: &Self) -> Option<Self> {
         (after.id != RawBson::MaxKey).then(|| Self { id: RawBson::MaxKey, identity: Vec::new() })
     }
 
-    fn is_of(&self, table: &Table, document: &RawDocument) -> Result<bool> {
-        let key = key_of(table, document)?;
+    fn is_of(&self, document: &RawDocument) -> Result<bool> {
         let mut identity = Vec::new();
-        shape(table).key_of(key.row(), &mut identity)?;
+        codec::identity(codec::id_of(document)?, &mut identity)?;
         Ok(identity == self.identity)
     }
 }
@@ -270,10 +275,16 @@ fn key_of(table: &Table, document: &RawDocument) -> Result<Key> {
     Ok(Key(frame.into()))
 }
 
-fn push(table: &Table, document: &RawDocument, out: &mut Rows) -> Result<()> {
-    let mut pushed = Ok(());
+fn push(
+    table: &Table,
+    document: &RawDocument,
+    out: &mut Rows,
+    surplus: &mut Vec<(usize, String)>,
+) -> Result<()> {
+    let (at, mut pushed) = (out.len(), Ok(Vec::new()));
     out.push_with(|row| pushed = codec::push_row(table, document, row));
-    pushed
+    surplus.extend(pushed?.into_iter().map(|field| (at, field)));
+    Ok(())
 }
 
 fn cut_key(table: &Table, rows: &Rows) -> Key {

@@ -317,7 +317,7 @@ impl Crawler for PostgresCrawler {
         let before = out.len();
         let (as_of, is_full) = self.copy(table, &query, limit.bytes, out).await?;
         let next = (is_full || out.len() - before == rows).then(|| cut_key(table, out.row(out.len() - 1)));
-        Ok(Chunk { as_of, next })
+        Ok(Chunk { as_of, next, surplus: Vec::new() })
     }
 
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {

@@ -92,7 +92,7 @@ impl Crawler for SqliteCrawler {
         let before = out.len();
         let is_full = stream(&mut tx, table, text, arguments, limit.bytes, out).await?;
         let next = (is_full || out.len() - before == rows).then(|| cut_key(table, out, out.len() - 1));
-        Ok(Chunk { as_of, next })
+        Ok(Chunk { as_of, next, surplus: Vec::new() })
     }
 
     async fn fetch(&mut self, table: &Table, keys: &[Key], out: &mut Rows) -> Result<AsOf> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::port::Conversions;
 use crate::rows::Row;
 use crate::value::{Type, Value};
@@ -136,6 +136,12 @@ impl Table {
     /// Whether a full row's key is this one byte for byte, and not an equal one in another form (1.0 and 1.00).
     pub fn has_key(&self, row: Row<'_>, key: Row<'_>) -> bool {
         self.key.iter().zip(key.cells()).all(|(&at, cell)| row.cell(at) == cell)
+    }
+
+    /// The error of a row that has more than the columns.
+    pub fn surplus(&self, field: &str) -> Error {
+        let what = format!("a row of {} has {field}, which is no column of the table", self.name);
+        Error::new(code::SCHEMA_CHANGED, what).with("table", &self.name).with("column", field)
     }
 
     /// The columns of the key, in its order.

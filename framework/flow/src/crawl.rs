@@ -38,6 +38,9 @@ pub(crate) async fn reader(
         let Some(order) = orders.lock().await.recv().await else { break };
         let mut rows = Rows::new();
         let chunk = crawler.read(&tables[order.table], &order.rest, order.limit, &mut rows).await?;
+        if let Some((_, field)) = chunk.surplus.first() {
+            return Err(tables[order.table].surplus(field));
+        }
         if done.send(ReadDone { order, chunk, rows }).is_err() {
             break;
         }

@@ -54,7 +54,7 @@ pub struct RowDifference {
     pub key: BTreeMap<String, String>,
     /// How it differs.
     pub kind: Kind,
-    /// Which columns differ.
+    /// Which columns differ, and what the target's row has that is no column.
     pub columns: Vec<String>,
 }
 
@@ -250,7 +250,8 @@ async fn settle(
         let columns = match (&expected, &found) {
             (Some(expected), Some(found)) => {
                 let differ = |at: &usize| expected.cells.get(*at) != found.cells.get(*at);
-                (0..columns).filter(differ).map(|at| route.target.columns[at].name.clone()).collect()
+                let named = (0..columns).filter(differ).map(|at| route.target.columns[at].name.clone());
+                named.chain(found.surplus.iter().cloned()).collect()
             }
             _ => Vec::new(),
         };

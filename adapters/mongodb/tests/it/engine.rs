@@ -6,7 +6,7 @@ use std::time::Duration;
 use mongodb::bson::{Document, doc};
 use tidegate_core::port::{Conversions, Route, Selection, Store};
 use tidegate_core::{Result, Scope, SystemClock, TableName, Type, Value};
-use tidegate_flow::verify::{Verification, verify};
+use tidegate_flow::verify::{Kind, Report, Verification, verify};
 use tidegate_flow::{Ended, Flow, Gauge, Options, Until, Wanted, plan, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -15,9 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::place::{Place, flow};
 
 async fn flow_of(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Flow {
+    flow_of_these(source, target, Selection::All).await
+}
+
+async fn flow_of_these(source: Arc<dyn Store>, target: Arc<dyn Store>, tables: Selection) -> Flow {
     let wanted = Wanted {
         exclude: Default::default(),
-        tables: Selection::All,
+        tables,
         names: Default::default(),
         conversions: Conversions::new(),
         allow_non_empty: false,
@@ -53,6 +57,12 @@ async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ende
 
 /// What a verification counts: missing, extra, different.
 async fn verified(flow: &Flow) -> (u64, u64, u64) {
+    let report = compared(flow).await;
+    assert!(report.complete);
+    (report.missing, report.extra, report.different)
+}
+
+async fn compared(flow: &Flow) -> Report {
     let state = flow.target.state().await.unwrap();
     let verification = Verification {
         run: None,
@@ -63,9 +73,7 @@ async fn verified(flow: &Flow) -> (u64, u64, u64) {
         patience: Duration::from_secs(5),
         clock: flow.clock.as_ref(),
     };
-    let report = Box::pin(verify(&verification, &state)).await.unwrap();
-    assert!(report.complete);
-    (report.missing, report.extra, report.different)
+    Box::pin(verify(&verification, &state)).await.unwrap()
 }
 
 /// Runs that are stopped in the middle of their work.
@@ -159,6 +167,88 @@ async fn rows_and_changes_arrive_while_a_program_writes_and_runs_stop_and_go_on(
     held.delete_one(doc! { "_id": found[5].get("_id") }).await.unwrap();
     held.insert_one(doc! { "_id": 1_000_000_i64, "note": "more", "total": null }).await.unwrap();
     assert_eq!(verified(&flow).await, (1, 1, 1));
+    place.end().await;
+}
+
+/// Found by reading: one document with another field, or a value that has no form in the model, ended the comparison of
+/// its whole table with an error that named no key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_document_of_the_target_that_is_not_of_the_table_is_a_row_that_differs() {
+    let Some(place) = Place::new("strange").await else { return };
+    let memory = MemoryStore::new("shop");
+    let (days, pairs) = (TableName::new("", "days"), TableName::new("", "pairs"));
+    let columns = [("id", Type::Int { bits: 64 }), ("day", Type::Date), ("note", Type::Text)];
+    let columns = columns.map(|(name, kind)| tidegate_core::Column::new(name, kind));
+    memory.create_table(&days, columns.to_vec(), &["id"]);
+    let columns = ["a", "b"].map(|name| tidegate_core::Column::new(name, Type::Int { bits: 64 }));
+    memory.create_table(&pairs, columns.to_vec(), &["a", "b"]);
+    for id in 1..10 {
+        let day = [Value::Int(id), Value::Date(7), Value::Text("x".into())];
+        memory.transact(&[Write::insert(&days, day)]).unwrap();
+        memory.transact(&[Write::insert(&pairs, [Value::Int(id), Value::Int(id)])]).unwrap();
+    }
+    let flow = flow_of(Arc::new(memory.clone()), Arc::clone(&place.store)).await;
+    run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap();
+    assert!(compared(&flow).await.equal);
+
+    let held = place.database.collection::<Document>("days");
+    let far = mongodb::bson::DateTime::MAX;
+    for (id, change) in [
+        (2_i64, doc! { "$set": { "more": 1, "much": 2 } }),
+        (3, doc! { "$set": { "day": far } }),
+        (4, doc! { "$unset": { "note": 1 } }),
+        (5, doc! { "$set": { "note": 5 } }),
+        (9, doc! { "$set": { "note": "y", "more": null } }),
+    ] {
+        let updated = held.update_one(doc! { "_id": id }, change).await.unwrap();
+        assert_eq!(updated.modified_count, 1);
+    }
+    let held = place.database.collection::<Document>("pairs");
+    for id in [doc! { "a": 1_i64, "b": 2_i64, "c": 3_i64 }, doc! { "b": 1_i64, "a": 1_i64 }] {
+        held.insert_one(doc! { "_id": id }).await.unwrap();
+    }
+    held.insert_one(doc! { "_id": 7_i64 }).await.unwrap();
+    held.insert_one(doc! { "_id": "the last of all keys: documents are behind text" }).await.unwrap();
+    held.update_one(doc! { "_id": { "a": 3_i64, "b": 3_i64 } }, doc! { "$set": { "z": 1 } }).await.unwrap();
+    held.delete_one(doc! { "_id": { "a": 9_i64, "b": 9_i64 } }).await.unwrap();
+
+    let report = compared(&flow).await;
+    assert!(report.complete && !report.equal && report.unread.is_empty(), "{report:?}");
+    let mut found: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| {
+            let key: Vec<_> = row.key.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            (row.table.as_str(), key.join(" "), row.kind, row.columns.join(" "))
+        })
+        .collect();
+    found.sort();
+    let row = |table: &'static str, key: &str, kind, columns: &str| {
+        (table, key.to_owned(), kind, columns.to_owned())
+    };
+    assert_eq!(
+        found,
+        [
+            row("days", "id=2", Kind::Different, "more much"),
+            row("days", "id=3", Kind::Different, "day"),
+            row("days", "id=4", Kind::Different, "note"),
+            row("days", "id=5", Kind::Different, "note"),
+            row("days", "id=9", Kind::Different, "note more"),
+            row("pairs", "a=3 b=3", Kind::Different, "z"),
+            row("pairs", "a=7 b=null", Kind::Extra, ""),
+            row("pairs", "a=9 b=9", Kind::Missing, ""),
+            row("pairs", "a=the last of all keys: documents are behind text b=null", Kind::Extra, ""),
+            row("pairs", "a={\"a\":1,\"b\":2,\"c\":3} b=null", Kind::Extra, ""),
+            row("pairs", "a={\"b\":1,\"a\":1} b=null", Kind::Extra, ""),
+        ]
+    );
+    // Where such rows are the source's, nothing of them is left behind in silence.
+    for table in [days, pairs] {
+        let back = Arc::new(MemoryStore::new("back"));
+        let flow = flow_of_these(Arc::clone(&place.store), back, Selection::These(vec![table])).await;
+        let error = run(&flow, Until::CaughtUp, &CancellationToken::new()).await.unwrap_err();
+        assert!(error.line().contains("which is no column of the table"), "{error:?}");
+    }
     place.end().await;
 }
 

@@ -47,6 +47,9 @@ pub struct Chunk {
     pub as_of: AsOf,
     /// The key after which the next chunk of the range begins; `None` if the range is done.
     pub next: Option<Key>,
+    /// What rows have beyond the table's columns, in a store that holds no row to them: the place in `out`, and what it is
+    /// called. Who carries rows on must not leave it behind.
+    pub surplus: Vec<(usize, String)>,
 }
 
 /// Reads the rows of tables in chunks by key.
@@ -60,6 +63,7 @@ pub struct Chunk {
 ///    names it, as `table`.
 /// 6. The barrier of `as_of` is not before the position of any change that its rows show.
 /// 7. Instants never go back: what one read showed is shown by every read that begins later, by any crawler of the store.
+/// 8. A row with more than the table's columns comes with these, and the rest is named as `surplus`; a fetch of it fails.
 ///
 /// # Concurrency
 /// One task at a time; several crawlers of one source may read at once.

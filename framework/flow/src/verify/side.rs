@@ -39,6 +39,8 @@ pub(super) struct Seen {
     pub(super) rows: u64,
     pub(super) hash: u128,
     pub(super) cells: Vec<u64>,
+    /// What it has that is no column, by name.
+    pub(super) surplus: Vec<String>,
     pub(super) key: BTreeMap<String, String>,
 }
 
@@ -122,10 +124,15 @@ pub(super) fn bucket(key: &[u8]) -> usize {
 /// A cell whose bytes are compared is written behind one of these.
 const NULL: u8 = 0;
 const BYTES: u8 = 1;
+/// A cell of the target that has no value, so that no cell of the source is equal to it. No value begins like this.
+const STRANGE: u8 = u8::MAX;
 
 impl Side {
-    /// Reads the whole table and gives each row.
-    async fn each(&mut self, mut take: impl FnMut(&Self, Row<'_>) -> Result<()>) -> Result<u64> {
+    /// Reads the whole table and gives each row, and what it has that is no column.
+    async fn each(
+        &mut self,
+        mut take: impl FnMut(&Self, Row<'_>, &[(usize, String)]) -> Result<()>,
+    ) -> Result<u64> {
         let table = Arc::clone(&self.shape.table);
         let mut rows = Rows::new();
         let mut count = 0;
@@ -137,7 +144,15 @@ impl Side {
                 let chunk = self.crawler.read(&table, &rest, READ.of_rows(row_bytes), &mut rows).await?;
                 count += rows.len() as u64;
                 row_bytes = rows.bytes().len().checked_div(rows.len()).unwrap_or(row_bytes);
-                rows.iter().try_for_each(|row| take(self, row))?;
+                let mut surplus = &chunk.surplus[..];
+                if let Some((_, field)) = surplus.first().filter(|_| self.held_as.is_some()) {
+                    return Err(table.surplus(field));
+                }
+                for (at, row) in rows.iter().enumerate() {
+                    let (own, rest) = surplus.split_at(surplus.partition_point(|(row, _)| *row <= at));
+                    take(self, row, own)?;
+                    surplus = rest;
+                }
                 match chunk.next {
                     Some(next) => rest.after = Some(next),
                     None => break,
@@ -167,13 +182,21 @@ impl Side {
                 Cell::Null | Cell::Unchanged => out.push(NULL),
             }
         } else {
-            let mut value = self.shape.value(self.places[column], cell)?.unwrap_or(Value::Null);
-            if let Some(held_as) = &self.held_as {
-                // It is written for the column of the plan, and may come into one of a wider type.
-                value =
-                    target.stored(&held_as[column], target.stored(&route.target.columns[column], value)?)?;
+            match (self.shape.value(self.places[column], cell), cell, &self.held_as) {
+                (Err(error), Cell::Bytes(bytes), None) if error.code() == code::VALUE_UNFIT => {
+                    out.push(STRANGE);
+                    out.extend_from_slice(bytes);
+                }
+                (value, _, held_as) => {
+                    let mut value = value?.unwrap_or(Value::Null);
+                    if let Some(held_as) = held_as {
+                        // It is written for the column of the plan, and may come into one of a wider type.
+                        value = target
+                            .stored(&held_as[column], target.stored(&route.target.columns[column], value)?)?;
+                    }
+                    value.encode(out);
+                }
             }
-            value.encode(out);
         }
         let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -187,12 +210,12 @@ impl Side {
         key.copied().try_for_each(|at| self.put(route, target, at, row.cell(self.places[at]), out))
     }
 
-    /// What is compared of a row, column behind column, and where each ends.
+    /// What is compared of a row, column behind column, and where each ends; behind them what is no column.
     fn compared(
         &self,
         route: &Route,
         target: &dyn Catalog,
-        row: Row<'_>,
+        (row, surplus): (Row<'_>, &[(usize, String)]),
         out: &mut Vec<u8>,
         ends: &mut Vec<usize>,
     ) -> Result<()> {
@@ -203,6 +226,7 @@ impl Side {
             self.put(route, target, at, cells[*place], out)?;
             ends.push(out.len());
         }
+        surplus.iter().for_each(|(_, field)| out.extend_from_slice(field.as_bytes()));
         Ok(())
     }
 
@@ -210,12 +234,12 @@ impl Side {
     pub(super) async fn digest(&mut self, route: &Route, target: &dyn Catalog) -> Result<(Digests, u64)> {
         let mut digests: Digests = vec![(0, 0); BUCKETS];
         let (mut key, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        let rows = self.each(|side, row| {
+        let rows = self.each(|side, row, surplus| {
             side.identity(route, target, row, &mut key)?;
-            let hash = if side.by_frame {
+            let hash = if side.by_frame && surplus.is_empty() {
                 xxh3_128(row.frame())
             } else {
-                side.compared(route, target, row, &mut cells, &mut ends)?;
+                side.compared(route, target, (row, surplus), &mut cells, &mut ends)?;
                 xxh3_128(&cells)
             };
             let (count, sum) = &mut digests[bucket(&key)];
@@ -236,12 +260,12 @@ impl Side {
     ) -> Result<HashMap<Vec<u8>, Seen>> {
         let mut seen = HashMap::new();
         let (mut identity, mut cells, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        self.each(|side, row| {
+        self.each(|side, row, surplus| {
             side.identity(route, target, row, &mut identity)?;
             if !suspects.contains(&bucket(&identity)) {
                 return Ok(());
             }
-            side.compared(route, target, row, &mut cells, &mut ends)?;
+            side.compared(route, target, (row, surplus), &mut cells, &mut ends)?;
             let key = route.target.key.iter().map(|at| {
                 let place = side.places[*at];
                 let value = side.shape.value(place, row.cell(place)).ok().flatten().unwrap_or(Value::Null);
@@ -252,7 +276,8 @@ impl Side {
             let hash = xxh3_128(&cells);
             match seen.entry(identity.clone()) {
                 Entry::Vacant(place) => {
-                    place.insert(Seen { rows: 1, hash, cells: hashes, key: key.collect() });
+                    let surplus = surplus.iter().map(|(_, field)| field.clone()).collect();
+                    place.insert(Seen { rows: 1, hash, cells: hashes, surplus, key: key.collect() });
                 }
                 Entry::Occupied(mut alike) => {
                     let alike: &mut Seen = alike.get_mut();
