@@ -123,14 +123,17 @@ pub(crate) fn read(kind: &Type, held: RawBsonRef<'_>) -> Result<Value<'static>, 
         }
         (kind, RawBsonRef::DateTime(v)) => {
             let millis = v.timestamp_millis();
+            let micros = millis.checked_mul(1_000).ok_or(UNREADABLE);
             match kind {
-                Type::Date => {
-                    Value::Date(i32::try_from(millis.div_euclid(DAY_MILLIS)).map_err(|_| UNREADABLE)?)
+                Type::Date if millis % DAY_MILLIS == 0 => {
+                    Value::Date(i32::try_from(millis / DAY_MILLIS).map_err(|_| UNREADABLE)?)
                 }
-                Type::Timestamp => Value::Timestamp(millis.saturating_mul(1_000)),
-                _ => Value::TimestampTz(millis.saturating_mul(1_000)),
+                Type::Timestamp => Value::Timestamp(micros?),
+                _ => Value::TimestampTz(micros?),
             }
         }
+        // The text of its digits is another value.
+        (Type::Text, held @ RawBsonRef::ObjectId(_)) => json(held)?,
         (_, held) => scalar(held).map_or_else(|| json(held), Ok)?,
     })
 }
@@ -194,6 +197,44 @@ mod tests {
             assert_eq!(found, back.unwrap_or(value), "{kind:?}");
             let again = hold(&kind, &found).unwrap();
             assert_eq!(again, held, "{kind:?} is not the same when it is written again");
+        }
+    }
+
+    /// Found by reading: another value was read as the one that had been written, so that a verification held them equal.
+    #[test]
+    fn what_is_not_what_was_written_is_read_as_something_else() {
+        let list = |held: RawBson| {
+            let mut list = RawArrayBuf::new();
+            list.push(held);
+            RawBson::Array(list)
+        };
+        let at = |millis| RawBson::DateTime(DateTime::from_millis(millis));
+        let text = |digits: &str| Value::Text(digits.to_owned().into());
+        let (id, day) = (ObjectId::from_bytes([10; 12]), Value::Date(1));
+        for (kind, written, held) in [
+            (Type::Text, text(&id.to_hex()), RawBson::ObjectId(id)),
+            (
+                Type::Array(Box::new(Type::Text)),
+                Value::Array(vec![text(&id.to_hex())]),
+                list(RawBson::ObjectId(id)),
+            ),
+            (Type::Text, text("5"), RawBson::Int32(5)),
+            (Type::Date, day, at(DAY_MILLIS + 36_000_000)),
+            (Type::Int { bits: 32 }, Value::Int(5), RawBson::Double(5.0)),
+            (Type::Int { bits: 32 }, Value::Int(1), RawBson::Boolean(true)),
+            (Type::Float { bits: 64 }, Value::Float(5.0), RawBson::Int32(5)),
+            (Type::Decimal { precision: None, scale: None }, Value::Decimal("5".into()), RawBson::Int32(5)),
+            (Type::Json, Value::Json("5".into()), RawBson::Double(5.0)),
+        ] {
+            let back = hold(&kind, &written).unwrap();
+            let back = read(&kind, back.as_raw_bson_ref()).unwrap();
+            assert_ne!(read(&kind, held.as_raw_bson_ref()), Ok(back), "{kind:?} {held:?}");
+        }
+        // Integers are what they are in whatever width.
+        assert_eq!(read(&Type::Int { bits: 32 }, RawBsonRef::Int64(5)), Ok(Value::Int(5)));
+        // A date that the model does not have is not infinite.
+        for kind in [Type::Timestamp, Type::TimestampTz, Type::Date] {
+            assert!(read(&kind, at(i64::MAX - DAY_MILLIS).as_raw_bson_ref()).is_err(), "{kind:?}");
         }
     }
 
