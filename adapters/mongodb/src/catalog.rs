@@ -38,6 +38,7 @@ fn seals(database: &Database, flow: &FlowName) -> Collection<Document> {
 /// A collection as the server lists it.
 struct Listed {
     kind: String,
+    id: u32,
     has_collation: bool,
 }
 
@@ -54,10 +55,16 @@ async fn list(database: &Database) -> Result<BTreeMap<String, Listed>> {
         if one.name.starts_with("system.") || one.name.starts_with(OURS) {
             continue;
         }
-        let listed = Listed { kind: kind.to_owned(), has_collation: one.options.collation.is_some() };
+        let id = one.info.uuid.as_ref().map_or(0, |uuid| number(&uuid.bytes));
+        let listed = Listed { kind: kind.to_owned(), id, has_collation: one.options.collation.is_some() };
         found.insert(one.name, listed);
     }
     Ok(found)
+}
+
+/// The number of a collection: the beginning of its UUID, which is random. Another collection of the same name has another.
+pub(crate) fn number(uuid: &[u8]) -> u32 {
+    uuid.first_chunk().map_or(0, |first| u32::from_be_bytes(*first).max(1))
 }
 
 /// The shape that a collection was created with, if it was created for a table.
@@ -79,7 +86,7 @@ fn obstacle(table: &TableName, error: Error) -> Obstacle {
     Obstacle { table: Some(table.clone()), column: None, error }
 }
 
-fn of_documents(name: &str, rows: u64) -> Table {
+fn of_documents(name: &str) -> Table {
     let column = |name: &str, kind: Type, native: &str| Column {
         native: native.to_owned(),
         nullable: false,
@@ -93,7 +100,7 @@ fn of_documents(name: &str, rows: u64) -> Table {
             column(codec::DOCUMENT, Type::Document, codec::DOCUMENT),
         ],
         key: vec![0],
-        rows_estimated: rows,
+        rows_estimated: 0,
         bytes_estimated: 0,
     }
 }
@@ -147,11 +154,8 @@ impl Catalog for MongoStore {
                 Selection::All => None,
                 Selection::These(_) => created_as(database, &full).await?,
             };
-            let table = created.map_or_else(
-                || of_documents(&full, rows),
-                |created| Table { name: name.clone(), rows_estimated: rows, ..created },
-            );
-            tables.push(table);
+            let shape = created.unwrap_or_else(|| of_documents(&full));
+            tables.push(Table { name, native_id: one.id, rows_estimated: rows, ..shape });
         }
         Ok((tables, obstacles))
     }

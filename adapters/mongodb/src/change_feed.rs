@@ -22,7 +22,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::During;
-use crate::{codec, extended, stream};
+use crate::{catalog, codec, extended, stream};
 
 /// How long the server waits for a change.
 const WAIT: Duration = Duration::from_millis(100);
@@ -30,6 +30,11 @@ const WAIT: Duration = Duration::from_millis(100);
 const BYTES_LIMIT: usize = 8 << 20;
 /// How many changes a call gathers before it delivers.
 const CHANGES_LIMIT: usize = 5_000;
+
+/// What happens to documents.
+const CHANGES: [&str; 4] = ["insert", "update", "replace", "delete"];
+/// What ends a collection, or its name.
+const ENDS: [&str; 2] = ["drop", "rename"];
 
 /// How much news waits to be taken.
 const QUEUE: usize = 64;
@@ -99,9 +104,10 @@ pub(crate) struct MongoFeed {
 impl MongoFeed {
     pub(crate) async fn open(database: Database, tables: &[Arc<Table>], from: &Position) -> Result<Self> {
         let names: Vec<String> = tables.iter().map(|table| table.name.to_string()).collect();
+        let kinds: Vec<&str> = CHANGES.into_iter().chain(ENDS).collect();
         let wanted = doc! { "$match": { "$or": [
-            { "ns.coll": { "$in": &names } },
-            { "to.coll": { "$in": &names } },
+            { "ns.coll": { "$in": &names }, "operationType": { "$in": kinds } },
+            { "to.coll": { "$in": &names }, "operationType": "rename" },
             { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
         ] } };
         // The document comes whole: with what of it was changed beside it an event may be larger than the server sends.
@@ -110,6 +116,8 @@ impl MongoFeed {
             .watch()
             .pipeline([wanted, lean])
             .full_document(FullDocumentType::UpdateLookup)
+            // Only so it says which collection it is about.
+            .show_expanded_events(true)
             .max_await_time(WAIT);
         let watch = match stream::read(from)? {
             stream::From::Time(time) => watch.start_at_operation_time(time),
@@ -193,14 +201,18 @@ impl MongoFeed {
         let kind = event.get_str("operationType").map_err(extended::unreadable)?;
         let name = event.get_document("ns").and_then(|ns| ns.get_str("coll")).unwrap_or_default();
         let table = self.names.iter().position(|known| known == name);
-        let (Some(table), "insert" | "update" | "replace" | "delete") = (table, kind) else {
-            // Another collection may have been put in the place of ours, as an aggregation with $out does.
-            let to = event.get_document("to").and_then(|to| to.get_str("coll")).ok();
-            let ours = to.filter(|to| table.is_none() && self.names.iter().any(|known| known == to));
+        // One that had the name before ours, or will have it once ours is gone, has its own story.
+        let ours = table.filter(|table| self.is_same(*table, event.get("collectionUUID")));
+        if !CHANGES.contains(&kind) {
+            let ended = ours.or_else(|| self.replaced(event));
+            if ended.is_none() && ENDS.contains(&kind) {
+                return Ok(());
+            }
             return Err(Error::new(code::SCHEMA_CHANGED, format!("{kind} of collection {name:?}"))
-                .with("table", ours.unwrap_or(name))
+                .with("table", ended.map_or(name, |table| &self.names[table]))
                 .hint("start the migration of this table over"));
-        };
+        }
+        let Some(table) = ours else { return Ok(()) };
         let change = self.change(table, kind, event)?;
         if self.open.as_ref().is_some_and(|open| open.time != time) {
             self.close_open();
@@ -228,6 +240,27 @@ impl MongoFeed {
             self.whole.push_back(Group { time, position, committed_at, ends: false, changes, bytes: 0 });
         }
         Ok(())
+    }
+
+    /// Whether what an event says of a collection is about the one that was described.
+    fn is_same(&self, table: usize, said: mongodb::bson::error::Result<Option<RawBsonRef<'_>>>) -> bool {
+        let described = self.tables[table].native_id;
+        match said {
+            Ok(Some(RawBsonRef::Binary(uuid))) if described != 0 => catalog::number(uuid.bytes) == described,
+            _ => true,
+        }
+    }
+
+    /// Which table an event puts another collection in the place of, as an aggregation with `$out` does.
+    fn replaced(&self, event: &RawDocument) -> Option<usize> {
+        let to = event.get_document("to").and_then(|to| to.get_str("coll")).ok()?;
+        let table = self.names.iter().position(|known| known == to)?;
+        match event.get_document("operationDescription").map(|said| said.get("dropTarget")) {
+            // Nobody had the name.
+            Ok(Ok(None)) => None,
+            Ok(removed) => self.is_same(table, removed).then_some(table),
+            Err(_) => Some(table),
+        }
     }
 
     fn change(&self, table: usize, kind: &str, event: &RawDocument) -> Result<Change> {

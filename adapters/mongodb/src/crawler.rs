@@ -16,7 +16,7 @@ use tidegate_core::{AsOf, Error, Key, Result, RowWriter, Rows, Shape, Table};
 
 use crate::error::During;
 use crate::stream::Floor;
-use crate::{codec, extended, stream};
+use crate::{catalog, codec, extended, stream};
 
 /// Keys looked at to cut a table, for each part.
 const SAMPLES_PER_PART: usize = 50;
@@ -47,6 +47,10 @@ impl MongoCrawler {
         let id = found.and_then(|one| one.info.uuid).ok_or_else(|| {
             Error::new(code::TABLE_MISSING, format!("there is no collection {full}")).with("table", &full)
         })?;
+        if ![0, catalog::number(&id.bytes)].contains(&table.native_id) {
+            let text = format!("the collection {full} is not the one it was");
+            return Err(Error::new(code::SCHEMA_CHANGED, text).with("table", &full));
+        }
         self.ids.insert(full, id.clone());
         Ok(id)
     }

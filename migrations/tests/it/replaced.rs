@@ -182,7 +182,7 @@ async fn a_collection_that_was_dropped_and_restored() {
     tokio::task::block_in_place(|| {
         let had = rows(&file);
         let hint = "hint: tidegate migrate recopy --table t";
-        let error = "TG0051 schema-changed: table t stopped: drop of collection \"t\"";
+        let error = "TG0051 schema-changed: table t stopped: another table has taken the name";
         run(&from, &to).failed(1, error, &[hint]);
         assert_eq!(rows(&file), had);
         verb("replaced", &from, &to, &["recopy", "--table", "t"]).ended(0);

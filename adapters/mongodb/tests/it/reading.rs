@@ -198,6 +198,73 @@ async fn changes_come_in_order_and_again_from_any_position() {
     place.end().await;
 }
 
+/// Found by trying: a table that was copied anew met the end of the collection that its own had replaced, and stopped again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_had_the_name_before_has_its_own_story() {
+    let Some(place) = Place::new("stories").await else { return };
+    let items = place.database.collection::<Document>("items");
+    let catalog = place.store.catalog().await.unwrap();
+    let source = catalog.identity().await.unwrap();
+    let other = async |id: i32| {
+        let other = place.database.collection::<Document>("other");
+        other.insert_one(doc! { "_id": id }).await.unwrap();
+    };
+    let rename = async || {
+        let full = |name: &str| format!("{}.{name}", place.database.name());
+        let rename = doc! { "renameCollection": full("other"), "to": full("items"), "dropTarget": true };
+        place.database.client().database("admin").run_command(rename).await.unwrap();
+    };
+    items.insert_one(doc! { "_id": 0 }).await.unwrap();
+    let mut generations = vec![described(&place, "items").await];
+    let start = catalog.capture(&flow(), &generations).await.unwrap();
+    items.insert_one(doc! { "_id": 1 }).await.unwrap();
+    // Each way in which another collection gets the name.
+    for way in 2..6 {
+        match way {
+            2 => {
+                let stages = [doc! { "$match": { "_id": 0 } }, doc! { "$out": "items" }];
+                items.aggregate(stages).await.unwrap();
+            }
+            3 => {
+                other(10).await;
+                rename().await;
+            }
+            4 => items.drop().await.unwrap(),
+            _ => {
+                items.drop().await.unwrap();
+                other(11).await;
+                rename().await;
+            }
+        }
+        items.insert_one(doc! { "_id": way }).await.unwrap();
+        generations.push(described(&place, "items").await);
+    }
+    for (at, table) in generations.iter().enumerate() {
+        let tables = [Arc::clone(table)];
+        let mut feed = place.store.change_feed(&flow(), &tables, &source, &start).await.unwrap();
+        let barrier = place.store.crawler().await.unwrap().as_of().await.unwrap().barrier;
+        let (begun, mut changes) = (tokio::time::Instant::now(), Changes::new());
+        let end = loop {
+            match feed.next(Some(&barrier), &mut changes).await {
+                Ok(progress) if progress.position >= barrier => break None,
+                Ok(_) => assert!(begun.elapsed() < Duration::from_secs(20)),
+                Err(error) => break Some(error.code()),
+            }
+        };
+        let is_last = at + 1 == generations.len();
+        assert_eq!(end, (!is_last).then_some(code::SCHEMA_CHANGED), "{at}");
+        let shape = Shape { table: Arc::clone(table), codec: catalog.codec(table) };
+        let keys = (0..changes.count()).filter_map(|at| Some(shape.show_key(changes.change(at).row?)));
+        let keys: Vec<_> = keys.collect();
+        // What comes with the end may not be delivered any more.
+        assert!(keys == [format!("_id={}", at + 1)] || !is_last && keys.is_empty(), "{at}: {keys:?}");
+        let mut crawler = place.store.crawler().await.unwrap();
+        let read = crawler.read(table, &KeyRange::default(), Limit::rows(5), &mut Rows::new()).await;
+        assert_eq!(read.err().map(|error| error.code()), (!is_last).then_some(code::SCHEMA_CHANGED));
+    }
+    place.end().await;
+}
+
 /// Found by trying: a place at a change of a number that is no small integer was not known to the server again, and a
 /// change of a large value came with the value twice, which is more than the server sends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
