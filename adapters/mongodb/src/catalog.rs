@@ -25,6 +25,9 @@ const TABLES: &str = "tidegate.tables";
 /// What forgets its oldest documents by itself; neither snapshots nor transactions are to be had of it.
 const CAPPED: &str = "capped collection";
 
+/// How long the name of a collection may be, with that of its database and a dot before it.
+const NAMESPACE_BYTES: usize = 255;
+
 /// The document that is a flow's seal, and its field.
 const SEAL: &str = "seal";
 /// How long the members may take to agree that the primary is one.
@@ -40,6 +43,16 @@ struct Listed {
     kind: String,
     id: u32,
     has_collation: bool,
+}
+
+impl Listed {
+    /// Why no rows can be written to it as to a collection that was made for them.
+    fn cannot_be_target(&self) -> Option<String> {
+        if self.kind != "collection" {
+            return Some(format!("is a {}", self.kind));
+        }
+        self.has_collation.then(|| "has a collation".to_owned())
+    }
 }
 
 async fn list(database: &Database) -> Result<BTreeMap<String, Listed>> {
@@ -235,13 +248,13 @@ impl Catalog for MongoStore {
         let mut obstacles = Vec::new();
         for table in tables {
             let full = table.name.to_string();
-            if let Err(error) = check(table) {
+            if let Err(error) = check(database.name(), table) {
                 obstacles.push(obstacle(&table.name, error));
                 continue;
             }
             let Some(one) = listed.get(&full) else { continue };
-            if one.kind != "collection" || one.has_collation {
-                obstacles.push(obstacle(&table.name, differs(table, "is a view, or has a collation")));
+            if let Some(what) = one.cannot_be_target() {
+                obstacles.push(obstacle(&table.name, differs(table, &what)));
                 continue;
             }
             if let Some(created) = created_as(database, &full).await?
@@ -265,21 +278,18 @@ impl Catalog for MongoStore {
         let database = self.database().await?;
         let listed = list(database).await?;
         for table in tables {
-            check(table)?;
+            check(database.name(), table)?;
             let full = table.name.to_string();
-            match listed.get(&full) {
-                Some(one) if one.kind != "collection" || one.has_collation => {
-                    return Err(differs(table, "is a view, or has a collation"));
+            let Some(one) = listed.get(&full) else {
+                // First what it is for: of an earlier one of this name other columns may be noted.
+                if !codec::is_of_documents(table) {
+                    note_shape(database, table).await?;
                 }
-                Some(_) => {}
-                None => {
-                    // First what it is for: of an earlier one of this name other columns may be noted.
-                    if !codec::is_of_documents(table) {
-                        note_shape(database, table).await?;
-                    }
-                    make(database, &full).await?;
-                    continue;
-                }
+                make(database, &full).await?;
+                continue;
+            };
+            if let Some(what) = one.cannot_be_target() {
+                return Err(differs(table, &what));
             }
             if codec::is_of_documents(table) {
                 continue;
@@ -356,13 +366,28 @@ fn differs(table: &Table, what: &str) -> Error {
         .hint("rename it, or leave it out")
 }
 
+/// Why the server, or this adapter, has no collection of that name.
+fn why_no_name(database: &str, name: &str) -> Option<&'static str> {
+    let is_long = database.len() + 1 + name.len() > NAMESPACE_BYTES;
+    [
+        (name.is_empty(), "it is empty"),
+        (name.starts_with('.'), "it begins with a dot"),
+        (name.contains(['$', '\0']), "it has a $ or a zero byte in it"),
+        (name.starts_with("system.") || name.contains(".system."), "system. is the server's own"),
+        (name.starts_with(OURS), "tidegate. is for what keeps the migration"),
+        (is_long, "it has more than 255 bytes, with the name of the database"),
+    ]
+    .into_iter()
+    .find_map(|(is_so, why)| is_so.then_some(why))
+}
+
 /// What a collection cannot be for.
-fn check(table: &Table) -> Result<()> {
+fn check(database: &str, table: &Table) -> Result<()> {
     let full = table.name.to_string();
-    if full.starts_with(OURS) || full.starts_with("system.") || full.contains(['$', '\0']) || full.is_empty()
-    {
-        return Err(Error::new(code::MAPPING_INVALID, format!("a collection cannot have the name {full:?}"))
-            .hint("give it another name with --map"));
+    if let Some(why) = why_no_name(database, &full) {
+        let what = format!("a collection cannot have the name {full:?}: {why}");
+        return Err(Error::new(code::MAPPING_INVALID, what)
+            .hint("give the table another name there: --map TABLE=NAME"));
     }
     if table.key.is_empty() {
         return Err(Error::new(code::KEY_MISSING, format!("table {full} has no key")));

@@ -198,6 +198,22 @@ fn names_that_cannot_be_followed(#[case] maps: &[&str], #[case] error: &str) {
     assert!(answer.out.contains("TG0003 mapping-invalid") && answer.out.contains(error), "{}", answer.out);
 }
 
+/// Found by trying: the run ended with what the server says of the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_no_collection_has() {
+    let Some(server) = tidegate_services::mongodb::shared().await else { return };
+    let to = server.database(NAME);
+    tokio::task::block_in_place(|| {
+        let (_folder, from, _) = shop("CREATE TABLE \".lead\" (id INTEGER PRIMARY KEY)");
+        let plan = |more: &[&str]| tidegate(&[&["plan", "--from", &from, "--to", &to], more].concat());
+        let answer = plan(&[]).ended(3).out;
+        let error =
+            "TG0003 mapping-invalid: a collection cannot have the name \".lead\": it begins with a dot";
+        assert!(answer.contains(error) && answer.contains("--map TABLE=NAME"), "{answer}");
+        plan(&["--map", ".lead=lead"]).ended(0);
+    });
+}
+
 /// What it writes it would capture again, without end.
 #[rstest]
 #[case::the_same("shop.db")]

@@ -232,3 +232,64 @@ async fn a_transaction_that_a_killed_runner_left_open_is_ended() {
     sink.apply(&batch(upserts([item(1, "a")])), Some(&commit(5))).await.unwrap();
     assert!(killed.commit_transaction().await.is_err(), "what the killed one left is undone");
 }
+
+/// Found by trying: a table `.lead` was planned, and the run ended with what the driver says of the name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_the_server_refuses_is_refused_before() {
+    let Some(place) = Place::new("called").await else { return };
+    let catalog = place.store.catalog().await.unwrap();
+    let room = 255 - place.database.name().len() - 1;
+    let (fits, wide) = ("x".repeat(room), format!("x{}", "é".repeat((room - 1) / 2)));
+    let (long, too_wide) = ("x".repeat(room + 1), "é".repeat(room / 2 + 1));
+    for (name, why) in [
+        (".lead", Some("it begins with a dot")),
+        ("$a", Some("it has a $ or a zero byte in it")),
+        ("a$b", Some("it has a $ or a zero byte in it")),
+        ("a\0b", Some("it has a $ or a zero byte in it")),
+        ("", Some("it is empty")),
+        ("system.a", Some("system. is the server's own")),
+        ("a.system.b", Some("system. is the server's own")),
+        (&long, Some("it has more than 255 bytes, with the name of the database")),
+        (&too_wide, Some("it has more than 255 bytes, with the name of the database")),
+        ("trail.", None),
+        ("a..b", None),
+        ("system", None),
+        ("System.a", None),
+        ("a/b\\c \"\n", None),
+        (&fits, None),
+        (&wide, None),
+    ] {
+        let wanted = [table(name, &[("id", Type::Int { bits: 64 })], &[0])];
+        let found = catalog.inspect(&wanted, false).await.unwrap();
+        let texts: Vec<_> = found.iter().map(|obstacle| obstacle.error.line()).collect();
+        let expected = why
+            .map(|why| format!("TG0003 mapping-invalid: a collection cannot have the name {name:?}: {why}"));
+        assert_eq!(texts, expected.into_iter().collect::<Vec<_>>());
+        assert_eq!(catalog.create(&wanted).await.is_err(), why.is_some());
+        let by_the_server = place.database.create_collection(name).await;
+        let is_there =
+            by_the_server.as_ref().is_err_and(|error| error.to_string().contains("(NamespaceExists)"));
+        assert_eq!(is_there, why.is_none(), "{name:?}: {by_the_server:?}");
+    }
+    assert_eq!(
+        catalog.inspect(&[table("tidegate.a", &[("id", Type::Text)], &[0])], false).await.unwrap().len(),
+        1
+    );
+    // What is there and is no collection for rows.
+    let view = doc! { "create": "view", "viewOn": "x", "pipeline": [] };
+    let capped = doc! { "create": "capped", "capped": true, "size": 4096 };
+    let collated = doc! { "create": "collated", "collation": { "locale": "de" } };
+    for (made, what) in [
+        (view, "view is a view"),
+        (capped, "capped is a capped collection"),
+        (collated, "collated has a collation"),
+    ] {
+        let name = made.get_str("create").unwrap().to_owned();
+        place.database.run_command(made).await.unwrap();
+        let wanted = [table(&name, &[("id", Type::Int { bits: 64 })], &[0])];
+        let found = catalog.inspect(&wanted, true).await.unwrap();
+        let text = found[0].error.line();
+        assert!(text.starts_with(&format!("TG0023 target-differs: collection {what}")), "{text}");
+    }
+    place.end().await;
+}
