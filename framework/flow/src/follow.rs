@@ -94,10 +94,15 @@ pub async fn renew(
             target: route.target.as_ref().clone(),
         });
         let Some(now) = found.iter().find(|table| table.name == known.source.name) else {
-            refused.insert(
-                at,
-                refusal(&known.source, "", "the table is gone, renamed or moved, or was not named").line(),
-            );
+            let is_there = |obstacle: &&Obstacle| {
+                obstacle.table.as_ref() == Some(&known.source.name)
+                    && obstacle.error.code() != code::TABLE_MISSING
+            };
+            let what = match obstacles.iter().find(is_there) {
+                Some(obstacle) => unreadable(obstacle),
+                None => "the table is gone, renamed or moved, or was not named".to_owned(),
+            };
+            refused.insert(at, refusal(&known.source, "", &what).line());
             renewed.insert(name, known);
             continue;
         };
@@ -304,11 +309,7 @@ impl Follower<'_> {
         let of_table =
             |obstacle: &&Obstacle| obstacle.table.as_ref() == Some(&now.name) && obstacle.column.is_none();
         if let Some(obstacle) = self.obstacles.iter().find(of_table).filter(|_| all_anew) {
-            return Err(refusal(
-                now,
-                "",
-                &format!("the table cannot be read as it is now: {}", obstacle.error),
-            ));
+            return Err(refusal(now, "", &unreadable(obstacle)));
         }
         if let Some(obstacle) = self.obstacles.iter().find(of_column) {
             let column = obstacle.column.as_deref().unwrap_or_default();
@@ -421,6 +422,11 @@ fn unfit(column: &Column) -> Option<&'static str> {
         return Some("was added and is NOT NULL: the rows that were there have a value that no change tells");
     }
     None
+}
+
+/// What stands in the way of a table as a whole.
+fn unreadable(obstacle: &Obstacle) -> String {
+    format!("the table cannot be read as it is now: {}", obstacle.error)
 }
 
 fn refusal(table: &Table, column: &str, what: &str) -> Error {

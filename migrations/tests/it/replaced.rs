@@ -167,6 +167,25 @@ async fn another_replica_set_at_the_same_address() {
     tokio::task::block_in_place(|| refused(&from, &to, &file, UNSEALED));
 }
 
+/// Found by reading: the table was said to be gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_is_made_capped() {
+    let Some(server) = documents::shared().await else { return };
+    let from = server.database("capped");
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    insert(&from, 1..5).await;
+    tokio::task::block_in_place(|| run(&from, &to).ended(0));
+    let client = Client::with_uri_str(&from).await.unwrap();
+    let capped = mongodb::bson::doc! { "convertToCapped": "t", "size": 4096 };
+    client.default_database().unwrap().run_command(capped).await.unwrap();
+    tokio::task::block_in_place(|| {
+        let error = "TG0051 schema-changed: table t stopped: the table cannot be read as it is now: ";
+        let why = "t is a capped collection and cannot be read at one instant";
+        run(&from, &to).failed(1, error, &[why]);
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_was_dropped_and_restored() {
     let Some(server) = documents::shared().await else { return };
