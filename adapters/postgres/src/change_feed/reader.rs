@@ -18,8 +18,6 @@ use crate::wire::WalFrame;
 /// What one call gives at most, and the size of a piece of a large transaction.
 const BYTES_MAX: usize = 4 << 20;
 const CHANGES_MAX: usize = 20_000;
-/// Frames that wait to be read.
-const PENDING_MAX: usize = 50_000;
 /// What open transactions may have in memory together, and one of them beside while a piece of it comes.
 const OPEN_BYTES_MAX: usize = 16 << 20;
 
@@ -119,8 +117,9 @@ impl Reader {
         self.short.pop();
     }
 
+    /// Whether more is to be taken from the stream: what is read at once, and not what would wait here.
     pub(crate) fn has_room(&self) -> bool {
-        self.pending.len() < PENDING_MAX && !self.is_full()
+        self.delivery.is_none() && !self.is_full()
     }
 
     pub(crate) fn add(&mut self, batch: Vec<WalFrame>) {
@@ -553,6 +552,8 @@ mod tests {
             let mut changes = Changes::new();
             reader.hand_over(&mut changes);
             rows += changes.count();
+            // Found by reading: with each piece of it more of what comes behind it was taken, and waited in memory.
+            assert_eq!(reader.has_room(), reader.delivery.is_none());
             reader.read().unwrap();
         }
         assert_eq!(rows, 40);
