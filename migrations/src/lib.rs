@@ -78,3 +78,8 @@ fn log_to_stderr(arguments: &Arguments) {
         .with_target(false)
         .try_init();
 }
+
+/// Compiles the program that the page shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/operating/mapping.md")]
+struct Page;

@@ -84,6 +84,10 @@ struct TableMap {
 impl Mapping {
     /// Compiles a mapping; `None` if it says nothing.
     pub(crate) fn compile(maps: &[Map]) -> Result<Option<Self>> {
+        let environment = Arc::new(Env::stdlib());
+        // A name that the language has cannot be given to another function.
+        let mut none = Context::with_env(Arc::clone(&environment));
+        let mut is_unknown = |name: &&String| none.add_function(name, |value: i64| value).is_ok();
         let mut tables: Vec<TableMap> = Vec::new();
         for map in maps {
             if tables.iter().any(|known| known.map.table == map.table) {
@@ -101,6 +105,12 @@ impl Mapping {
                     let why = format!("{place} = {text:?} uses {other}, which is not there");
                     return Err(invalid(&map.table, why).hint("columns are written row.NAME"));
                 }
+                if let Some(other) = used.functions.iter().find(&mut is_unknown) {
+                    let why = format!("{place} = {text:?} calls {other}, which CEL does not have");
+                    return Err(
+                        invalid(&map.table, why).hint("the functions stand in the book, under The mapping")
+                    );
+                }
                 names.variables.extend(used.variables);
                 names.columns.extend(used.columns);
                 Ok(program)
@@ -112,7 +122,7 @@ impl Mapping {
             }
             tables.push(TableMap { map: map.clone(), filter, compute, names });
         }
-        Ok((!tables.is_empty()).then(|| Self { environment: Arc::new(Env::stdlib()), tables }))
+        Ok((!tables.is_empty()).then(|| Self { environment, tables }))
     }
 
     /// Tables that the mapping names and that are not among these.
@@ -156,8 +166,10 @@ impl Mapping {
     }
 }
 
-fn evaluate(program: &Program, context: &Context<'_, '_>) -> Result<cel::Value> {
-    program.execute(context).map_err(|e| Error::new(code::TRANSFORM_FAILED, failure(&e)))
+fn evaluate(program: &Program, text: &str, context: &Context<'_, '_>) -> Result<cel::Value> {
+    program
+        .execute(context)
+        .map_err(|e| Error::new(code::TRANSFORM_FAILED, failure(&e)).with("expression", text))
 }
 
 /// Whether a column holds whole documents.
@@ -171,11 +183,24 @@ fn failure(error: &ExecutionError) -> String {
         ExecutionError::NoSuchKey(name) => format!("there is no field {name}"),
         ExecutionError::UndeclaredReference(name) => format!("there is no {name}"),
         ExecutionError::UnexpectedType { got, want } => format!("there is {got} where {want} belongs"),
-        other => {
-            let words = format!("{other:?}");
-            let name = words.split(['(', '{', ' ']).next().unwrap_or_default();
-            format!("an expression has no answer ({name})")
+        // It names types.
+        ExecutionError::NoSuchOverload(error) => error.to_string(),
+        ExecutionError::FunctionError { function, .. } => {
+            format!("{function} has no answer for such a value")
         }
+        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
+            "a division by zero".to_owned()
+        }
+        ExecutionError::UnsupportedBinaryOperator(operator, one, other) => {
+            format!("there is no {operator} of {} and {}", one.type_of(), other.type_of())
+        }
+        ExecutionError::ValuesNotComparable(one, other) => {
+            format!("{} and {} cannot be compared", one.type_of(), other.type_of())
+        }
+        ExecutionError::NotSupportedAsMethod { method, target } => {
+            format!("{} has no {method}", target.type_of())
+        }
+        _ => "an expression has no answer".to_owned(),
     }
 }
 
@@ -243,12 +268,13 @@ impl Transform for Mapping {
         let Some(map) = self.of(row.table()) else { return Ok(true) };
         let context = self.context(map, row)?;
         if let Some(filter) = &map.filter {
-            match evaluate(filter, &context).map_err(|e| e.with("expression", "filter"))? {
+            let text = map.map.filter.as_deref().unwrap_or_default();
+            match evaluate(filter, text, &context)? {
                 cel::Value::Bool(true) => {}
                 cel::Value::Bool(false) => return Ok(false),
                 other => {
-                    let text = format!("the filter answers {} and not true or false", other.type_of());
-                    return Err(Error::new(code::TRANSFORM_FAILED, text));
+                    let what = format!("the filter answers {} and not true or false", other.type_of());
+                    return Err(Error::new(code::TRANSFORM_FAILED, what).with("expression", text));
                 }
             }
         }
@@ -259,9 +285,11 @@ impl Transform for Mapping {
         let new = map.compute.keys().filter(|name| !replaced.contains(name));
         for name in replaced.iter().copied().chain(new) {
             let (kind, program) = &map.compute[name];
-            let answer = evaluate(program, &context).map_err(|e| e.with("column", name))?;
+            let text = &map.map.compute[name].value;
+            let answer = evaluate(program, text, &context).map_err(|e| e.with("column", name))?;
             out.push(kind.take(answer).map_err(|found| {
                 Error::new(code::TRANSFORM_FAILED, format!("the expression of {name} answers {found}"))
+                    .with("expression", text)
                     .with("column", name)
             })?);
         }
@@ -312,4 +340,23 @@ pub(crate) fn table_name(text: &str) -> Result<TableName> {
 
 fn invalid(table: &str, why: impl Into<String>) -> Error {
     Error::new(code::MAPPING_INVALID, format!("the mapping of {table} cannot be followed: {}", why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_functions_that_the_book_names_are_there() {
+        let page = include_str!("../../docs/operating/mapping.md");
+        let named = page.split("Functions:").nth(1).and_then(|rest| rest.split("macros").next()).unwrap();
+        let names: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(names.len() > 20, "{names:?}");
+        for name in names {
+            let map = Map { table: "t".into(), filter: Some(format!("{name}(row.v)")), ..Map::default() };
+            assert!(Mapping::compile(&[map]).is_ok(), "{name}");
+        }
+        let map = Map { table: "t".into(), filter: Some("substring(row.v)".into()), ..Map::default() };
+        assert!(Mapping::compile(&[map]).is_err());
+    }
 }

@@ -115,8 +115,9 @@ pub(super) async fn run(
         let why = table.error.clone().unwrap_or_default();
         // The reason has its own code, whose page helps.
         let (own, what) = Code::of_line(&why).unwrap_or((code::STORE_FAILED, &why));
+        let first = if own == code::TRANSFORM_FAILED { "correct the mapping or the row, then: " } else { "" };
         let error = Error::new(own, format!("table {} stopped: {what}", table.source))
-            .hint(format!("tidegate migrate recopy --table {}", table.source));
+            .hint(format!("{first}tidegate migrate recopy --table {}", table.source));
         // What was found in the others is not kept back.
         if let Some(Ok(report)) = compared {
             verify::show(report, true, ROWS_LISTED, common.json)?;

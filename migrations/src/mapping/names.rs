@@ -15,6 +15,8 @@ pub(super) struct Names {
     pub(super) variables: BTreeSet<String>,
     /// The fields of `row` that it names.
     pub(super) columns: BTreeSet<String>,
+    /// The functions that it calls, without operators.
+    pub(super) functions: BTreeSet<String>,
 }
 
 impl Names {
@@ -39,6 +41,9 @@ impl Names {
                 self.walk(&select.operand, own);
             }
             Expr::Call(call) => {
+                if call.func_name.starts_with(char::is_alphabetic) {
+                    self.functions.insert(call.func_name.clone());
+                }
                 call.target.iter().for_each(|target| self.walk(target, own));
                 call.args.iter().for_each(|argument| self.walk(argument, own));
             }

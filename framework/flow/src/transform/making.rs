@@ -289,6 +289,10 @@ impl MadeCodec {
 
     /// The codec of a made table.
     fn over(source: &Shape, recipe: &Recipe) -> Arc<dyn Codec> {
+        if source.codec.encoding() == Encoding::CANONICAL {
+            // Computed cells are no other than the source's: targets see that rows come from their own kind of store.
+            return Arc::clone(&source.codec);
+        }
         let column = |made: &MadeColumn| {
             let own =
                 |at: usize| Column { name: source.table.columns[at].name.clone(), ..made.column.clone() };
