@@ -142,6 +142,16 @@ impl Mapping {
         says_so.then(|| serde_json::json!({"filter": map.filter, "compute": map.compute}).to_string())
     }
 
+    /// What it says of a table, for people to read.
+    pub(crate) fn lines(&self, table: &TableName) -> Vec<String> {
+        let Some(map) = self.of(table).map(|table| &table.map) else { return Vec::new() };
+        let filter = map.filter.iter().map(|filter| format!("only rows with {filter}"));
+        let dropped = map.drop.iter().map(|name| format!("without {name}"));
+        let renamed = map.rename.iter().map(|(from, to)| format!("{to} is {from} in the source"));
+        let computed = map.compute.iter().map(|(name, by)| format!("{name} is computed: {}", by.value));
+        filter.chain(dropped).chain(renamed).chain(computed).collect()
+    }
+
     fn of(&self, table: &TableName) -> Option<&TableMap> {
         self.tables.iter().find(|map| map.is_of(table))
     }

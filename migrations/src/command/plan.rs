@@ -152,6 +152,8 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
                 ]
             });
             say!("{}", table(&["  column", "source", "target", ""], rows.collect()));
+            let mapped = settings.mapping.as_ref().map(|mapping| mapping.lines(&from.name));
+            mapped.iter().flatten().for_each(|line| say!("   {line}"));
         }
         if !out.is_empty() {
             let out: Vec<_> = out.iter().map(ToString::to_string).collect();

@@ -36,7 +36,15 @@ fn the_mapping_holds_for_rows_and_for_changes() {
         )
     };
     let plan = tidegate(&[&["plan"], &words[..]].concat()).ended(0);
-    assert!(plan.out.contains("orders -> shop_orders") && !plan.out.contains("secret"), "{}", plan.out);
+    for line in [
+        "orders -> shop_orders",
+        "   only rows with row.status != 'draft'",
+        "   without secret",
+        "   cents is total in the source",
+        "   label is computed: row.status + ' ' + string(row.id)",
+    ] {
+        assert!(plan.out.contains(line), "{line:?} is not in: {}", plan.out);
+    }
     run();
     assert_eq!(rows(), ["1|P|250|paid 1|1", "3|P|-|paid 3|-"]);
 
