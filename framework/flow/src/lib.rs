@@ -7,6 +7,7 @@ mod apply;
 mod capture;
 pub mod coalesce;
 mod crawl;
+mod cut;
 pub mod engine;
 pub mod follow;
 mod holes;

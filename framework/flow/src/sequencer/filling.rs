@@ -7,6 +7,9 @@ use super::{Sequencer, Waiting, What};
 use crate::apply::Work;
 use crate::holes::Hole;
 
+/// Rows that are read at a time, as long as it is not known what one has.
+const KEYS_UNWEIGHED: usize = 16;
+
 impl Sequencer<'_> {
     /// Reads rows that the target lacks, if no read is to wait, as many as a chunk has at a time.
     pub(super) async fn read_holes(&mut self) -> Result<()> {
@@ -14,12 +17,16 @@ impl Sequencer<'_> {
             return Ok(());
         }
         let (bytes, row_bytes) = (self.flow.options.chunk_bytes, &self.row_bytes);
-        let limit = |table: usize| bytes / row_bytes[table].max(1);
+        // Of a table whose rows nobody has weighed yet some are read first.
+        let limit = |table: usize| bytes.checked_div(row_bytes[table]).unwrap_or(KEYS_UNWEIGHED);
         let Some((table, keys)) = self.holes.take(self.flow.clock.elapsed(), limit) else { return Ok(()) };
         let read = self.window.begin_read();
         let mut rows = Rows::new();
         let as_of = self.asker.fetch(&self.flow.routes[table].shape.table, &keys, &mut rows).await?;
         self.window.saw(&as_of);
+        if !rows.is_empty() {
+            self.row_bytes[table] = rows.bytes().len() / rows.len();
+        }
         self.waiting.push(Waiting { read, as_of, table, rows, what: What::Holes(keys) });
         self.merge_what_is_ready().await
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidegate_core::{Change, Changes, Key, Mark, Op, Result, Row, Rows, Transaction};
 
 use super::Sequencer;
+use crate::cut::cut;
 use crate::plant::{self, Bug};
 
 /// How long to wait before looking again whether a logged commit is seen: as long as a commit may wait for a standby.
@@ -29,36 +30,9 @@ fn is_partial_move(change: &Change<'_>) -> bool {
 impl Sequencer<'_> {
     /// Cuts changes where the rows that are read for them would be more than a chunk has.
     pub(super) fn cut(&self, changes: Changes) -> Vec<Changes> {
-        let weight = |at: usize| {
-            let change = changes.change(at);
-            if is_partial_move(&change) { self.row_bytes[change.table] } else { 0 }
-        };
-        let limit = self.flow.options.chunk_bytes;
-        if (0..changes.count()).map(weight).sum::<usize>() <= limit {
-            return vec![changes];
-        }
-        let (mut pieces, mut piece, mut bytes) = (Vec::new(), Changes::new(), 0);
-        for transaction in changes.transactions() {
-            let end = |piece: &mut Changes, ends| {
-                piece.end(transaction.mark, transaction.position.clone(), transaction.committed_at, ends);
-            };
-            let places = changes.places(transaction);
-            for at in places.clone() {
-                if bytes > 0 && bytes + weight(at) > limit {
-                    if at > places.start {
-                        end(&mut piece, false);
-                    }
-                    pieces.push(std::mem::take(&mut piece));
-                    bytes = 0;
-                }
-                bytes += weight(at);
-                let change = changes.change(at);
-                piece.push_rows(change.table, change.op, change.row, change.old_key);
-            }
-            end(&mut piece, transaction.ends);
-        }
-        pieces.push(piece);
-        pieces
+        cut(changes, self.flow.options.chunk_bytes, |change| {
+            if is_partial_move(change) { self.row_bytes[change.table] } else { 0 }
+        })
     }
 
     /// An update that changed the key and left columns out cannot be written where the new key has no row. The row

@@ -1,6 +1,6 @@
 //! Turns changes of the source's tables into changes of the tables that travel.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +11,14 @@ use tidegate_core::{Change, Changes, Error, Key, Mark, Op, Position, Result, Row
 
 use super::Transformed;
 use super::making::Making;
+use crate::cut::cut;
 use crate::plant::{self, Bug};
 
 /// How many transactions are remembered without looking whether they are seen.
 const UNSEEN_MAX: usize = 10_000;
+
+/// Bytes of rows that are read again at a time, about.
+const REREAD_BYTES: usize = 8 << 20;
 
 /// How long to wait before looking again whether a logged commit is seen.
 const SEEN_WAIT: Duration = Duration::from_millis(10);
@@ -38,9 +42,13 @@ pub(super) struct MadeFeed {
     unseen: Vec<Mark>,
     /// By the place of the source's table in the inner feed.
     parts: Vec<Vec<Part>>,
-    raw: Changes,
-    /// What `raw` came with, until it was turned: kept here, so that a dropped call loses nothing.
+    /// What was delivered, in pieces, and is not turned yet: kept here, so that a dropped call loses nothing.
+    raw: VecDeque<Changes>,
+    /// How far the feed is when all of it is turned, and how far it is now.
     pending: Option<Progress>,
+    told: Position,
+    /// Bytes of a row that was made, by making, as the last that were read again had them.
+    row_bytes: Vec<usize>,
 }
 
 /// Rows that were read again, made, by table and identity; `None` where there is no row any more.
@@ -62,6 +70,7 @@ impl MadeFeed {
         inner: Box<dyn ChangeFeed>,
         makings: Vec<Arc<Making>>,
         sources: &[Arc<Table>],
+        from: &Position,
     ) -> Self {
         let parts_of = |source: &Arc<Table>| {
             let mut parts = Vec::new();
@@ -82,12 +91,31 @@ impl MadeFeed {
             store,
             inner,
             crawler: None,
+            row_bytes: makings.iter().map(|making| making.row_bytes_estimated()).collect(),
             makings,
             parts,
             unseen: Vec::new(),
-            raw: Changes::new(),
+            raw: VecDeque::new(),
             pending: None,
+            told: from.clone(),
         }
+    }
+
+    /// Whether the row of a change has to be read again to be made.
+    fn is_reread(&self, at: usize, row: &Row<'_>) -> bool {
+        let making = &self.makings[at];
+        making.folds() || making.needs_whole_rows() && row.is_partial()
+    }
+
+    /// Bytes of the rows that have to be read again for a change, about.
+    fn weight(&self, change: &Change<'_>) -> usize {
+        let of_part = |part: &Part| match *part {
+            Part::Root(at) => {
+                change.row.filter(|row| self.is_reread(at, row)).map_or(0, |_| self.row_bytes[at])
+            }
+            Part::Join(at, _) => self.row_bytes[at],
+        };
+        self.parts[change.table].iter().map(of_part).sum()
     }
 
     /// The keys whose rows have to be read again for a change.
@@ -95,9 +123,12 @@ impl MadeFeed {
         match part {
             Part::Root(at) => {
                 let making = &self.makings[at];
-                let again =
-                    |row: &Row<'_>| !making.joins.is_empty() || making.needs_whole_rows() && row.is_partial();
-                change.row.filter(again).map(|row| (at, making.source.cut_key(row))).into_iter().collect()
+                change
+                    .row
+                    .filter(|row| self.is_reread(at, row))
+                    .map(|row| (at, making.source.cut_key(row)))
+                    .into_iter()
+                    .collect()
             }
             Part::Join(at, join) => {
                 let joined = &self.makings[at].joins[join];
@@ -111,12 +142,14 @@ impl MadeFeed {
     /// Reads what the changes do not tell, at an instant that shows them all.
     async fn read_again(&mut self) -> Result<Reread> {
         let mut wanted: Vec<HashMap<Vec<u8>, Key>> = vec![HashMap::new(); self.makings.len()];
+        let mut found = Reread { rows: vec![Rows::new(); self.makings.len()], ..Reread::default() };
+        let Some(raw) = self.raw.front() else { return Ok(found) };
         let begins = self.unseen.len();
-        for transaction in self.raw.transactions() {
+        for transaction in raw.transactions() {
             if self.unseen.get(begins..).and_then(<[_]>::last) != Some(&transaction.mark) {
                 self.unseen.push(transaction.mark);
             }
-            for change in self.raw.of(transaction) {
+            for change in raw.of(transaction) {
                 for part in &self.parts[change.table] {
                     for (at, key) in self.keys(&change, *part) {
                         let mut identity = Vec::new();
@@ -126,7 +159,6 @@ impl MadeFeed {
                 }
             }
         }
-        let mut found = Reread { rows: vec![Rows::new(); self.makings.len()], ..Reread::default() };
         let again = wanted.iter().any(|wanted| !wanted.is_empty());
         if !again && self.unseen.len() <= UNSEEN_MAX {
             return Ok(found);
@@ -147,6 +179,9 @@ impl MadeFeed {
             let keys: Vec<Key> = wanted.values().cloned().collect();
             let making = &self.makings[at];
             making.fetch(crawler.as_mut(), &keys, &mut found.rows[at]).await?;
+            if let Some(bytes) = found.rows[at].bytes().len().checked_div(found.rows[at].len()) {
+                self.row_bytes[at] = bytes;
+            }
             for (place, row) in found.rows[at].iter().enumerate() {
                 let mut identity = Vec::new();
                 making.made.identity_of_row(row, &mut identity)?;
@@ -156,12 +191,12 @@ impl MadeFeed {
         Ok(found)
     }
 
-    fn turn(&self, found: &Reread, out: &mut Changes) -> Result<()> {
+    fn turn(&self, raw: &Changes, found: &Reread, out: &mut Changes) -> Result<()> {
         let mut made = Rows::new();
         let mut pushed = HashSet::new();
-        for transaction in self.raw.transactions() {
+        for transaction in raw.transactions() {
             pushed.clear();
-            for change in self.raw.of(transaction) {
+            for change in raw.of(transaction) {
                 for part in &self.parts[change.table] {
                     match *part {
                         Part::Root(at) => {
@@ -260,12 +295,22 @@ impl MadeFeed {
 impl ChangeFeed for MadeFeed {
     async fn next(&mut self, want: Option<&Position>, out: &mut Changes) -> Result<Progress> {
         if self.pending.is_none() {
-            self.raw = Changes::new();
-            self.pending = Some(self.inner.next(want, &mut self.raw).await?);
+            let mut raw = Changes::new();
+            let progress = self.inner.next(want, &mut raw).await?;
+            self.raw = cut(raw, REREAD_BYTES, |change| self.weight(change)).into();
+            self.pending = Some(progress);
         }
         let found = self.read_again().await?;
-        self.turn(&found, out)?;
-        Ok(self.pending.take().unwrap_or_default())
+        if let Some(raw) = self.raw.front() {
+            self.turn(raw, &found, out)?;
+            self.raw.pop_front();
+        }
+        let Some(pending) = self.pending.take_if(|_| self.raw.is_empty()) else {
+            let behind = self.pending.as_ref().map_or(0, |pending| pending.behind);
+            return Ok(Progress { position: self.told.clone(), behind });
+        };
+        self.told.clone_from(&pending.position);
+        Ok(pending)
     }
 
     async fn acknowledge(&mut self, upto: &Position) -> Result<()> {

@@ -130,6 +130,19 @@ impl Making {
         Ok(Self { transform, source, made, carries, filters: recipe.filters, joins })
     }
 
+    /// Bytes that are read for a row, with all that is folded into it, as far as the source knows. 0 if it does not.
+    pub(super) fn row_bytes_estimated(&self) -> usize {
+        let table = &self.source.table;
+        let folded: u64 = self.joins.iter().map(|joined| joined.shape.table.bytes_estimated).sum();
+        let folded = folded.checked_div(table.rows_estimated).unwrap_or(0);
+        table.row_bytes_estimated() + usize::try_from(folded).unwrap_or(usize::MAX / 2)
+    }
+
+    /// Whether rows of other tables are folded into its rows.
+    pub(super) fn folds(&self) -> bool {
+        !self.joins.is_empty()
+    }
+
     /// Whether its rows are the source's, byte for byte.
     pub(super) fn is_plain(&self) -> bool {
         !self.needs_whole_rows()

@@ -154,7 +154,7 @@ impl Store for Transformed {
         let wanted = making::sources(&makings);
         let wanted: Vec<_> = wanted.iter().map(|source| known_as(source, &makings, tables)).collect();
         let feed = self.inner.change_feed(flow, &wanted, source, from).await?;
-        Ok(Box::new(MadeFeed::new(self.clone(), feed, makings, &wanted)))
+        Ok(Box::new(MadeFeed::new(self.clone(), feed, makings, &wanted, from)))
     }
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::port::{Join, Made, MadeColumn, Recipe, Record, Selection, Store, Transform};
-use tidegate_core::{Changes, Column, Result, SystemClock, Table, TableName, Type, Value};
+use tidegate_core::port::{Join, Limit, Made, MadeColumn, Recipe, Record, Selection, Store, Transform};
+use tidegate_core::{Changes, Column, Result, Rows, SystemClock, Table, TableName, Type, Value};
 use tidegate_flow::{Ended, Flow, Gauge, Transformed, Until, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -128,6 +128,50 @@ async fn a_row_comes_once_for_all_that_a_transaction_folds_into_it() {
         feed.next(None, &mut changes).await.unwrap();
     }
     assert_eq!((changes.count(), changes.transactions().len()), (2, 2), "each transaction has its own");
+    feed.close().await.unwrap();
+}
+
+/// Found by trying: all that a delivery changed was read again at once, and a chunk had all that was folded into its rows.
+#[tokio::test(start_paused = true)]
+async fn rows_are_folded_no_more_than_a_piece_at_a_time() {
+    const WIDE: usize = 1 << 20;
+    let (source, target, orders, lines) = shop();
+    let wide = "x".repeat(WIDE);
+    for id in 0..20 {
+        let line = Write::insert(&lines, [Value::Int(id), Value::Int(1), text(&wide)]);
+        source.transact(&[Write::insert(&orders, [Value::Int(id), text("ann")]), line]).unwrap();
+    }
+    let flow = flow(&source, &target).await;
+    let table = Arc::clone(&flow.routes[0].shape.table);
+    let mut crawler = flow.source.crawler().await.unwrap();
+    let range = crawler.split(&table, 1).await.unwrap().remove(0);
+    let (limit, mut chunk) = (Limit { rows: 10_000, bytes: 8 * WIDE }, Rows::new());
+    for most in [20, 8] {
+        chunk.clear();
+        crawler.read(&table, &range, limit, &mut chunk).await.unwrap();
+        assert!((1..=most).contains(&chunk.len()), "{} rows once it is known what they weigh", chunk.len());
+    }
+
+    let catalog = flow.source.catalog().await.unwrap();
+    let (tables, identity) = ([table], catalog.identity().await.unwrap());
+    let from = catalog.capture(&flow.name, &tables).await.unwrap();
+    let mut feed = flow.source.change_feed(&flow.name, &tables, &identity, &from).await.unwrap();
+    let rename = |id| Write::update(&orders, [Value::Int(id)], [(1, text("bob"))]);
+    let (mut count, mut told) = (0, from);
+    for ids in [0..1, 0..20] {
+        source.transact(&ids.clone().map(rename).collect::<Vec<_>>()).unwrap();
+        let mut whole = false;
+        while !whole {
+            let mut changes = Changes::new();
+            let progress = feed.next(None, &mut changes).await.unwrap();
+            assert!(changes.bytes() < 10 * WIDE, "{changes:?}");
+            whole = changes.transactions().last().is_some_and(|transaction| transaction.ends);
+            assert!(whole && progress.position > told || progress.position == told, "{changes:?}");
+            told = progress.position;
+            count += changes.count();
+        }
+    }
+    assert_eq!(count, 1 + 20);
     feed.close().await.unwrap();
 }
 
