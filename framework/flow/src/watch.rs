@@ -22,6 +22,7 @@ const STOP: f64 = 0.95;
 /// `source-in-danger`.
 pub(crate) async fn watch(flow: &Flow, gauge: &Gauge) -> Result<Infallible> {
     let mut warned = WARN;
+    let mut bound = Bound::default();
     loop {
         flow.clock.sleep(LOOK).await;
         let strain = match look(flow, gauge).await {
@@ -36,7 +37,7 @@ pub(crate) async fn watch(flow: &Flow, gauge: &Gauge) -> Result<Infallible> {
         let most = flow.options.held_bytes_max.max(1);
         let used = strain.used.unwrap_or(0.0).max(strain.held_bytes as f64 / most as f64);
         gauge.strained(strain.held_bytes, used);
-        if used >= STOP {
+        if bound.is_passed(strain.held_bytes, used, most) {
             return Err(Error::new(
                 code::SOURCE_IN_DANGER,
                 "the source keeps nearly as much log for this flow as it can bear",
@@ -58,6 +59,45 @@ pub(crate) async fn watch(flow: &Flow, gauge: &Gauge) -> Result<Infallible> {
     }
 }
 
+/// What the source may keep for a run. One that begins beyond the bound may hold as much again: nothing but a run brings
+/// it down.
+#[derive(Default)]
+struct Bound {
+    /// What such a run may hold; 0 for one that was within the bound, or has been since.
+    raised: Option<u64>,
+}
+
+impl Bound {
+    fn is_passed(&mut self, held_bytes: u64, used: f64, most: u64) -> bool {
+        let is_over = used >= STOP;
+        let raised = self.raised.get_or_insert(if is_over { held_bytes.saturating_add(most) } else { 0 });
+        if !is_over {
+            *raised = 0;
+        }
+        is_over && held_bytes >= *raised
+    }
+}
+
 async fn look(flow: &Flow, gauge: &Gauge) -> Result<tidegate_core::port::Strain> {
     flow.source.examiner().await?.strain(&flow.name, &gauge.replay()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by trying: a run that was to catch up was stopped before it could, each time it was started.
+    #[test]
+    fn a_run_that_begins_beyond_the_bound_may_catch_up() {
+        let most = 100;
+        let passed = |looks: &[u64]| {
+            let mut bound = Bound::default();
+            let mut is_passed = |held: &u64| bound.is_passed(*held, *held as f64 / most as f64, most);
+            looks.iter().position(|held| is_passed(held))
+        };
+        assert_eq!(passed(&[10, 94, 95]), Some(2));
+        assert_eq!(passed(&[300, 340, 399, 200, 90]), None, "it catches up");
+        assert_eq!(passed(&[300, 340, 400]), Some(2), "it does not");
+        assert_eq!(passed(&[300, 90, 96]), Some(2), "it had");
+    }
 }
