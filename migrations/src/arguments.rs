@@ -44,7 +44,7 @@ pub(crate) struct Common {
     pub(crate) quiet: bool,
 }
 
-/// Which databases, and which tables.
+/// The two databases: what they and the name come to is a migration.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Ends {
     /// The database to read from
@@ -53,6 +53,11 @@ pub(crate) struct Ends {
     /// The database to write to
     #[arg(long, value_name = "URL")]
     pub(crate) to: Option<String>,
+}
+
+/// Which tables are moved, and as what.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Moved {
     /// A table to move; repeat for more [default: all]
     #[arg(long = "table", value_name = "TABLE")]
     pub(crate) tables: Vec<String>,
@@ -68,12 +73,35 @@ pub(crate) struct Ends {
     /// How to carry a type that has no exact equal: TYPE=FORM, for example interval=string
     #[arg(long = "convert", value_name = "TYPE=FORM")]
     pub(crate) conversions: Vec<String>,
+}
+
+/// The broker.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Carrier {
     /// The broker that everything goes through to the target [default: none, within one process]
     #[arg(long, value_name = "URL")]
     pub(crate) via: Option<String>,
+}
+
+/// All that a run goes by. A verb takes of it what acts there; what one does not take it refuses, so that nobody believes
+/// to have narrowed it down.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    pub(crate) ends: Ends,
+    #[command(flatten)]
+    pub(crate) moved: Moved,
+    #[command(flatten)]
+    pub(crate) carrier: Carrier,
     /// Allow rows in the target's tables; rows with equal keys are overwritten
     #[arg(long)]
     pub(crate) allow_non_empty: bool,
+}
+
+impl From<&Ends> for Flags {
+    fn from(ends: &Ends) -> Self {
+        Self { ends: ends.clone(), ..Self::default() }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,7 +118,7 @@ pub(crate) enum Verb {
     /// Show what would be moved, as what, and what stands in the way; changes nothing
     Plan {
         #[command(flatten)]
-        ends: Ends,
+        flags: Flags,
         /// Read N documents of each collection, and print [[map]] tables that make columns of their
         /// fields instead: for the configuration, or for a file of --transform
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
@@ -106,6 +134,8 @@ pub(crate) enum Verb {
     Doctor {
         #[command(flatten)]
         ends: Ends,
+        #[command(flatten)]
+        carrier: Carrier,
     },
     /// Print the script that gives a user the least rights that work
     Grants {
@@ -137,7 +167,7 @@ pub(crate) enum Migrate {
     /// Crawl and capture until stopped; a second start goes on where the first ended
     Run {
         #[command(flatten)]
-        ends: Ends,
+        flags: Flags,
         /// Answer /health, /ready and /metrics over HTTP here, for example 127.0.0.1:9100
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<std::net::SocketAddr>,
@@ -160,21 +190,33 @@ pub(crate) enum Migrate {
     Pause {
         #[command(flatten)]
         ends: Ends,
+        /// A table to pause; repeat for more [default: all]
+        #[arg(long = "table", value_name = "TABLE")]
+        tables: Vec<String>,
     },
     /// Go on crawling
     Resume {
         #[command(flatten)]
         ends: Ends,
+        /// A table to go on with; repeat for more [default: all]
+        #[arg(long = "table", value_name = "TABLE")]
+        tables: Vec<String>,
     },
     /// Leave a table out
     Skip {
         #[command(flatten)]
         ends: Ends,
+        /// A table to leave out; repeat for more
+        #[arg(long = "table", value_name = "TABLE", required = true)]
+        tables: Vec<String>,
     },
     /// Crawl a table anew, from the beginning
     Recopy {
         #[command(flatten)]
         ends: Ends,
+        /// A table to crawl anew; repeat for more
+        #[arg(long = "table", value_name = "TABLE", required = true)]
+        tables: Vec<String>,
     },
     /// Change a running migration: max_rate=5000 (rows a second), max_rate=20MB/s, workers=4
     Set {
@@ -187,6 +229,8 @@ pub(crate) enum Migrate {
     Verify {
         #[command(flatten)]
         ends: Ends,
+        #[command(flatten)]
+        moved: Moved,
         /// How many rows that differ are listed at most; counts are complete
         #[arg(long, default_value_t = ROWS_LISTED, value_name = "N")]
         limit: usize,
@@ -195,9 +239,11 @@ pub(crate) enum Migrate {
     Abort {
         #[command(flatten)]
         ends: Ends,
+        #[command(flatten)]
+        carrier: Carrier,
         /// Where the target is gone for good: look at the source alone, and remove what it keeps for the
         /// migration. Needs --from, and --name or what it comes from
-        #[arg(long)]
+        #[arg(long, conflicts_with = "via")]
         source_only: bool,
         /// Answer the question with yes
         #[arg(long)]

@@ -15,7 +15,7 @@ use tidegate_flow::via::{Carried, Via};
 use tidegate_flow::{Flow, Options, Transformed, Wanted};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::arguments::{Common, Ends};
+use crate::arguments::{Common, Ends, Flags, Moved};
 use crate::mapping::{Map, Mapping, table_name};
 use crate::registry::Registry;
 
@@ -139,8 +139,9 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn new(common: &Common, ends: &Ends, registry: &Registry) -> Result<Self> {
+    pub(crate) fn new(common: &Common, flags: &Flags, registry: &Registry) -> Result<Self> {
         let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let Flags { ends, moved, carrier, allow_non_empty } = flags;
         let from = from(ends, &file)?;
         let to = to(ends, &file)?;
         let name = match given_name(common, &file) {
@@ -149,10 +150,10 @@ impl Settings {
         };
         let state = common.state.as_deref().or(file.run.state.as_deref());
         let state = state.map(|url| registry.open(&Endpoint::parse(url)?)).transpose()?;
-        let via = ends.via.as_deref().or(file.run.via.as_deref());
+        let via = carrier.via.as_deref().or(file.run.via.as_deref());
         let via = via.map(|url| open_via(&Endpoint::parse(url)?, registry)).transpose()?;
         let mut conversions: Conversions = file.convert;
-        for word in &ends.conversions {
+        for word in &moved.conversions {
             let (kind, form) = word.split_once('=').ok_or_else(|| {
                 Error::new(code::CONFIG_INVALID, format!("--convert {word} is not TYPE=FORM"))
                     .hint("for example --convert interval=string")
@@ -160,7 +161,7 @@ impl Settings {
             conversions.insert(kind.to_owned(), form.to_owned());
         }
         let mut maps = file.map;
-        if let Some(path) = &ends.transform {
+        if let Some(path) = &moved.transform {
             maps.extend(read_toml::<Maps>(path)?.map);
         }
         let mapping = Mapping::compile(&maps)?.map(Arc::new);
@@ -182,11 +183,11 @@ impl Settings {
             via,
             state,
             wanted: Wanted {
-                tables: selection(tables(ends, &file.source))?,
-                exclude: ends.excluded.iter().chain(&file.source.exclude).cloned().collect(),
-                names: names(&maps, &ends.maps)?,
+                tables: selection(tables(moved, &file.source))?,
+                exclude: moved.excluded.iter().chain(&file.source.exclude).cloned().collect(),
+                names: names(&maps, &moved.maps)?,
                 conversions,
-                allow_non_empty: ends.allow_non_empty || file.copy.allow_non_empty,
+                allow_non_empty: *allow_non_empty || file.copy.allow_non_empty,
             },
             mapping,
             options,
@@ -219,11 +220,11 @@ impl Settings {
 /// The source and its tables alone, as they are before the mapping.
 pub(crate) fn unmapped(
     common: &Common,
-    ends: &Ends,
+    flags: &Flags,
     registry: &Registry,
 ) -> Result<(Arc<dyn Store>, Selection)> {
     let file = common.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-    Ok((open_source(&from(ends, &file)?, registry)?, selection(tables(ends, &file.source))?))
+    Ok((open_source(&from(&flags.ends, &file)?, registry)?, selection(tables(&flags.moved, &file.source))?))
 }
 
 /// A migration's name and its source, without a look at its target.
@@ -268,8 +269,8 @@ fn given_name<'a>(common: &'a Common, file: &'a File) -> Option<&'a str> {
 }
 
 /// The tables that the flags name, or else the file.
-fn tables<'a>(ends: &'a Ends, source: &'a End) -> &'a [String] {
-    if ends.tables.is_empty() { &source.tables } else { &ends.tables }
+fn tables<'a>(moved: &'a Moved, source: &'a End) -> &'a [String] {
+    if moved.tables.is_empty() { &source.tables } else { &moved.tables }
 }
 
 fn open_via(url: &Endpoint, registry: &Registry) -> Result<Via> {

@@ -51,7 +51,6 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>, json: bool) -> Result
     let ends = Ends {
         from: Some(format!("sqlite:{}", shop.display())),
         to: Some(format!("sqlite:{}", new.display())),
-        ..Ends::default()
     };
     let common = Common { timeout: Duration::from_secs(30), ..Common::default() };
     let clock = SystemClock::shared();
@@ -71,7 +70,7 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>, json: bool) -> Result
     scope.spawn(Arc::clone(&service).write(shop.clone(), Arc::clone(&clock)));
     say(&*clock, "it keeps writing from now on, and nobody stops it");
 
-    let settings = Settings::new(&common, &ends, &Registry::standard())?;
+    let settings = Settings::new(&common, &(&ends).into(), &Registry::standard())?;
     let outcome = migrate(&settings, &ends, seconds, &service, &clock).await;
     service.stop.store(true, Ordering::Relaxed);
     scope.join().await?;

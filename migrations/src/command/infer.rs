@@ -7,7 +7,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Crawler, KeyRange, Limit, Obstacle, Record};
 use tidegate_core::{Error, Result, Rows, Shape, TableName, Value};
 
-use crate::arguments::{Common, Ends};
+use crate::arguments::{Common, Flags};
 use crate::mapping::is_document;
 use crate::registry::Registry;
 use crate::render::{count, say};
@@ -32,11 +32,11 @@ struct Collection {
 
 pub(super) async fn infer(
     common: &Common,
-    ends: &Ends,
+    flags: &Flags,
     registry: &Registry,
     documents: u64,
 ) -> Result<ExitCode> {
-    let (source, wanted) = settings::unmapped(common, ends, registry)?;
+    let (source, wanted) = settings::unmapped(common, flags, registry)?;
     let catalog = source.catalog().await?;
     let (tables, obstacles) = catalog.describe(&wanted).await?;
     // What stands in the way of a table that is there is for the plan to say.

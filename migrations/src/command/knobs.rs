@@ -83,24 +83,13 @@ pub(super) async fn pause(
     .await
 }
 
-fn named(tables: &[String]) -> Result<()> {
-    if tables.is_empty() {
-        return Err(
-            Error::new(code::CONFIG_INVALID, "--table is missing").hint("name the table: --table orders")
-        );
-    }
-    Ok(())
-}
-
 pub(super) async fn skip(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
-    named(tables)?;
     let tables = known(settings, tables).await?;
     let said = format!("to be left out: {}", tables.join(", "));
     wish(settings, &said, json, |wishes| tables.iter().for_each(|table| wishes.skip(table))).await
 }
 
 pub(super) async fn recopy(settings: &Settings, tables: &[String], json: bool) -> Result<ExitCode> {
-    named(tables)?;
     let tables = known(settings, tables).await?;
     // What was compared before says nothing about the table any more.
     let state = settings.state().await?;

@@ -36,6 +36,37 @@ fn a_flag_that_does_not_exist_is_named_with_its_neighbour() {
     assert!(answer.err.contains("--from"), "{}", answer.err);
 }
 
+/// Found by trying: `abort --table a` removed the whole migration, and other verbs took what they did not go by.
+#[rstest]
+#[case::abort(&["abort", "--yes"], &["--table a", "--exclude a", "--map a=x", "--convert x=string", "--allow-non-empty"])]
+#[case::source_only(&["abort", "--yes", "--source-only"], &["--table a", "--via memory:"])]
+#[case::status(&["status"], &["--table nosuch", "--exclude a", "--transform x", "--via memory:"])]
+#[case::pause(&["pause"], &["--exclude a", "--map a=x", "--convert x=string"])]
+#[case::resume(&["resume"], &["--exclude a", "--allow-non-empty"])]
+#[case::skip(&["skip", "--table", "a"], &["--exclude b", "--map a=x", "--transform x"])]
+#[case::recopy(&["recopy", "--table", "a"], &["--exclude b", "--map a=x", "--transform x", "--convert x=string"])]
+#[case::set(&["set", "max_rate=5"], &["--table a", "--exclude a"])]
+#[case::verify(&["verify"], &["--allow-non-empty", "--via memory:"])]
+fn a_flag_that_a_verb_does_not_go_by_is_refused(#[case] verb: &[&str], #[case] flags: &[&str]) {
+    let (_folder, from, to) =
+        shop("CREATE TABLE a (id INTEGER PRIMARY KEY); CREATE TABLE b (id INTEGER PRIMARY KEY)");
+    let go = |words: &[&str]| {
+        tidegate(&[&["--name", "flags", "migrate"], words, &["--from", &from, "--to", &to]].concat())
+    };
+    go(&["run", "--until", "caught-up"]).ended(0);
+    for flag in flags {
+        let words: Vec<_> = verb.iter().copied().chain(flag.split(' ')).collect();
+        let answer = go(&words).ended(2);
+        assert!(answer.err.contains(words[verb.len()]), "{}", answer.err);
+    }
+    let status = go(&["status"]).ended(0);
+    assert!(
+        status.out.contains("throttle: nobody runs it") && status.out.contains("verified: not yet"),
+        "{}",
+        status.out
+    );
+}
+
 #[rstest]
 #[case::unknown_key("[source]\nurll = \"sqlite:a.db\"", &["line 2", "urll", "url"])]
 #[case::wrong_type("[copy]\nworkers = \"two\"", &["line 2", "workers"])]

@@ -154,7 +154,7 @@ fn command(program: &Path, verb: &str, from: &str, to: &str) -> Command {
     let mut command = Command::new(program);
     command.args(["--timeout", "60s", "migrate", verb, "--from", from, "--to", to, "--name", "kill"]);
     // Documents have no date with microseconds; to a server of the same kind it says nothing.
-    if to.starts_with("mongodb") {
+    if verb == "run" && to.starts_with("mongodb") {
         command.args(["--convert", "timestamptz=string"]);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
