@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod infer;
 mod knobs;
+mod noted;
 mod plan;
 mod run;
 mod serve;

@@ -1,21 +1,19 @@
 //! `tidegate migrate run`.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Code, Verdict, code};
-use tidegate_core::port::StateStore;
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
-use tidegate_flow::follow::{Record, known};
-use tidegate_flow::run::{WISHES, Wishes, change, read, run as run_flow};
+use tidegate_flow::follow::known;
+use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, Plan, PlannedTable, TableState, Until, seal, via};
+use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, seal, via};
 use tokio_util::sync::CancellationToken;
 
-use super::{plan, serve, verify};
+use super::{noted, plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::Listener;
 use crate::progress::Progress;
@@ -177,6 +175,7 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let out = plan::left_out(state.as_ref(), &settings.name, &record).await?;
     let mut wanted = settings.wanted.clone();
     plan::without(&mut wanted, &record, &out);
+    noted::require_same(settings, state.as_ref(), &record, &wanted).await?;
     let mut plan = patiently(settings, || plan::make_clear(settings, &wanted, &record, &out)).await?;
     if let Some(obstacle) = plan::unused_conversions(&wanted, &plan).into_iter().next()
         && record.is_empty()
@@ -190,49 +189,13 @@ pub(super) async fn prepare(settings: &Settings) -> Result<Flow> {
     let targets: Vec<_> =
         plan.tables.iter().filter(is_new).map(|table| Arc::clone(&table.route.target)).collect();
     settings.target.catalog().await?.create(&targets).await?;
-    note_mapping(settings, state.as_ref(), &record, &plan).await?;
+    noted::note(settings, state.as_ref(), &plan).await?;
     // They stay a part of the flow: that they are left out is on its record.
     let out = record.values().filter(|known| out.contains(&known.source.name));
     plan.tables.extend(out.map(|known| known.planned(source.as_ref())));
     let name = |planned: &PlannedTable| planned.route.shape.table.name.clone();
     plan.tables.sort_by_key(name);
     Ok(settings.flow(&plan))
-}
-
-/// The record of what the mapping says of each table, in words.
-const MAPPING: &str = "mapping";
-
-/// Finds that the rows of a table that were moved were made as they would be now. One that is to be crawled anew may be
-/// made otherwise.
-async fn note_mapping(
-    settings: &Settings,
-    state: &dyn StateStore,
-    record: &Record,
-    plan: &Plan,
-) -> Result<()> {
-    let noted = read::<BTreeMap<String, String>>(state, &settings.name, MAPPING).await?.0;
-    let recopied = read::<Wishes>(state, &settings.name, WISHES).await?.0.recopies_open();
-    let mut now = noted.clone();
-    for table in plan.tables.iter().map(|planned| &planned.route.shape.table.name) {
-        let words = settings.mapping.as_ref().and_then(|mapping| mapping.words(table)).unwrap_or_default();
-        let before = now.insert(table.to_string(), words.clone());
-        let is_moved = record.contains_key(&table.to_string()) && !recopied.contains_key(&table.to_string());
-        if is_moved && before.is_some_and(|before| before != words) {
-            return Err(Error::new(
-                code::MAPPING_INVALID,
-                format!("the rows of table {table} were moved by another filter or other computed columns; nothing was changed"),
-            )
-            .hint(format!(
-                "go on with the mapping as it was, or have all its rows moved by the new one: tidegate migrate recopy --table \
-                 {table}, and run again"
-            ))
-            .with("table", table));
-        }
-    }
-    if now != noted {
-        change(state, &settings.name, MAPPING, |record| *record = now.clone()).await?;
-    }
-    Ok(())
 }
 
 /// Asks again until the server answers or the time is over. What cannot help is not tried again.

@@ -11,8 +11,8 @@ use tidegate_flow::run::{STATUS, change, read};
 use tidegate_flow::verify::{Kind, Report, Verification, verify};
 use tidegate_flow::{Gauge, Status, TableState, TableStatus};
 
-use super::plan;
 use super::status::VERIFIED;
+use super::{noted, plan};
 use crate::render::{count, say};
 use crate::settings::Settings;
 
@@ -50,6 +50,7 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
         note(state.as_ref(), settings, &report).await?;
         return Ok(report);
     }
+    noted::require_same(settings, state.as_ref(), &record, &wanted).await?;
     let mut plan = plan::make_clear(settings, &wanted, &Record::new(), &left_out).await?;
     if let Some(obstacle) = plan.elsewhere(&record).into_iter().next() {
         return Err(obstacle.error);
