@@ -197,7 +197,12 @@ fn difference(wanted: &Table, found: &Described) -> Option<(Option<String>, Erro
         match found.affinity(&column.name) {
             None => return differs(Some(&column.name), format!("has no column {}", column.name)),
             Some(affinity) if affinity != Affinity::of(&column.native) => {
-                let what = format!("has another type for {}", column.name);
+                let here = found.table.columns.iter().find(|c| c.name == column.name);
+                let here = match here.map_or("", |c| &c.native) {
+                    "" => "no type".to_owned(),
+                    native => format!("the type {native}"),
+                };
+                let what = format!("has {here} for {}, and not {}", column.name, column.native);
                 return differs(Some(&column.name), what);
             }
             Some(_) => {}
@@ -207,7 +212,8 @@ fn difference(wanted: &Table, found: &Described) -> Option<(Option<String>, Erro
         return differs(Some(&other.name), format!("has the column {} more", other.name));
     }
     if !keys_of(wanted, found).any(|_| true) && !is_key(wanted, found.table.key_columns().map(|c| &c.name)) {
-        return differs(None, "has another key".to_owned());
+        let key: Vec<_> = wanted.key_columns().map(|column| column.name.as_str()).collect();
+        return differs(None, format!("has not the key {}", key.join(", ")));
     }
     let coarse =
         keys_of(wanted, found).flat_map(|index| index.columns.iter().flatten()).find(|(column, is)| {

@@ -199,6 +199,28 @@ fn a_target_with_rows_or_other_columns_is_refused() {
     other.failed(3, "TG0023 target-differs", &["orders"]);
 }
 
+/// Found by trying: the plan said that the type was another one, and not which one it wanted.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_type_that_is_there_and_the_wanted_one_are_named() {
+    let Some(server) = tidegate_services::postgres::shared().await else { return };
+    let (from, to) =
+        (server.create_database("types").await.unwrap(), server.create_database("types").await.unwrap());
+    crate::pairs::psql(&from, "CREATE TABLE t (id bigint PRIMARY KEY, v text)");
+    crate::pairs::psql(&to, "CREATE TABLE t (id integer PRIMARY KEY, v text)");
+    tokio::task::block_in_place(|| {
+        let (folder, file, new) = shop("CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)");
+        sqlite(&folder.path().join("new.db"), "CREATE TABLE t (id INTEGER PRIMARY KEY, v BLOB)");
+        for (from, to, said) in [
+            (&from, &to, "the column is integer there, which does not keep every value of bigint as it is"),
+            (&file, &new, "table t has the type BLOB for v, and not TEXT"),
+        ] {
+            let plan = tidegate(&["plan", "--from", from, "--to", to]).ended(3);
+            assert!(plan.out.contains(said), "{said:?} is not in: {}", plan.out);
+            tidegate(&["migrate", "run", "--from", from, "--to", to]).failed(3, "TG0023", &[said]);
+        }
+    });
+}
+
 #[test]
 fn verbs_for_a_migration_that_does_not_exist_say_so() {
     let (_folder, from, to) = shop(ORDERS);

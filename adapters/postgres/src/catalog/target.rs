@@ -1,5 +1,6 @@
 //! The server as a target: how columns are held, what is there, what is made.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
@@ -187,14 +188,20 @@ pub(crate) async fn inspect(
                 }
                 Some(there) if !keeps(column, there) => add(
                     Some(&column.name),
-                    differs("the column has a type that does not keep every value as it is")
-                        .with("has", &there.native)
-                        .with("wanted", &column.native)
-                        .hint("give it the wanted type there, or drop the table and let it be created"),
+                    differs(format!(
+                        "the column is {} there, which does not keep every value of {} as it is",
+                        there.native, column.native
+                    ))
+                    .with("has", &there.native)
+                    .with("wanted", &column.native)
+                    .hint(format!("make it {} there, or drop the table and let it be created", column.native)),
                 ),
                 Some(there) if is_key(column) && merges(column, there) => add(
                     Some(&column.name),
-                    differs("different keys of the source would be one row there: its type or its collation calls them equal")
+                    differs(format!(
+                        "different keys of the source would be one row there: its type, {}, or its collation calls them equal",
+                        there.native
+                    ))
                         .with("has", &there.native)
                         .hint("make it text of a deterministic collation there, or drop the table and let it be created"),
                 ),
@@ -212,7 +219,7 @@ pub(crate) async fn inspect(
             add(Some(&there.name), differs("the target needs a column that the source does not have"));
         }
         if !has_key(session, oid, table).await? {
-            add(None, differs("the table has not this key").with("key", sql::key_list(table)));
+            add(None, differs(format!("the table has not the key {}", sql::key_list(table))));
         }
         if !allow_non_empty {
             let sql = format!("SELECT EXISTS (SELECT FROM {})", sql::table(&table.name));
@@ -259,7 +266,7 @@ pub(crate) fn would_cascade() -> Error {
     Error::new(code::CONSTRAINT_VIOLATED, what).hint(hint)
 }
 
-fn differs(message: &'static str) -> Error {
+fn differs(message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(code::TARGET_DIFFERS, message)
 }
 
