@@ -95,6 +95,8 @@ impl Catalog for SqliteStore {
             obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
         }
         if !self.path().exists() {
+            let refused = connect::require_folder(self.path()).err();
+            obstacles.extend(refused.map(|error| Obstacle { table: None, column: None, error }));
             return Ok(obstacles);
         }
         let mut connection = connect::reader(self.path()).await?;

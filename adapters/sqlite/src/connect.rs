@@ -46,10 +46,19 @@ pub(crate) async fn creator(path: &Path) -> Result<SqliteConnection> {
     if std::fs::metadata(path).is_ok_and(|meta| meta.len() > 0) {
         return writer(path).await;
     }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
-        return Err(Error::new(code::URL_INVALID, format!("there is no folder {}", folder.display())));
-    }
+    require_folder(path)?;
     connect(options(path).create_if_missing(true).journal_mode(SqliteJournalMode::Wal)).await
+}
+
+/// Refuses a file that cannot be made where it is to be.
+pub(crate) fn require_folder(path: &Path) -> Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => {
+            Err(Error::new(code::URL_INVALID, format!("there is no folder {}", folder.display()))
+                .hint("make the folder first, or correct the URL"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a source whose readers would make its writers fail.

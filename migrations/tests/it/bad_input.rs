@@ -99,6 +99,21 @@ fn a_configuration_that_is_right_says_so_and_has_a_schema() {
     assert_eq!(copy["chunk_bytes"]["description"], "Bytes a chunk has at most, but for its last row.");
 }
 
+/// Found by trying: nothing stood in the plan's way, and the run found no folder.
+#[test]
+fn a_target_in_a_folder_that_is_not_there_is_refused_by_the_plan() {
+    let (folder, from, _) = shop(ORDERS);
+    let to = format!("sqlite:{}", folder.path().join("nowhere/new.db").display());
+    let said = "TG0002 url-invalid: there is no folder";
+    let plan = tidegate(&["plan", "--from", &from, "--to", &to]).ended(3);
+    assert!(plan.out.contains(said) && plan.out.contains("make the folder first"), "{}", plan.out);
+    tidegate(&["migrate", "run", "--from", &from, "--to", &to]).failed(
+        2,
+        said,
+        &["hint: make the folder first"],
+    );
+}
+
 #[test]
 fn a_missing_file_or_table_is_named() {
     let (_folder, from, to) = shop(ORDERS);
