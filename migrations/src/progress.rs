@@ -23,6 +23,11 @@ pub(crate) struct Rates {
 impl Rates {
     /// Takes in a status and gives rows a second and changes a second.
     pub(crate) fn take(&mut self, status: &Status) -> (f64, f64) {
+        if is_waiting(status) {
+            // Nothing is written meanwhile, whatever was before.
+            self.samples.clear();
+            return (0.0, 0.0);
+        }
         let over = i64::try_from(RATE_OVER.as_micros()).unwrap_or(i64::MAX);
         self.samples.push_back((status.at, status.run_rows, status.changes_applied));
         while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, ..)| status.at - at > over) {
@@ -56,10 +61,17 @@ pub(crate) fn eta(status: &Status, rows_per_second: f64) -> Option<(u64, u64)> {
     Some(((seconds * 0.8) as u64, (seconds * 1.5).ceil() as u64 + 1))
 }
 
+/// Whether a run that broke is tried again: it waits for a side to come back.
+fn is_waiting(status: &Status) -> bool {
+    status.running && status.error.is_some()
+}
+
 /// The word for what a flow is doing.
 pub(crate) fn state_word(status: &Status) -> &'static str {
     if status.tables.is_empty() {
         "planned"
+    } else if is_waiting(status) {
+        "waiting"
     } else if status.error.is_some() && !status.running {
         "failed"
     } else if !status.is_crawled() {
@@ -96,13 +108,14 @@ impl Progress {
         let crawled: u64 = status.tables.iter().map(|table| table.rows_crawled).sum();
         let estimated: u64 =
             status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum();
-        let eta = match eta(status, rows_rate) {
-            Some((0, 0)) => String::new(),
-            Some((low, high)) => format!(", eta {low}-{high} s (est.)"),
-            None => ", eta unknown".to_owned(),
+        let rest = match (eta(status, rows_rate), status.error.as_deref().filter(|_| is_waiting(status))) {
+            (_, Some(error)) => format!("; {error}"),
+            (Some((0, 0)), None) => String::new(),
+            (Some((low, high)), None) => format!(", eta {low}-{high} s (est.)"),
+            (None, None) => ", eta unknown".to_owned(),
         };
         let message = format!(
-            "{} of ~{} rows, {}/s, {} changes, {}/s, lag {:.1} s{eta}",
+            "{} of ~{} rows, {}/s, {} changes, {}/s, lag {:.1} s{rest}",
             count(crawled),
             count(estimated),
             count(rows_rate as u64),

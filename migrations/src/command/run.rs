@@ -10,7 +10,7 @@ use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::follow::known;
 use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
 use tidegate_flow::verify::Report;
-use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, TableState, Until, seal, via};
+use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, Status, TableState, Until, seal, via};
 use tokio_util::sync::CancellationToken;
 
 use super::{noted, plan, serve, verify};
@@ -89,11 +89,13 @@ pub(super) async fn run(
             Some(broken) = far.next() => break broken.map(|()| Ended::Stopped),
             () = flow.clock.sleep(DRAW) => {
                 listener.is_alive();
-                progress.show(&gauge.read(flow.clock.as_ref()), flow.clock.elapsed());
+                // One that broke is tried again as long as it has not ended.
+                let status = Status { running: true, ..gauge.read(flow.clock.as_ref()) };
+                progress.show(&status, flow.clock.elapsed());
             }
         }
     };
-    let status = gauge.read(flow.clock.as_ref());
+    let status = Status { running: ended.is_ok(), ..gauge.read(flow.clock.as_ref()) };
     progress.show(&status, flow.clock.elapsed());
     progress.finish();
     far_stop.cancel();

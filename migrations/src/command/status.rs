@@ -79,7 +79,7 @@ pub(super) async fn is_run(settings: &Settings) -> Result<bool> {
 
 fn word(status: &Status, wishes: &Wishes) -> &'static str {
     match state_word(status) {
-        "live" | "catching-up" | "crawling" if is_forgotten(status) => "stopped",
+        "live" | "catching-up" | "crawling" | "waiting" if is_forgotten(status) => "stopped",
         "crawling" if wishes.paused => "paused",
         word => word,
     }

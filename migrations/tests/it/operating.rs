@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use tidegate_services::postgres::{Options, Server};
 
-use crate::{shop, tidegate};
+use crate::columns::wait;
+use crate::runner::Runner;
+use crate::{shop, sqlite, tidegate};
 
 const SHOP: &str = "CREATE TABLE orders (id INTEGER PRIMARY KEY, v TEXT); INSERT INTO orders VALUES (1, 'a')";
 
@@ -133,6 +135,34 @@ fn get(address: &str, path: &str) -> String {
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer
+}
+
+/// Found by trying: it was said to have failed, and to go on with thousands of rows a second, while it waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_target_is_away_waits_and_has_not_failed() {
+    let Some(server) = server(Options::default()).await else { return };
+    let to = server.create_database("away").await.unwrap();
+    let (folder, from, _) = tokio::task::block_in_place(|| shop(SHOP));
+    let applied = |changes: u64| {
+        sqlite(&folder.path().join("shop.db"), "UPDATE orders SET v = v || 'x'");
+        wait("away", &from, &to, |status| status["tables"][0]["changes_applied"] == changes);
+    };
+    let runner = Runner::start(&from, &to, &["--name", "away"]);
+    tokio::task::block_in_place(|| {
+        wait("away", &from, &to, |status| status["state"] == "live");
+        applied(1);
+    });
+    server.kill().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.restart().await.unwrap();
+    tokio::task::block_in_place(|| applied(2));
+    runner.signal("-TERM");
+    let ended = runner.end().ended(7);
+    let waiting = ended.err.lines().find(|line| line.starts_with("waiting: ")).unwrap_or_default();
+    for word in ["1 of ~1 rows", " 0/s", "lag ", "TG00"] {
+        assert!(waiting.contains(word), "{word:?} is not in {waiting:?} of: {}", ended.err);
+    }
+    assert!(!ended.err.contains("failed"), "{}", ended.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
