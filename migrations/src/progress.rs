@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate_flow::{Status, TableState};
 
@@ -83,6 +84,61 @@ pub(crate) fn state_word(status: &Status) -> &'static str {
     }
 }
 
+fn crawled(status: &Status) -> u64 {
+    status.tables.iter().map(|table| table.rows_crawled).sum()
+}
+
+fn estimated(status: &Status) -> u64 {
+    status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum()
+}
+
+/// What there is to say, from all of it to the least that is of use.
+fn messages(status: &Status, (rows_rate, changes_rate): (f64, f64)) -> [String; 3] {
+    let rows = count(crawled(status));
+    let of = format!("{rows} of ~{}", count(estimated(status)));
+    let rows_rate_said = count(rows_rate as u64);
+    let changes = format!("{} changes, {}/s", count(status.changes_applied), count(changes_rate as u64));
+    let lag = format!("lag {:.1} s", status.lag_seconds());
+    let rest = match (eta(status, rows_rate), status.error.as_deref().filter(|_| is_waiting(status))) {
+        (_, Some(error)) => format!("; {error}"),
+        (Some((0, 0)), None) => String::new(),
+        (Some((low, high)), None) => format!(", eta ~{low}-{high} s"),
+        (None, None) => ", eta unknown".to_owned(),
+    };
+    // What is written: rows as long as there are some to crawl, then changes.
+    let written = |rows: &str| {
+        if status.is_crawled() {
+            format!("{rows} rows, {changes}, {lag}{rest}")
+        } else {
+            format!("{rows} rows, {rows_rate_said}/s, {lag}{rest}")
+        }
+    };
+    [format!("{of} rows, {rows_rate_said}/s, {changes}, {lag}{rest}"), written(&of), written(&rows)]
+}
+
+/// How wide the bar is, and what is said behind it: the bar goes first, then what is of least use.
+fn fitted(status: &Status, rates: (f64, f64), columns: usize) -> (usize, String) {
+    let messages = messages(status, rates);
+    for (message, width) in messages.iter().flat_map(|message| BARS.map(|width| (message, width))) {
+        if HEAD + width + usize::from(width > 0) + message.chars().count() <= columns {
+            return (width, message.clone());
+        }
+    }
+    let [.., least] = messages;
+    (0, least)
+}
+
+/// The word of the state and the share that is done.
+const HEAD: usize = 17;
+/// How wide a bar may be.
+const BARS: [usize; 3] = [20, 10, 0];
+
+fn style(width: usize) -> ProgressStyle {
+    let bar = if width == 0 { String::new() } else { format!("{{bar:{width}}} ") };
+    let style = ProgressStyle::with_template(&format!("{{prefix:<11}} {bar}{{percent:>3}}% {{wide_msg}}"));
+    style.unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// Shows a status as it changes.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -93,46 +149,27 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
-        let bar = (std::io::stderr().is_terminal() && !quiet).then(|| {
-            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{prefix:<11} {bar:20} {percent:>3}% {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
+        let bar = (std::io::stderr().is_terminal() && !quiet)
+            .then(|| ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr()));
         Self { bar, rates: Rates::default(), said: None, quiet }
     }
 
     pub(crate) fn show(&mut self, status: &Status, elapsed: Duration) {
-        let (rows_rate, changes_rate) = self.rates.take(status);
+        let rates = self.rates.take(status);
         let word = state_word(status);
-        let crawled: u64 = status.tables.iter().map(|table| table.rows_crawled).sum();
-        let estimated: u64 =
-            status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum();
-        let rest = match (eta(status, rows_rate), status.error.as_deref().filter(|_| is_waiting(status))) {
-            (_, Some(error)) => format!("; {error}"),
-            (Some((0, 0)), None) => String::new(),
-            (Some((low, high)), None) => format!(", eta {low}-{high} s (est.)"),
-            (None, None) => ", eta unknown".to_owned(),
-        };
-        let message = format!(
-            "{} of ~{} rows, {}/s, {} changes, {}/s, lag {:.1} s{rest}",
-            count(crawled),
-            count(estimated),
-            count(rows_rate as u64),
-            count(status.changes_applied),
-            count(changes_rate as u64),
-            status.lag_seconds(),
-        );
         if let Some(bar) = &self.bar {
-            bar.set_length(estimated.max(1));
-            bar.set_position(if status.is_crawled() { estimated.max(1) } else { crawled });
+            let (_, columns) = Term::stderr().size();
+            let (width, message) = fitted(status, rates, usize::from(columns));
+            bar.set_style(style(width));
+            bar.set_length(estimated(status).max(1));
+            bar.set_position(if status.is_crawled() { estimated(status).max(1) } else { crawled(status) });
             bar.set_prefix(word);
             bar.set_message(message);
         } else if !self.quiet
             && self.said.is_none_or(|(at, said)| said != word || elapsed.saturating_sub(at) >= LINE_EVERY)
         {
             self.said = Some((elapsed, word));
-            eprintln!("{word}: {message}");
+            eprintln!("{word}: {}", messages(status, rates)[0]);
         }
     }
 
@@ -141,5 +178,36 @@ impl Progress {
             // It stays where it is: the run may have been stopped in the middle.
             bar.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by trying: at 80 columns the line ended behind the rate, and the lag and the end were never seen.
+    #[test]
+    fn what_is_of_most_use_is_seen_at_any_width() {
+        let table = serde_json::json!({
+            "source": "t", "target": "t", "state": "crawling", "error": null, "rows_estimated": 1_206_000, "restarts": 0,
+            "changes": 0, "chunks_done": 0, "chunks_estimated": 0, "rows_crawled": 605_432, "ranges_done": 0,
+            "ranges_total": 1, "rows_overtaken": 0, "rows_completed": 0,
+        });
+        let table = serde_json::from_value(table).unwrap();
+        let status =
+            Status { tables: vec![table], changes_applied: 120_000, running: true, ..Status::default() };
+        let line = |columns| fitted(&status, (45_783.0, 1_200.0), columns);
+        let least = "605,432 rows, 45,783/s, lag 0.0 s, eta ~10-21 s";
+        let more = "605,432 of ~1,206,000 rows, 45,783/s, lag 0.0 s, eta ~10-21 s";
+        let all = "605,432 of ~1,206,000 rows, 45,783/s, 120,000 changes, 1,200/s, lag 0.0 s, eta ~10-21 s";
+        for (columns, width, message) in
+            [(64, 0, least), (80, 0, more), (105, 0, all), (120, 10, all), (140, 20, all)]
+        {
+            assert_eq!(line(columns), (width, message.to_owned()), "{columns}");
+        }
+        let waiting =
+            Status { error: Some("TG0010 unreachable: the server does not answer".to_owned()), ..status };
+        let (_, message) = fitted(&waiting, (0.0, 0.0), 80);
+        assert_eq!(message, "605,432 rows, 0/s, lag 0.0 s; TG0010 unreachable: the server does not answer");
     }
 }

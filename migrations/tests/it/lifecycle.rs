@@ -283,6 +283,42 @@ fn a_migration_that_was_stopped_in_the_middle_is_shown_as_what_it_is() {
     assert!(plan.out.contains("the migration has begun, and goes on with a run"), "{}", plan.out);
 }
 
+/// Found by trying: the line was cut behind the rate, and nobody saw the lag and the end.
+#[test]
+fn a_terminal_of_80_columns_shows_the_lag_and_the_end() {
+    let (folder, from, to) = shop(MANY);
+    let file = folder.path().join("shop.toml");
+    std::fs::write(&file, "[copy]\nchunk_rows = 200\n").unwrap();
+    let run = [
+        "-c",
+        file.to_str().unwrap(),
+        "migrate",
+        "run",
+        "--until",
+        "caught-up",
+        "--from",
+        &from,
+        "--to",
+        &to,
+    ];
+    tidegate(&run).ended(0);
+    for verb in [&["set", "max_rate=8000"], &["recopy", "--table=orders"]] {
+        tidegate(&[&["migrate"], &verb[..], &run[6..]].concat()).ended(0);
+    }
+    let drawn = crate::on_terminal(80, &run);
+    let crawling: Vec<_> =
+        drawn.iter().filter(|line| line.starts_with("crawling") && line.contains("eta")).collect();
+    let is_whole = |line: &&String| {
+        ["%", " rows, ", "/s, ", "lag ", "eta "].iter().all(|part| line.contains(part))
+            && line.trim_end().ends_with(" s")
+    };
+    assert!(crawling.iter().any(is_whole), "{drawn:#?}");
+    assert!(
+        drawn.iter().all(|line| line.chars().count() <= 80 || !line.starts_with("crawling")),
+        "{drawn:#?}"
+    );
+}
+
 /// Found by trying: the plan named no type for the target's column.
 #[test]
 fn a_column_without_a_type_is_any_on_both_sides() {

@@ -30,6 +30,24 @@ fn tidegate(words: &[&str]) -> Outcome {
     Outcome::of(Command::new(env!("CARGO_BIN_EXE_tidegate")).args(words).output().unwrap())
 }
 
+/// Runs the program in a terminal of so many columns, and gives what was drawn there: a line for each state of it.
+fn on_terminal(columns: u16, words: &[&str]) -> Vec<String> {
+    let quoted: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!("stty cols {columns}; {} {}", env!("CARGO_BIN_EXE_tidegate"), quoted.join(" "));
+    let drawn = Command::new("script").args(["-qec", &line, "/dev/null"]).output().unwrap();
+    let drawn = String::from_utf8_lossy(&drawn.stdout).into_owned();
+    let frames = drawn.split(['\r', '\n']);
+    let plain = frames.map(|frame| {
+        let mut parts = frame.split("\u{1b}[");
+        let first = parts.next().unwrap_or_default().to_owned();
+        // What is behind the letter that ends a control sequence.
+        parts.fold(first, |text, part| {
+            text + part.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest)
+        })
+    });
+    plain.filter(|frame| !frame.trim().is_empty()).collect()
+}
+
 /// What the program answered.
 #[derive(Debug)]
 struct Outcome {
