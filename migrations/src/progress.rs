@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tidegate_flow::verify::Reading;
 use tidegate_flow::{Status, TableState};
 
 use crate::render::count;
@@ -14,6 +15,9 @@ use crate::render::count;
 const RATE_OVER: Duration = Duration::from_secs(10);
 /// Where there is no terminal a line is printed this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a spinner moves.
+const SPIN: Duration = Duration::from_millis(100);
 
 /// Rates and what follows from them.
 #[derive(Debug, Default)]
@@ -92,13 +96,64 @@ fn estimated(status: &Status) -> u64 {
     status.tables.iter().map(|table| table.rows_estimated.max(table.rows_crawled)).sum()
 }
 
+/// Whether both sides are compared while the run goes on.
+fn is_comparing(status: &Status, reading: &Reading) -> bool {
+    !is_waiting(status) && !reading.tables().is_empty()
+}
+
+/// How far a comparison has got.
+fn compared(reading: &Reading) -> String {
+    format!("{}, {} rows read", reading.tables().join(", "), count(reading.rows()))
+}
+
+/// Shows on a terminal how far a comparison has got, until it ends.
+pub(crate) async fn while_comparing<T>(
+    reading: &Reading,
+    quiet: bool,
+    comparing: impl Future<Output = T>,
+) -> T {
+    if quiet || !std::io::stderr().is_terminal() {
+        return comparing.await;
+    }
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{spinner} {wide_msg}");
+    spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    tokio::pin!(comparing);
+    loop {
+        let said = if reading.tables().is_empty() {
+            "comparing".to_owned()
+        } else {
+            format!("comparing: {}", compared(reading))
+        };
+        spinner.set_message(said);
+        spinner.tick();
+        tokio::select! {
+            biased;
+            compared = &mut comparing => {
+                // What was found is the answer.
+                spinner.finish_and_clear();
+                return compared;
+            }
+            () = tokio::time::sleep(SPIN) => {}
+        }
+    }
+}
+
 /// What there is to say, from all of it to the least that is of use.
-fn messages(status: &Status, (rows_rate, changes_rate): (f64, f64)) -> [String; 3] {
+fn messages(status: &Status, reading: &Reading, (rows_rate, changes_rate): (f64, f64)) -> [String; 3] {
     let rows = count(crawled(status));
     let of = format!("{rows} of ~{}", count(estimated(status)));
     let rows_rate_said = count(rows_rate as u64);
     let changes = format!("{} changes, {}/s", count(status.changes_applied), count(changes_rate as u64));
     let lag = format!("lag {:.1} s", status.lag_seconds());
+    if is_comparing(status, reading) {
+        let (all, rows) = (compared(reading), count(reading.rows()));
+        return [
+            format!("{all}, {changes}, {lag}"),
+            format!("{all}, {lag}"),
+            format!("{rows} rows read, {lag}"),
+        ];
+    }
     let rest = match (eta(status, rows_rate), status.error.as_deref().filter(|_| is_waiting(status))) {
         (_, Some(error)) => format!("; {error}"),
         (Some((0, 0)), None) => String::new(),
@@ -117,8 +172,8 @@ fn messages(status: &Status, (rows_rate, changes_rate): (f64, f64)) -> [String; 
 }
 
 /// How wide the bar is, and what is said behind it: the bar goes first, then what is of least use.
-fn fitted(status: &Status, rates: (f64, f64), columns: usize) -> (usize, String) {
-    let messages = messages(status, rates);
+fn fitted(status: &Status, reading: &Reading, rates: (f64, f64), columns: usize) -> (usize, String) {
+    let messages = messages(status, reading, rates);
     for (message, width) in messages.iter().flat_map(|message| BARS.map(|width| (message, width))) {
         if HEAD + width + usize::from(width > 0) + message.chars().count() <= columns {
             return (width, message.clone());
@@ -154,12 +209,12 @@ impl Progress {
         Self { bar, rates: Rates::default(), said: None, quiet }
     }
 
-    pub(crate) fn show(&mut self, status: &Status, elapsed: Duration) {
+    pub(crate) fn show(&mut self, status: &Status, reading: &Reading, elapsed: Duration) {
         let rates = self.rates.take(status);
-        let word = state_word(status);
+        let word = if is_comparing(status, reading) { "comparing" } else { state_word(status) };
         if let Some(bar) = &self.bar {
             let (_, columns) = Term::stderr().size();
-            let (width, message) = fitted(status, rates, usize::from(columns));
+            let (width, message) = fitted(status, reading, rates, usize::from(columns));
             bar.set_style(style(width));
             bar.set_length(estimated(status).max(1));
             bar.set_position(if status.is_crawled() { estimated(status).max(1) } else { crawled(status) });
@@ -169,7 +224,7 @@ impl Progress {
             && self.said.is_none_or(|(at, said)| said != word || elapsed.saturating_sub(at) >= LINE_EVERY)
         {
             self.said = Some((elapsed, word));
-            eprintln!("{word}: {}", messages(status, rates)[0]);
+            eprintln!("{word}: {}", messages(status, reading, rates)[0]);
         }
     }
 
@@ -196,7 +251,7 @@ mod tests {
         let table = serde_json::from_value(table).unwrap();
         let status =
             Status { tables: vec![table], changes_applied: 120_000, running: true, ..Status::default() };
-        let line = |columns| fitted(&status, (45_783.0, 1_200.0), columns);
+        let line = |columns| fitted(&status, &Reading::default(), (45_783.0, 1_200.0), columns);
         let least = "605,432 rows, 45,783/s, lag 0.0 s, eta ~10-21 s";
         let more = "605,432 of ~1,206,000 rows, 45,783/s, lag 0.0 s, eta ~10-21 s";
         let all = "605,432 of ~1,206,000 rows, 45,783/s, 120,000 changes, 1,200/s, lag 0.0 s, eta ~10-21 s";
@@ -207,7 +262,7 @@ mod tests {
         }
         let waiting =
             Status { error: Some("TG0010 unreachable: the server does not answer".to_owned()), ..status };
-        let (_, message) = fitted(&waiting, (0.0, 0.0), 80);
+        let (_, message) = fitted(&waiting, &Reading::default(), (0.0, 0.0), 80);
         assert_eq!(message, "605,432 rows, 0/s, lag 0.0 s; TG0010 unreachable: the server does not answer");
     }
 }

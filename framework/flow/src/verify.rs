@@ -8,7 +8,8 @@
 mod side;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
@@ -121,6 +122,35 @@ pub struct Verification<'a> {
     pub patience: Duration,
     /// The clock.
     pub clock: &'a dyn Clock,
+    /// Where it tells how far it has got.
+    pub reading: Arc<Reading>,
+}
+
+/// How far a verification has got, for whoever waits for it.
+#[derive(Debug, Default)]
+pub struct Reading {
+    rows: AtomicU64,
+    tables: Mutex<BTreeSet<String>>,
+}
+
+impl Reading {
+    /// Rows that were read, of both sides and in every round.
+    pub fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    /// The tables that are compared now, by their names in the source.
+    pub fn tables(&self) -> Vec<String> {
+        self.lock().iter().cloned().collect()
+    }
+
+    fn read(&self, rows: usize) {
+        self.rows.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A row that is not the same on both sides, and for how many rounds it has been like that.
@@ -138,10 +168,14 @@ pub async fn verify(verification: &Verification<'_>, state: &Arc<dyn StateStore>
     let catalog = verification.target.catalog().await?;
     let tables = verification.routes.iter().map(async |route| {
         let mut report = Report { complete: true, ..Report::default() };
-        match verify_table(verification, state.as_ref(), catalog.as_ref(), route, &mut report).await {
+        let name = route.shape.table.name.to_string();
+        verification.reading.lock().insert(name.clone());
+        let done = verify_table(verification, state.as_ref(), catalog.as_ref(), route, &mut report).await;
+        verification.reading.lock().remove(&name);
+        match done {
             // What is wrong with one table's rows is its own trouble.
             Err(error) if error.kind() == error::Kind::Data => {
-                report.unread.insert(route.shape.table.name.to_string(), error.line());
+                report.unread.insert(name, error.line());
             }
             done => {
                 done?;
@@ -342,6 +376,7 @@ mod tests {
                 run: None,
                 patience: Duration::from_secs(60),
                 clock: clock.as_ref(),
+                reading: Arc::default(),
             };
             verify(&verification, &self.target.state().await.unwrap()).await.unwrap()
         }

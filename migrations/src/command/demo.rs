@@ -81,7 +81,7 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>, json: bool) -> Result
     if !ended.success() {
         return Err(Error::new(code::INTERNAL, format!("the last run ended with {ended}")));
     }
-    let report = verify::compare(&settings, None).await?;
+    let report = verify::compare(&settings, None, &Arc::default()).await?;
     let state = settings.state().await?;
     let (status, _) = read::<Status>(state.as_ref(), &settings.name, STATUS).await?;
     say(&*clock, &format!("the service has ended; compared at rest: {}", outcome_of(&report)));
@@ -172,7 +172,7 @@ async fn migrate(
     );
 
     let before = service.transactions.load(Ordering::Relaxed);
-    let report = verify::compare(settings, None).await?;
+    let report = verify::compare(settings, None, &Arc::default()).await?;
     let meanwhile = service.transactions.load(Ordering::Relaxed) - before;
     say(
         &**clock,

@@ -53,9 +53,7 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             Migrate::Recopy { ends, tables } => knobs::recopy(&of(ends)?, tables, json).await,
             Migrate::Set { ends, knob } => knobs::set(&of(ends)?, knob, json).await,
             Migrate::Verify { ends, moved, limit } => {
-                let settings = moving(ends, moved)?;
-                let report = verify::compare(&settings, None).await?;
-                verify::show(report, status::is_run(&settings).await?, *limit, json)
+                verify::verify(&moving(ends, moved)?, *limit, &common).await
             }
             Migrate::Abort { ends, carrier, source_only: false, yes } => {
                 abort::abort(&carried(ends, carrier)?, *yes, json).await

@@ -9,7 +9,7 @@ use tidegate_core::error::{Code, Verdict, code};
 use tidegate_core::{Error, Ids, Result, Scope, SystemIds};
 use tidegate_flow::follow::known;
 use tidegate_flow::run::{WISHES, Wishes, change, run as run_flow};
-use tidegate_flow::verify::Report;
+use tidegate_flow::verify::{Reading, Report};
 use tidegate_flow::{Ended, Flow, Gauge, PlannedTable, Status, TableState, Until, seal, via};
 use tokio_util::sync::CancellationToken;
 
@@ -68,9 +68,10 @@ pub(super) async fn run(
         settings.timeout.max(Duration::from_secs(60)),
         &stop,
     );
+    let reading = Arc::default();
     let comparing = async {
         match until {
-            Some(UntilWord::Verified) => compare_when_crawled(settings, &gauge, &flow).await,
+            Some(UntilWord::Verified) => compare_when_crawled(settings, &gauge, &reading, &flow).await,
             _ => std::future::pending().await,
         }
     };
@@ -91,12 +92,12 @@ pub(super) async fn run(
                 listener.is_alive();
                 // One that broke is tried again as long as it has not ended.
                 let status = Status { running: true, ..gauge.read(flow.clock.as_ref()) };
-                progress.show(&status, flow.clock.elapsed());
+                progress.show(&status, &reading, flow.clock.elapsed());
             }
         }
     };
     let status = Status { running: ended.is_ok(), ..gauge.read(flow.clock.as_ref()) };
-    progress.show(&status, flow.clock.elapsed());
+    progress.show(&status, &reading, flow.clock.elapsed());
     progress.finish();
     far_stop.cancel();
     far.join().await?;
@@ -142,12 +143,17 @@ pub(super) async fn run(
 }
 
 /// Compares both sides as soon as every table is crawled or stopped, while the run goes on.
-async fn compare_when_crawled(settings: &Settings, gauge: &Gauge, flow: &Flow) -> Result<Report> {
+async fn compare_when_crawled(
+    settings: &Settings,
+    gauge: &Gauge,
+    reading: &Arc<Reading>,
+    flow: &Flow,
+) -> Result<Report> {
     let mut looks = 0;
     loop {
         let status = gauge.read(flow.clock.as_ref());
         if status.is_crawled() && status.drained {
-            let report = match verify::compare(settings, Some(gauge)).await {
+            let report = match verify::compare(settings, Some(gauge), reading).await {
                 // The source may have got a column that no change has told of yet: the runner is asked to look.
                 Err(error) if error.code() == code::TARGET_DIFFERS && looks < LOOKS_MAX => {
                     looks += 1;

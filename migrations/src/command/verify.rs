@@ -2,22 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Selection, StateStore};
 use tidegate_core::{Error, Result, SystemClock, TableName};
 use tidegate_flow::follow::{Record, known};
 use tidegate_flow::run::{STATUS, change, read};
-use tidegate_flow::verify::{Kind, Report, Verification, verify};
+use tidegate_flow::verify::{Kind, Reading, Report, Verification, verify as both_sides};
 use tidegate_flow::{Gauge, Status, TableState, TableStatus};
 
-use super::status::VERIFIED;
+use super::status::{self, VERIFIED};
 use super::{noted, plan};
+use crate::arguments::Common;
+use crate::progress::while_comparing;
 use crate::render::{count, say};
 use crate::settings::Settings;
 
+pub(super) async fn verify(settings: &Settings, limit: usize, common: &Common) -> Result<ExitCode> {
+    let reading = Arc::default();
+    let comparing = compare(settings, None, &reading);
+    let report = while_comparing(&reading, common.quiet || common.json, comparing).await?;
+    show(report, status::is_run(settings).await?, limit, common.json)
+}
+
 /// Compares both sides, while a run goes on in this process or none does, and keeps what was found on record.
-pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<Report> {
+pub(super) async fn compare(
+    settings: &Settings,
+    run: Option<&Gauge>,
+    reading: &Arc<Reading>,
+) -> Result<Report> {
     let state = settings.state().await?;
     let clock = SystemClock::shared();
     let status = match run {
@@ -65,8 +79,9 @@ pub(super) async fn compare(settings: &Settings, run: Option<&Gauge>) -> Result<
         run,
         patience: settings.timeout,
         clock: clock.as_ref(),
+        reading: Arc::clone(reading),
     };
-    let mut report = verify(&verification, &state).await?;
+    let mut report = both_sides(&verification, &state).await?;
     report.equal &= stopped.is_empty() && unread.is_empty();
     report.stopped = stopped;
     report.unread.extend(unread);

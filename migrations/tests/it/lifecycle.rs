@@ -319,6 +319,28 @@ fn a_terminal_of_80_columns_shows_the_lag_and_the_end() {
     );
 }
 
+/// Found by trying: the screen stayed empty for as long as it took.
+#[test]
+fn a_comparison_says_how_far_it_has_got() {
+    let (folder, from, to) = shop(MANY);
+    let ends = ["--from", from.as_str(), "--to", to.as_str()];
+    let run = |until| tidegate(&[&["migrate", "run", "--until", until], &ends[..]].concat());
+    run("caught-up").ended(0);
+    // A row that differs is read again and again.
+    sqlite(&folder.path().join("new.db"), "UPDATE orders SET note = 'other' WHERE id = 7");
+    let verify = [&["migrate", "verify"], &ends[..]].concat();
+    let is_said = |line: &String| line.contains("comparing: orders, ") && line.contains(",000 rows read");
+    let drawn = crate::on_terminal(80, &verify);
+    assert!(drawn.iter().any(is_said), "{drawn:#?}");
+    assert!(drawn.last().unwrap().contains("next: "), "{drawn:#?}");
+    for quiet in ["--json", "--quiet"] {
+        let drawn = crate::on_terminal(80, &[&[quiet], &verify[..]].concat());
+        assert!(!drawn.iter().any(is_said), "{drawn:#?}");
+    }
+    let lines = run("verified").ended(4).err;
+    assert!(lines.lines().any(|line| line.starts_with("comparing: orders, ")), "{lines}");
+}
+
 /// Found by trying: the plan named no type for the target's column.
 #[test]
 fn a_column_without_a_type_is_any_on_both_sides() {

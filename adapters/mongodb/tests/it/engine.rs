@@ -72,6 +72,7 @@ async fn compared(flow: &Flow) -> Report {
         routes: &flow.routes,
         patience: Duration::from_secs(5),
         clock: flow.clock.as_ref(),
+        reading: Arc::default(),
     };
     Box::pin(verify(&verification, &state)).await.unwrap()
 }

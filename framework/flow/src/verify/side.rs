@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route, Selection, Store};
+use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route, Selection};
 use tidegate_core::{Cell, Column, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::Verification;
+use super::{Reading, Verification};
 
 /// Buckets of a table.
 pub(super) const BUCKETS: usize = 1 << 16;
@@ -30,6 +30,7 @@ pub(super) struct Side {
     by_bytes: Vec<bool>,
     /// All of them, in the same order on both sides: then a row's frame is compared as it is.
     by_frame: bool,
+    reading: Arc<Reading>,
 }
 
 /// A row by the identity of its key.
@@ -60,8 +61,9 @@ pub(super) async fn sides(
         places: (0..columns).collect(),
         by_bytes: Vec::new(),
         by_frame: false,
+        reading: Arc::clone(&verification.reading),
     };
-    let mut held = target_side(verification.target, target, &route.target).await?;
+    let mut held = target_side(verification, target, &route.target).await?;
     let encoding = route.shape.codec.encoding();
     let same = held.shape.codec.encoding() == encoding && encoding != Encoding::CANONICAL;
     let pairs = route.shape.table.columns.iter().zip(&held.places);
@@ -81,7 +83,11 @@ pub(super) async fn sides(
     Ok((source, held))
 }
 
-async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Table>) -> Result<Side> {
+async fn target_side(
+    verification: &Verification<'_>,
+    catalog: &dyn Catalog,
+    wanted: &Arc<Table>,
+) -> Result<Side> {
     let (mut tables, obstacles) = catalog.describe(&Selection::These(vec![wanted.name.clone()])).await?;
     let Some(table) = tables.pop() else {
         let missing = Error::new(code::TABLE_MISSING, format!("the target has no table {}", wanted.name));
@@ -99,12 +105,13 @@ async fn target_side(store: &dyn Store, catalog: &dyn Catalog, wanted: &Arc<Tabl
     let codec = catalog.codec(&table);
     let shape = Shape { table: Arc::new(table), codec };
     Ok(Side {
-        crawler: store.crawler().await?,
+        crawler: verification.target.crawler().await?,
         shape,
         held_as: None,
         places,
         by_bytes: Vec::new(),
         by_frame: false,
+        reading: Arc::clone(&verification.reading),
     })
 }
 
@@ -143,6 +150,7 @@ impl Side {
                 rows.clear();
                 let chunk = self.crawler.read(&table, &rest, READ.of_rows(row_bytes), &mut rows).await?;
                 count += rows.len() as u64;
+                self.reading.read(rows.len());
                 row_bytes = rows.bytes().len().checked_div(rows.len()).unwrap_or(row_bytes);
                 let mut surplus = &chunk.surplus[..];
                 if let Some((_, field)) = surplus.first().filter(|_| self.held_as.is_some()) {

@@ -113,6 +113,7 @@ async fn compare(url: &str, target: &str) -> Result<Found> {
         run: None,
         patience: Duration::from_secs(60),
         clock: flow.clock.as_ref(),
+        reading: Arc::default(),
     };
     Ok(Box::pin(verify(&verification, &Arc::clone(&state))).await?)
 }
