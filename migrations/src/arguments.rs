@@ -142,9 +142,9 @@ pub(crate) enum Verb {
         /// What the rights are for
         #[arg(long = "for", value_enum)]
         side: SideWord,
-        /// The user
-        #[arg(long, default_value = "tidegate")]
-        user: String,
+        /// The user [default: the URL's, or tidegate]
+        #[arg(long)]
+        user: Option<String>,
         /// The database
         url: String,
     },

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use percent_encoding::percent_decode_str;
 use tidegate_core::port::{Broker, Finding, Side, Store, Weight};
 use tidegate_core::{Endpoint, Result};
 use tidegate_flow::Status;
@@ -124,14 +125,19 @@ pub(super) async fn grants(
     registry: &Registry,
     url: &str,
     side: SideWord,
-    user: &str,
+    user: Option<&str>,
     json: bool,
 ) -> Result<ExitCode> {
     let side = match side {
         SideWord::Source => Side::Source,
         SideWord::Target => Side::Target,
     };
-    let store = registry.open(&Endpoint::parse(url)?)?;
+    let endpoint = Endpoint::parse(url)?;
+    let store = registry.open(&endpoint)?;
+    let of_url =
+        endpoint.url().map(|url| percent_decode_str(url.username()).decode_utf8_lossy().into_owned());
+    let of_url = of_url.ok().filter(|user| !user.is_empty());
+    let user = user.or(of_url.as_deref()).unwrap_or("tidegate");
     let script = store.examiner().await?.grants(side, user);
     if json {
         say!("{}", serde_json::json!({"script": script}));

@@ -64,7 +64,7 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
             }
         },
         Verb::Doctor { ends, carrier } => doctor::doctor(&carried(ends, carrier)?, json).await,
-        Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user, json).await,
+        Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user.as_deref(), json).await,
         Verb::Config(verb) => config::config(verb, &common),
         Verb::Explain { code } => explain::explain(code.as_deref(), json),
         Verb::Completions { shell } => completions::completions(*shell),

@@ -68,6 +68,16 @@ fn grants_are_a_script_for_each_store_and_side() {
         let answer = tidegate(&["grants", "--for", side, "--user", "mover", url]).ended(0);
         assert!(answer.out.contains(words) && answer.out.contains("mover"), "{url}: {}", answer.out);
     }
+    // Found by trying: they were for a user that the URL did not name.
+    for (url, user) in [
+        ("postgres://mover@h/shop", "TO \"mover\";"),
+        ("postgres://m%6Fver@h/shop", "TO \"mover\";"),
+        ("mongodb://h/shop?replicaSet=r", "user: \"tidegate\""),
+        ("mongodb://mover:secret@h/shop?replicaSet=r", "user: \"mover\""),
+    ] {
+        let answer = tidegate(&["grants", "--for", "source", url]).ended(0);
+        assert!(answer.out.contains(user), "{url}: {}", answer.out);
+    }
 }
 
 /// Found by trying: some verbs answered a script with nothing, or with text.
