@@ -109,6 +109,11 @@ pub(super) fn show(mut report: Report, is_run: bool, limit: usize, json: bool) -
     } else if report.equal {
         say!("equal: {} rows compared, 0 missing, 0 extra, 0 different", count(report.compared));
     } else {
+        if !is_run {
+            say!(
+                "nobody runs this migration: what has changed at the source since it was stopped is not in the target"
+            );
+        }
         for row in &report.rows {
             let key: Vec<_> = row.key.iter().map(|(name, value)| format!("{name}={value}")).collect();
             let kind = match row.kind {
@@ -140,9 +145,6 @@ pub(super) fn show(mut report: Report, is_run: bool, limit: usize, json: bool) -
             let tables: BTreeSet<String> = report.rows.iter().map(|row| row.table.to_string()).collect();
             tables.iter().for_each(|table| say!("next: tidegate migrate recopy --table {table}"));
         } else {
-            say!(
-                "nobody runs this migration: what has changed at the source since it was stopped is not in the target"
-            );
             say!("next: tidegate migrate run --until verified");
         }
     }

@@ -333,6 +333,11 @@ fn a_comparison_says_how_far_it_has_got() {
     let drawn = crate::on_terminal(80, &verify);
     assert!(drawn.iter().any(is_said), "{drawn:#?}");
     assert!(drawn.last().unwrap().contains("next: "), "{drawn:#?}");
+    let found = tidegate(&verify).ended(4).out;
+    assert!(
+        found.starts_with("nobody runs this migration: "),
+        "what explains the rest is not first: {found}"
+    );
     for quiet in ["--json", "--quiet"] {
         let drawn = crate::on_terminal(80, &[&[quiet], &verify[..]].concat());
         assert!(!drawn.iter().any(is_said), "{drawn:#?}");
