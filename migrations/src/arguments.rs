@@ -171,7 +171,7 @@ pub(crate) enum Migrate {
         /// Answer /health, /ready and /metrics over HTTP here, for example 127.0.0.1:9100
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<std::net::SocketAddr>,
-        /// End by itself, with exit status 0
+        /// End by itself: with exit status 0, or with 4 if both sides are compared and not equal
         #[arg(long, value_enum)]
         until: Option<UntilWord>,
         /// Which half of it to run, with --via: the one that reads, or the one that writes

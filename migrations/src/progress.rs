@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate_flow::verify::Reading;
 use tidegate_flow::{Status, TableState};
 
-use crate::render::count;
+use crate::render::{changes, count};
 
 /// Rates are taken over this long.
 const RATE_OVER: Duration = Duration::from_secs(10);
@@ -144,7 +144,7 @@ fn messages(status: &Status, reading: &Reading, (rows_rate, changes_rate): (f64,
     let rows = count(crawled(status));
     let of = format!("{rows} of ~{}", count(estimated(status)));
     let rows_rate_said = count(rows_rate as u64);
-    let changes = format!("{} changes, {}/s", count(status.changes_applied), count(changes_rate as u64));
+    let changes = format!("{}, {}/s", changes(status.changes_applied), count(changes_rate as u64));
     let lag = format!("lag {:.1} s", status.lag_seconds());
     if is_comparing(status, reading) {
         let (all, rows) = (compared(reading), count(reading.rows()));

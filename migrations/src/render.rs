@@ -95,6 +95,11 @@ pub(crate) fn count(number: u64) -> String {
     out
 }
 
+/// `1 change`, `2,000 changes`.
+pub(crate) fn changes(number: u64) -> String {
+    format!("{} change{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// A table without lines, for a terminal or a pipe.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
@@ -116,5 +121,7 @@ mod tests {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")] {
             assert_eq!(count(number), text);
         }
+        let texts = [0, 1, 2_000].map(changes);
+        assert_eq!(texts, ["0 changes", "1 change", "2,000 changes"]);
     }
 }

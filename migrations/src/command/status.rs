@@ -9,7 +9,7 @@ use tidegate_flow::run::{QUIET, STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Status, TableState, verify};
 
 use crate::progress::{Rates, eta, state_word};
-use crate::render::{count, say, table};
+use crate::render::{changes, count, say, table};
 use crate::settings::Settings;
 
 /// The record of the last verification.
@@ -180,8 +180,8 @@ fn print(
         format!("lag {:.1} s, {} bytes", status.lag_seconds(), count(status.behind))
     };
     say!(
-        "{lag}; {} changes applied; throttle: {}",
-        count(status.changes_applied),
+        "{lag}; {} applied; throttle: {}",
+        changes(status.changes_applied),
         throttle(status, wishes).unwrap_or_else(|| "none".to_owned())
     );
     if is_forgotten(status) && status.held_bytes > 0 {
