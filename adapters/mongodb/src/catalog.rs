@@ -163,14 +163,24 @@ impl Catalog for MongoStore {
             }
             let collection = database.collection::<Document>(&full);
             let rows = collection.estimated_document_count().await.during("count documents")?;
-            let created = match which {
-                Selection::All => None,
-                Selection::These(_) => created_as(database, &full).await?,
-            };
-            let shape = created.unwrap_or_else(|| of_documents(&full));
-            tables.push(Table { name, native_id: one.id, rows_estimated: rows, ..shape });
+            tables.push(Table { name, native_id: one.id, rows_estimated: rows, ..of_documents(&full) });
         }
         Ok((tables, obstacles))
+    }
+
+    async fn held(&self, wanted: &Table) -> Result<Table> {
+        let database = self.database().await?;
+        let full = wanted.name.to_string();
+        let listed = list(database).await?;
+        let Some(one) = listed.get(&full) else {
+            return Err(Error::new(code::TABLE_MISSING, format!("there is no collection {full}")));
+        };
+        if let Some(what) = one.cannot_be_target() {
+            return Err(differs(wanted, &what));
+        }
+        let created = if codec::is_of_documents(wanted) { None } else { created_as(database, &full).await? };
+        let shape = created.unwrap_or_else(|| of_documents(&full));
+        Ok(Table { name: wanted.name.clone(), native_id: one.id, ..shape })
     }
 
     fn codec(&self, _: &Table) -> Arc<dyn Codec> {

@@ -1,8 +1,8 @@
 //! Cells in BSON, and how a document lies in a row.
 //!
 //! A cell is a value as it stands in a document: one byte for its type, then its bytes. The cell of a whole document
-//! has no byte for its type. A collection is described as two columns, `_id` and `document`, or, where a migration
-//! created it for the columns of a table, as those columns.
+//! has no byte for its type. A collection is described as two columns, `_id` and `document`. One that a
+//! migration created for the columns of a table is read back, as its target, as those columns.
 //!
 //! An `_id` of a type that the model does not have is its canonical Extended JSON; an ObjectId is its 24 hexadecimal
 //! digits as text, and a string that reads like one says that it is a string: `{"$string":"…"}`. So `_id`s that differ

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 use crate::flow::FlowName;
 use crate::position::Position;
 use crate::table::{Codec, Column, Encoding, Table, TableName};
@@ -66,7 +66,8 @@ pub struct Fit {
 /// Describes and prepares one store.
 ///
 /// # Contract
-/// 1. `describe` changes nothing and names every obstacle; a table with an obstacle is still described.
+/// 1. `describe` changes nothing and names every obstacle; a table with an obstacle is still described. It gives the same
+///    table for [`Selection::All`] and for [`Selection::These`], whoever made it.
 /// 2. `capture` is repeatable: after a kill at any point, asking again gives the same capture or a named error.
 ///    Every change before the position it gives is seen by readers; every later one is kept.
 /// 3. `capture` never publishes or alters a table with an obstacle.
@@ -131,6 +132,19 @@ pub trait Catalog: Send + Sync {
 
     /// The tables of a selection, and what stands in their way as a source.
     async fn describe(&self, which: &Selection) -> Result<(Vec<Table>, Vec<Obstacle>)>;
+
+    /// The table of a target that is there for one of the plan, as its rows are read back to be verified. A store whose tables
+    /// have a form as a source and another one as a target says here what the target's is.
+    ///
+    /// # Errors
+    /// `table-missing`.
+    async fn held(&self, wanted: &Table) -> Result<Table> {
+        let (mut tables, obstacles) = self.describe(&Selection::These(vec![wanted.name.clone()])).await?;
+        let missing = || Error::new(code::TABLE_MISSING, format!("the target has no table {}", wanted.name));
+        tables
+            .pop()
+            .ok_or_else(|| obstacles.into_iter().next().map_or_else(missing, |obstacle| obstacle.error))
+    }
 
     /// Whether a column that has become another one has in every row what it had: the log tells no change of the rows.
     fn keeps(&self, before: &Column, now: &Column) -> bool {

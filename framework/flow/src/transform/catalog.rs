@@ -33,6 +33,10 @@ impl Catalog for MadeCatalog {
         Ok((made, obstacles))
     }
 
+    async fn held(&self, wanted: &Table) -> Result<Table> {
+        self.inner.held(wanted).await
+    }
+
     fn keeps(&self, before: &Column, now: &Column) -> bool {
         self.inner.keeps(before, now)
     }

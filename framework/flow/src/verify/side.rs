@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route, Selection};
+use tidegate_core::port::{Catalog, Crawler, KeyRange, Limit, Route};
 use tidegate_core::{Cell, Column, Encoding, Error, Result, Row, Rows, Shape, Table, Type, Value};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -88,11 +88,7 @@ async fn target_side(
     catalog: &dyn Catalog,
     wanted: &Arc<Table>,
 ) -> Result<Side> {
-    let (mut tables, obstacles) = catalog.describe(&Selection::These(vec![wanted.name.clone()])).await?;
-    let Some(table) = tables.pop() else {
-        let missing = Error::new(code::TABLE_MISSING, format!("the target has no table {}", wanted.name));
-        return Err(obstacles.into_iter().next().map_or(missing, |obstacle| obstacle.error));
-    };
+    let table = catalog.held(wanted).await?;
     let place = |name: &str| {
         table.position(name).ok_or_else(|| {
             Error::new(
