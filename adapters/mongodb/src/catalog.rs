@@ -292,7 +292,9 @@ impl Catalog for MongoStore {
             let full = table.name.to_string();
             let Some(one) = listed.get(&full) else {
                 // First what it is for: of an earlier one of this name other columns may be noted.
-                if !codec::is_of_documents(table) {
+                if codec::is_of_documents(table) {
+                    forget_shape(database, table).await?;
+                } else {
                     note_shape(database, table).await?;
                 }
                 make(database, &full).await?;
@@ -351,6 +353,13 @@ async fn note_shape(database: &Database, table: &Table) -> Result<()> {
         .upsert(true)
         .await
         .during("write a table's shape")?;
+    Ok(())
+}
+
+/// Forgets what an earlier collection of the name was created for.
+async fn forget_shape(database: &Database, table: &Table) -> Result<()> {
+    let notes = database.collection::<Document>(TABLES);
+    notes.delete_one(doc! { "_id": table.name.to_string() }).await.during("forget a table's shape")?;
     Ok(())
 }
 
