@@ -48,7 +48,7 @@ pub struct Via {
     pub codecs: Vec<Arc<dyn Codec>>,
     /// Its clock.
     pub clock: Arc<dyn Clock>,
-    /// Names of sessions.
+    /// Names of sessions, and of whoever serves.
     pub ids: Arc<dyn Ids>,
 }
 

@@ -85,8 +85,10 @@ struct Server<'a> {
     publisher: Publisher,
     receiver: Receiver,
     session: Option<Session>,
-    /// Tells apart the replies to one call.
-    serial: u64,
+    /// Its own name and how much it has said: they tell apart the replies to one call. It may have been answered before, by a
+    /// server that is gone.
+    id: String,
+    said: u64,
 }
 
 impl<'a> Server<'a> {
@@ -100,7 +102,8 @@ impl<'a> Server<'a> {
             publisher: Publisher::open(broker, &ways.replies, Arc::clone(&via.clock), PATIENCE).await?,
             receiver: Receiver::open(broker, &ways.callee, Arc::clone(&via.clock)).await?,
             session: None,
-            serial: 0,
+            id: via.ids.next().simple().to_string(),
+            said: 0,
         })
     }
 
@@ -211,9 +214,10 @@ impl<'a> Server<'a> {
     }
 
     async fn tell(&mut self, place: &Place, reply: &Reply) -> Result<()> {
-        self.serial += 1;
+        self.said += 1;
+        let serial = format!("{}-{}", self.id, self.said);
         let size = self.via.broker.capabilities().message_bytes_max;
-        let parts = messages(REPLY, self.flow, place, self.serial, reply.encode()?, size)?;
+        let parts = messages(REPLY, self.flow, place, &serial, reply.encode()?, size)?;
         self.publisher.publish(&parts).await
     }
 }

@@ -56,7 +56,7 @@ impl CarriedSink {
     async fn call(&mut self, call: Call) -> Result<Reply> {
         self.place.number += 1;
         let size = self.via.broker.capabilities().message_bytes_max;
-        let parts = messages(CALL, &self.flow, &self.place, 0, call.encode()?, size)?;
+        let parts = messages(CALL, &self.flow, &self.place, "0", call.encode()?, size)?;
         self.publisher.publish(&parts).await?;
         loop {
             let Some(delivery) = self.receiver.next(SILENCE).await? else {

@@ -60,7 +60,7 @@ fn a_call_is_read_as_it_was_written_in_parts_of_any_size_and_order() {
     let place = Place { session: "s".into(), number: 2 };
     for (size, reversed) in [(4097, false), (4100, true), (5000, false), (1 << 20, false)] {
         let body = Call::Apply { batch: batch.clone(), commit: Some(commit.clone()) }.encode().unwrap();
-        let mut sent = messages(CALL, &flow, &place, 0, body, size).unwrap();
+        let mut sent = messages(CALL, &flow, &place, "0", body, size).unwrap();
         assert!(sent.iter().all(|message| message.size() <= size && message.check().is_ok()));
         if reversed {
             sent.reverse();
@@ -68,7 +68,7 @@ fn a_call_is_read_as_it_was_written_in_parts_of_any_size_and_order() {
         let mut parts = Parts::default();
         // A part of another call that was given up.
         let other = Place { session: "s".into(), number: 1 };
-        let given_up = messages(CALL, &flow, &other, 0, vec![0; 9000].into(), 8192).unwrap().remove(0);
+        let given_up = messages(CALL, &flow, &other, "0", vec![0; 9000].into(), 8192).unwrap().remove(0);
         assert!(parts.take(delivery(given_up, 0)).unwrap().is_none());
         let mut whole = None;
         // Each comes twice.
@@ -302,4 +302,31 @@ async fn calls_of_an_earlier_runner_that_come_late_write_nothing() {
         ended = serve(&flow, &target, &via, &never) => panic!("it ended: {ended:?}"),
         () = near => {}
     }
+}
+
+/// Found by reading: whoever serves counted the replies from the beginning at every start. One to a call that was answered before had
+/// the id of an earlier message, and a broker that knows ids dropped it: the caller waited for nothing.
+#[tokio::test(start_paused = true)]
+async fn replies_of_two_servers_to_one_call_are_told_apart() {
+    let (store, via, _) = made(vec![Arc::new(Canonical)]);
+    let target: Arc<dyn Store> = Arc::new(store);
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let ways = via.prepare(&flow).await.unwrap();
+    let (broker, clock) = (via.broker.as_ref(), || Arc::clone(&via.clock));
+    let mut replies = Receiver::open(broker, &ways.caller, clock()).await.unwrap();
+    let mut publisher = Publisher::open(broker, &ways.calls, clock(), PATIENCE).await.unwrap();
+    let place = Place { session: "s".into(), number: 7 };
+    let call = messages(CALL, &flow, &place, "0", Call::Close.encode().unwrap(), 1 << 20).unwrap();
+    let mut ids = BTreeSet::new();
+    for server in 0..2 {
+        let mut again = call[0].clone();
+        again.id = format!("again-{server}").into();
+        publisher.publish(&[again]).await.unwrap();
+        let taken = tokio::select! {
+            ended = serve(&flow, &target, &via, &never) => panic!("it ended: {ended:?}"),
+            taken = calls(&mut replies, 1) => taken,
+        };
+        ids.insert(taken[0].id.to_string());
+    }
+    assert_eq!(ids.len(), 2, "{ids:?}");
 }

@@ -186,12 +186,12 @@ pub(super) struct Place {
     pub(super) number: u64,
 }
 
-/// Cuts a body into messages that a broker carries.
+/// Cuts a body into messages that a broker carries. What is said of one call has one serial each.
 pub(super) fn messages(
     kind: &'static str,
     flow: &FlowName,
     place: &Place,
-    serial: u64,
+    serial: &str,
     mut body: Bytes,
     message_bytes_max: usize,
 ) -> Result<Vec<Message>> {
@@ -204,7 +204,7 @@ pub(super) fn messages(
             .with_data("application/octet-stream", body.split_to(size.min(body.len())))
             .with_header("session", Arc::clone(&place.session))?
             .with_header("number", place.number.to_string())?
-            .with_header("serial", serial.to_string())?
+            .with_header("serial", serial.to_owned())?
             .with_header("part", part.to_string())?
             .with_header("parts", parts.to_string())
     };
@@ -215,7 +215,7 @@ pub(super) fn messages(
 /// was given up.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
-    of: Option<(Place, u64)>,
+    of: Option<(Place, String)>,
     parts: BTreeMap<usize, Bytes>,
     tokens: Vec<Token>,
 }
@@ -242,7 +242,7 @@ impl Parts {
             header(name)?.parse::<u64>().map_err(|e| malformed("a header is no number").because(e))
         };
         let place = Place { session: header("session")?.into(), number: number("number")? };
-        let of = Some((place.clone(), number("serial")?));
+        let of = Some((place.clone(), header("serial")?.to_string()));
         if self.of != of {
             self.of = of;
             self.parts.clear();
