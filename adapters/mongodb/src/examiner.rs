@@ -6,7 +6,7 @@ use tidegate_core::port::{Examiner, Finding, Side, Strain, Weight};
 use tidegate_core::{FlowName, Position, Result};
 
 use crate::error::During;
-use crate::store::MongoStore;
+use crate::store::{MongoStore, is_new_enough};
 use crate::stream;
 
 /// A log that reaches back less is soon gone when a run stops.
@@ -50,13 +50,12 @@ impl Examiner for MongoStore {
         let mut findings = vec![Finding::new("replica set", found, !set.is_empty(), Weight::Loss, advice)];
         let info = database.run_command(doc! { "buildInfo": 1 }).await.during("examine")?;
         let version = info.get_str("version").unwrap_or_default().to_owned();
-        let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
         findings.push(Finding::new(
             "version",
             version,
-            major >= 5,
+            is_new_enough(&hello),
             Weight::Loss,
-            "below 5 a read has no cluster time",
+            "below 6.0 a stream of changes does not say which collection it is about: upgrade the server",
         ));
         let members = hello.get_array("hosts").map_or(1, Vec::len);
         let advice = "the loss of this one machine loses everything: a set has three members";

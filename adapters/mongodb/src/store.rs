@@ -35,12 +35,13 @@ impl MongoStore {
         Ok(Self { endpoint: endpoint.clone(), name, database: Arc::default(), floor: Floor::default() })
     }
 
-    /// The database. The first call connects and looks whether it is of a replica set.
+    /// The database. The first call connects and looks whether it is of a replica set of a version that will do.
     pub(crate) async fn database(&self) -> Result<&Database> {
         self.database
             .get_or_try_init(async || {
                 let database = connect::database(&self.endpoint, &self.name).await?;
                 let hello = database.run_command(doc! { "hello": 1 }).await.during("greet the server")?;
+                require_version(&hello)?;
                 require_replica_set(&hello)?;
                 Ok(database)
             })
@@ -67,6 +68,23 @@ impl MongoStore {
             .map_err(|e| Error::new(code::REPLICA_SET_REQUIRED, "the replica set has no id").because(e))?;
         Ok(Identity(format!("mongodb:{id}/{}", self.name)))
     }
+}
+
+/// What 6.0 calls itself in its protocol: the first version in which a change stream says which collection it is about, and a
+/// command can be bound to one.
+const WIRE_OLDEST: i32 = 17;
+
+/// Whether a server is not older than 6.0, by its greeting.
+pub(crate) fn is_new_enough(hello: &Document) -> bool {
+    hello.get_i32("maxWireVersion").is_ok_and(|version| version >= WIRE_OLDEST)
+}
+
+fn require_version(hello: &Document) -> Result<()> {
+    if is_new_enough(hello) {
+        return Ok(());
+    }
+    Err(Error::new(code::VERSION_UNSUPPORTED, "the server is older than MongoDB 6.0")
+        .hint("upgrade it; nothing was changed"))
 }
 
 fn require_replica_set(hello: &Document) -> Result<()> {
@@ -124,5 +142,22 @@ impl Store for MongoStore {
     async fn state(&self) -> Result<Arc<dyn StateStore>> {
         self.database().await?;
         Ok(Arc::new(self.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by reading: 5.0 was called good, and failed at its first change stream or write.
+    #[test]
+    fn a_server_older_than_6_is_refused_by_name() {
+        for (version, is_refused) in
+            [(8, true), (13, true), (16, true), (17, false), (21, false), (25, false)]
+        {
+            let hello = doc! { "setName": "rs0", "maxWireVersion": version };
+            let refused = require_version(&hello).err().map(|error| error.code());
+            assert_eq!(refused, is_refused.then_some(code::VERSION_UNSUPPORTED), "{version}");
+        }
     }
 }
