@@ -286,7 +286,7 @@ pub(crate) fn command(
 ) -> RawDocumentBuf {
     let mut bodies = RawArrayBuf::new();
     for statement in statements {
-        bodies.push(statement.body.clone());
+        bodies.push(&statement.body);
     }
     let mut command = RawDocumentBuf::new();
     match kind {
