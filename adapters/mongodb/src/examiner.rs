@@ -85,6 +85,7 @@ impl Examiner for MongoStore {
         let whole = last - first;
         let used = (whole > 0.0).then(|| ((last - had) / whole).clamp(0.0, 1.0));
         let cut = self.log_is_cut().await.unwrap_or(false);
+        // The log is kept for nobody.
         Ok(Strain { held_bytes: 0, used: used.filter(|_| cut) })
     }
 

@@ -47,11 +47,12 @@ pub(crate) async fn watch(flow: &Flow, gauge: &Gauge) -> Result<Infallible> {
         }
         if used >= warned {
             let percent = (used * 100.0).round();
-            tracing::warn!(
-                held_bytes = strain.held_bytes,
-                percent,
-                "the source keeps much log for this flow"
-            );
+            if strain.held_bytes > 0 {
+                let held_bytes = strain.held_bytes;
+                tracing::warn!(held_bytes, percent, "the source keeps much log for this flow");
+            } else {
+                tracing::warn!(percent, "the source will soon forget what this flow has not had yet");
+            }
             warned = (1.0 + used) / 2.0;
         } else if used < WARN {
             warned = WARN;
@@ -69,7 +70,8 @@ struct Bound {
 
 impl Bound {
     fn is_passed(&mut self, held_bytes: u64, used: f64, most: u64) -> bool {
-        let is_over = used >= STOP;
+        // A log that is kept for nobody is not freed by an end of the run: that only loses its place the sooner.
+        let is_over = used >= STOP && held_bytes > 0;
         let raised = self.raised.get_or_insert(if is_over { held_bytes.saturating_add(most) } else { 0 });
         if !is_over {
             *raised = 0;
@@ -99,5 +101,12 @@ mod tests {
         assert_eq!(passed(&[300, 340, 399, 200, 90]), None, "it catches up");
         assert_eq!(passed(&[300, 340, 400]), Some(2), "it does not");
         assert_eq!(passed(&[300, 90, 96]), Some(2), "it had");
+    }
+
+    /// Found by reading: a run was stopped for a log that MongoDB keeps for nobody, and what it would have read was lost.
+    #[test]
+    fn a_log_that_is_held_for_nobody_stops_no_run() {
+        let mut bound = Bound::default();
+        assert!([0.1, 0.96, 1.0].iter().all(|used| !bound.is_passed(0, *used, 100)));
     }
 }

@@ -57,9 +57,10 @@ impl Finding {
 /// What a source bears for a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Strain {
-    /// Bytes of log, or of journal, that it keeps for the flow.
+    /// Bytes of log, or of journal, that it keeps for the flow. 0 where its log is kept for nobody: ending the flow gives
+    /// nothing back there.
     pub held_bytes: u64,
-    /// How much of its own bound that is, from 0 to 1: at 1 it forgets what the flow has not had yet. `None` without
+    /// How much of its own bound is used, from 0 to 1: at 1 it forgets what the flow has not had yet. `None` without
     /// a bound.
     pub used: Option<f64>,
 }
@@ -69,7 +70,7 @@ pub struct Strain {
 /// # Contract
 /// 1. Changes nothing, and works with the rights that a flow has; what it may not see is a finding of weight
 ///    [`Weight::Notice`].
-/// 2. `strain` of a flow that the source keeps nothing for is zero.
+/// 2. `strain` of a flow that the source keeps nothing for has no bytes.
 /// 3. `grants` gives a script that a server's administrator can run as it is, with the least rights that work.
 ///
 /// # Concurrency
