@@ -94,8 +94,7 @@ mod tests {
         let most = 100;
         let passed = |looks: &[u64]| {
             let mut bound = Bound::default();
-            let mut is_passed = |held: &u64| bound.is_passed(*held, *held as f64 / most as f64, most);
-            looks.iter().position(|held| is_passed(held))
+            looks.iter().position(|held| bound.is_passed(*held, *held as f64 / most as f64, most))
         };
         assert_eq!(passed(&[10, 94, 95]), Some(2));
         assert_eq!(passed(&[300, 340, 399, 200, 90]), None, "it catches up");
