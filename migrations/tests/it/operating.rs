@@ -191,11 +191,18 @@ async fn a_run_stops_before_its_source_is_in_danger() {
         tidegate(&[&words[..], &["--until", "caught-up"]].concat()).ended(0);
         // A transaction that does not end keeps the log, whatever is applied.
         crate::pairs::psql(&from, "BEGIN; INSERT INTO t VALUES (0); PREPARE TRANSACTION 'held'");
-        crate::pairs::psql(
-            &from,
-            "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i",
-        );
-        tidegate(&words).failed(3, "TG0072 source-in-danger", &["held_bytes", "used_percent"]);
+        let write = |from_id: u32| {
+            let ids = format!("generate_series({from_id}, {from_id} + 19999)");
+            crate::pairs::psql(&from, &format!("INSERT INTO t SELECT i, repeat('x', 1000) FROM {ids} i"));
+        };
+        write(1);
+        // One that begins beyond the bound may catch up, and has the bound once more to do it in.
+        let runner = Runner::start(&from, &to, &["--name", "danger", "-c", file]);
+        wait("danger", &from, &to, |status| {
+            status["running"] == true && status["held"]["bytes"].as_u64() > Some(1_000_000)
+        });
+        write(20_001);
+        runner.end().failed(3, "TG0072 source-in-danger", &["held_bytes", "used_percent"]);
         crate::pairs::psql(&from, "ROLLBACK PREPARED 'held'");
         tidegate(&["migrate", "abort", "--yes", "--from", &from, "--to", &to, "--name", "danger"]).ended(0);
     });
