@@ -194,9 +194,12 @@ impl Side {
                 (value, _, held_as) => {
                     let mut value = value?.unwrap_or(Value::Null);
                     if let Some(held_as) = held_as {
-                        // It is written for the column of the plan, and may come into one of a wider type.
-                        value = target
-                            .stored(&held_as[column], target.stored(&route.target.columns[column], value)?)?;
+                        let (wanted, there) = (&route.target.columns[column], &held_as[column]);
+                        value = target.stored(wanted, value)?;
+                        // It may have come into a column of a wider type.
+                        if there.kind != wanted.kind {
+                            value = target.stored(there, value)?;
+                        }
                     }
                     value.encode(out);
                 }
