@@ -61,26 +61,30 @@ pub(crate) struct Resolved {
     pub(crate) name: String,
 }
 
-const TYPES: &str = "
-    WITH RECURSIVE used AS (
-        SELECT DISTINCT atttypid AS oid FROM pg_attribute
-        WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped
-        UNION
-        SELECT v.x FROM used u JOIN pg_type t ON t.oid = u.oid
-        CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)
-            UNION ALL SELECT atttypid FROM pg_attribute
-                WHERE attrelid = t.typrelid AND t.typtype = 'c' AND attnum > 0 AND NOT attisdropped
-            UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)) v(x) WHERE v.x <> 0)
-    SELECT t.oid, t.typname::text, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, t.typcategory = 'A',
-        t.typsend::oid <> 0 AND t.typreceive::oid <> 0, format_type(t.oid, NULL),
-        ARRAY(SELECT atttypid FROM pg_attribute
-                WHERE attrelid = t.typrelid AND t.typtype = 'c' AND attnum > 0 AND NOT attisdropped
-            UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid))
-    FROM used JOIN pg_type t ON t.oid = used.oid";
+/// The fields of a composite type `t`, or what a range is of.
+const PARTS: &str = "
+    SELECT atttypid FROM pg_attribute
+        WHERE attrelid = t.typrelid AND t.typtype = 'c' AND attnum > 0 AND NOT attisdropped
+    UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)";
+
+/// The types of the columns of some tables, and those that they are made of.
+fn types_query() -> String {
+    format!(
+        "WITH RECURSIVE used AS (
+            SELECT DISTINCT atttypid AS oid FROM pg_attribute
+            WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped
+            UNION
+            SELECT v.x FROM used u JOIN pg_type t ON t.oid = u.oid
+            CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem) UNION ALL {PARTS}) v(x) WHERE v.x <> 0)
+        SELECT t.oid, t.typname::text, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, t.typcategory = 'A',
+            t.typsend::oid <> 0 AND t.typreceive::oid <> 0, format_type(t.oid, NULL), ARRAY({PARTS})
+        FROM used JOIN pg_type t ON t.oid = used.oid"
+    )
+}
 
 impl Types {
     pub(crate) async fn read(session: &Session, tables: &[u32]) -> Result<Self> {
-        let rows = session.query(TYPES, &[&tables]).await.map_err(|e| from_driver(e, "describe"))?;
+        let rows = session.query(&types_query(), &[&tables]).await.map_err(|e| from_driver(e, "describe"))?;
         let known = rows.iter().map(|row| {
             let known = Known {
                 name: row.get(1),
