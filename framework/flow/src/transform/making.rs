@@ -152,7 +152,7 @@ impl Making {
 
     /// Whether a row can be made only if all its cells are there.
     pub(super) fn needs_whole_rows(&self) -> bool {
-        self.filters || !self.joins.is_empty() || self.carries.contains(&None)
+        self.filters || self.folds() || self.carries.contains(&None)
     }
 
     /// Makes a row; `false` if it is left out.

@@ -8,7 +8,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{StateStore, Store};
 use tidegate_core::{Column, Table, TableName, Type, Value};
 use tidegate_flow::run::run;
-use tidegate_flow::{Ended, Gauge, TableState, Until};
+use tidegate_flow::{Ended, Flow, Gauge, TableState, Until};
 use tidegate_memory::{MemoryStore, Write};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,17 @@ fn store(name: &str, table: &TableName) -> MemoryStore {
 
 fn row(table: &TableName, id: i64, code: i64) -> Write {
     Write::insert(table, [Value::Int(id), Value::Int(code), Value::Text(format!("note {id}").into())])
+}
+
+/// How many keys each fetch from the source is of, from now on.
+fn count_fetches(flow: &mut Flow, source: &MemoryStore) -> Arc<Mutex<Vec<usize>>> {
+    let fetched = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&fetched);
+    flow.source = Arc::new(Hooked::new(source).on_fetch(move |_, keys| {
+        seen.lock().unwrap().push(keys);
+        Ok(())
+    }));
+    fetched
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,12 +107,7 @@ async fn rows_whose_key_moved_are_read_many_at_a_time() {
     let mut flow = crate::flow(&source, &target, std::slice::from_ref(&parts)).await;
     flow.options.chunk_rows = 10_000;
     crate::catch_up(&flow).await;
-    let fetched = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&fetched);
-    flow.source = Arc::new(Hooked::new(&source).on_fetch(move |_, keys| {
-        seen.lock().unwrap().push(keys);
-        Ok(())
-    }));
+    let fetched = count_fetches(&mut flow, &source);
     let moved = |id| Write::update(&parts, [Value::Int(id)], [(0, Value::Int(id + 10_000))]);
     source.transact(&(0..2_500).map(moved).collect::<Vec<_>>()).unwrap();
     crate::catch_up(&flow).await;
@@ -125,12 +131,7 @@ async fn rows_whose_key_moved_are_read_no_more_than_a_chunk_at_a_time() {
         ..Table::clone(&flow.routes[0].shape.table)
     };
     flow.routes[0].shape.table = Arc::new(wide);
-    let fetched = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&fetched);
-    flow.source = Arc::new(Hooked::new(&source).on_fetch(move |_, keys| {
-        seen.lock().unwrap().push(keys);
-        Ok(())
-    }));
+    let fetched = count_fetches(&mut flow, &source);
     let moved = |id| Write::update(&parts, [Value::Int(id)], [(0, Value::Int(id + 100))]);
     let mut changes: Vec<_> = (0..25).map(moved).collect();
     changes.insert(10, row(&parts, 50, 50));
