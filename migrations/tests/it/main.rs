@@ -19,6 +19,7 @@ mod rebuilt;
 mod renamed;
 mod replaced;
 mod runner;
+mod types;
 mod values;
 mod via;
 
