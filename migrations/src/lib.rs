@@ -79,7 +79,11 @@ fn log_to_stderr(arguments: &Arguments) {
         .try_init();
 }
 
-/// Compiles the program that the page shows.
+/// Compiles the programs that the pages show.
 #[cfg(doctest)]
-#[doc = include_str!("../../docs/operating/mapping.md")]
-struct Page;
+mod pages {
+    #[doc = include_str!("../../docs/operating/mapping.md")]
+    struct Mapping;
+    #[doc = include_str!("../../docs/programs.md")]
+    struct Programs;
+}

@@ -30,28 +30,32 @@ impl Registry {
         Self::default()
     }
 
-    /// A registry with every store and broker that Tidegate brings.
+    /// A registry with every store and broker that Tidegate brings, but for stores whose feature is off.
     pub fn standard() -> Self {
         let mut registry = Self::new();
+        registry.add_codec(Arc::new(Canonical));
         for scheme in tidegate_sqlite::SCHEMES {
             registry.add(scheme, tidegate_sqlite::open);
         }
-        for scheme in tidegate_postgres::SCHEMES {
-            registry.add(scheme, tidegate_postgres::open);
+        #[cfg(feature = "postgres")]
+        {
+            for scheme in tidegate_postgres::SCHEMES {
+                registry.add(scheme, tidegate_postgres::open);
+            }
+            registry.add_codec(tidegate_postgres::codec());
         }
-        for scheme in tidegate_mongodb::SCHEMES {
-            registry.add(scheme, tidegate_mongodb::open);
+        #[cfg(feature = "mongodb")]
+        {
+            for scheme in tidegate_mongodb::SCHEMES {
+                registry.add(scheme, tidegate_mongodb::open);
+            }
+            registry.add_codec(tidegate_mongodb::codec());
         }
         for scheme in tidegate_memory::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_memory::open_broker);
         }
         for scheme in tidegate_sqlite::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_sqlite::open_broker);
-        }
-        for codec in
-            [Arc::new(Canonical) as Arc<dyn Codec>, tidegate_postgres::codec(), tidegate_mongodb::codec()]
-        {
-            registry.add_codec(codec);
         }
         registry
     }

@@ -201,19 +201,13 @@ impl Settings {
 
     /// The flow of a plan.
     pub(crate) fn flow(&self, plan: &tidegate_flow::Plan) -> Flow {
-        Flow {
-            name: self.name.clone(),
-            source: Arc::clone(&self.source),
-            target: match &self.via {
-                Some(via) => Arc::new(Carried::new(Arc::clone(&self.target), via.clone())),
-                None => Arc::clone(&self.target),
-            },
-            routes: plan.routes(),
-            wanted: self.wanted.clone(),
-            refused: BTreeMap::new(),
-            options: self.options.clone(),
-            clock: SystemClock::shared(),
-        }
+        let target: Arc<dyn Store> = match &self.via {
+            Some(via) => Arc::new(Carried::new(Arc::clone(&self.target), via.clone())),
+            None => Arc::clone(&self.target),
+        };
+        let source = Arc::clone(&self.source);
+        let flow = Flow::new(self.name.clone(), source, target, plan.routes(), self.wanted.clone());
+        Flow { options: self.options.clone(), ..flow }
     }
 }
 

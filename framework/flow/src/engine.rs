@@ -19,7 +19,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{
     Batch, Catalog, ChangeFeed, Checkpoint, Commit, Crawler, Exclusion, Opened, Route, Side, Sink, Store,
 };
-use tidegate_core::{Clock, Error, FlowName, Position, Result, Scope, Table};
+use tidegate_core::{Clock, Error, FlowName, Position, Result, Scope, SystemClock, Table};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,19 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// A flow with the usual limits, by the machine's clock. The tables of its routes have to be at the target
+    /// ([`Catalog::create`](tidegate_core::port::Catalog::create)).
+    pub fn new(
+        name: FlowName,
+        source: Arc<dyn Store>,
+        target: Arc<dyn Store>,
+        routes: Vec<Route>,
+        wanted: Wanted,
+    ) -> Self {
+        let (options, clock) = (Options::default(), SystemClock::shared());
+        Self { name, source, target, routes, wanted, refused: BTreeMap::new(), options, clock }
+    }
+
     /// Which table an error of one side is about: its context names it as that side does.
     pub(crate) fn table_of(&self, side: Side, error: &Error) -> Option<usize> {
         let (_, named) = error.context().iter().find(|(fact, _)| *fact == "table")?;

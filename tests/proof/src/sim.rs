@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Kind, code};
-use tidegate_core::port::{Conversions, Route, Selection, Store};
+use tidegate_core::port::{Route, Selection, Store};
 use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, Type};
 use tidegate_flow::plant::plant;
 use tidegate_flow::{
@@ -305,22 +305,9 @@ async fn prepare(
         options.window_bytes = if rng.u8(0..4) == 0 { 200 } else { 1 << 20 };
         options.acknowledge_every = Duration::from_millis(rng.u64(1..200));
     }
-    Ok(Flow {
-        name: FlowName::new("sim")?,
-        source: from,
-        target: wrap(target),
-        routes: tables.iter().map(route).collect(),
-        wanted: Wanted {
-            tables: Selection::These(wanted),
-            exclude: BTreeSet::new(),
-            names: BTreeMap::new(),
-            conversions: Conversions::new(),
-            allow_non_empty: true,
-        },
-        refused: BTreeMap::new(),
-        options,
-        clock: SystemClock::shared(),
-    })
+    let routes = tables.iter().map(route).collect();
+    let wanted = Wanted { tables: Selection::These(wanted), allow_non_empty: true, ..Wanted::default() };
+    Ok(Flow { options, ..Flow::new(FlowName::new("sim")?, from, wrap(target), routes, wanted) })
 }
 
 /// The target's tables: keys that are equal in the source may differ there.

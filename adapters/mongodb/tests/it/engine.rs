@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mongodb::bson::{Document, doc};
-use tidegate_core::port::{Conversions, Route, Selection, Store};
-use tidegate_core::{Result, Scope, SystemClock, TableName, Type, Value};
+use tidegate_core::port::{Route, Selection, Store};
+use tidegate_core::{Result, Scope, TableName, Type, Value};
 use tidegate_flow::verify::{Kind, Report, Verification, verify};
 use tidegate_flow::{Ended, Flow, Gauge, Options, Until, Wanted, plan, run_once};
 use tidegate_memory::{MemoryStore, Write};
@@ -19,13 +19,7 @@ async fn flow_of(source: Arc<dyn Store>, target: Arc<dyn Store>) -> Flow {
 }
 
 async fn flow_of_these(source: Arc<dyn Store>, target: Arc<dyn Store>, tables: Selection) -> Flow {
-    let wanted = Wanted {
-        exclude: Default::default(),
-        tables,
-        names: Default::default(),
-        conversions: Conversions::new(),
-        allow_non_empty: false,
-    };
+    let wanted = Wanted { tables, ..Wanted::default() };
     let (from, to) = (source.catalog().await.unwrap(), target.catalog().await.unwrap());
     let plan = plan(from.as_ref(), to.as_ref(), &wanted).await.unwrap();
     assert!(plan.obstacles.is_empty(), "{:?}", plan.obstacles);
@@ -36,16 +30,7 @@ async fn flow_of_these(source: Arc<dyn Store>, target: Arc<dyn Store>, tables: S
     options.chunk_rows = 150;
     options.workers = 2;
     options.acknowledge_every = Duration::from_millis(50);
-    Flow {
-        name: flow(),
-        source,
-        target,
-        routes,
-        wanted,
-        refused: Default::default(),
-        options,
-        clock: SystemClock::shared(),
-    }
+    Flow { options, ..Flow::new(flow(), source, target, routes, wanted) }
 }
 
 async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ended> {

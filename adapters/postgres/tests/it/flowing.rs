@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_core::error::Verdict;
 use tidegate_core::port::{Conversions, Route, Selection, Store};
-use tidegate_core::{FlowName, Scope, Shape, SystemClock, Table};
+use tidegate_core::{FlowName, Scope, Shape, Table};
 use tidegate_flow::{Flow, Gauge, Options, Until, Wanted, run_once};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -35,16 +35,8 @@ pub(crate) async fn plan(name: &str, source: &Arc<dyn Store>, target: &Arc<dyn S
     to.create(&targets).await.unwrap();
     let mut options = Options::default();
     (options.chunk_rows, options.workers) = (500, 2);
-    Flow {
-        name: FlowName::new(name).unwrap(),
-        source: Arc::clone(source),
-        target: Arc::clone(target),
-        routes,
-        wanted: Wanted::default(),
-        refused: Default::default(),
-        options,
-        clock: SystemClock::shared(),
-    }
+    let (from, to) = (Arc::clone(source), Arc::clone(target));
+    Flow { options, ..Flow::new(FlowName::new(name).unwrap(), from, to, routes, Wanted::default()) }
 }
 
 pub(crate) async fn catch_up(flow: &Flow) {

@@ -31,16 +31,9 @@ async fn flow_of(file: &File, target: &Arc<dyn Store>) -> Flow {
     options.chunk_rows = 150;
     options.workers = 2;
     options.acknowledge_every = Duration::from_millis(50);
-    Flow {
-        name: flow(),
-        source: Arc::clone(&file.store),
-        target: Arc::clone(target),
-        routes: tables.iter().map(route).collect(),
-        wanted: Wanted::default(),
-        refused: Default::default(),
-        options,
-        clock: SystemClock::shared(),
-    }
+    let routes = tables.iter().map(route).collect();
+    let (from, to) = (Arc::clone(&file.store), Arc::clone(target));
+    Flow { options, ..Flow::new(flow(), from, to, routes, Wanted::default()) }
 }
 
 async fn run(flow: &Flow, until: Until, stop: &CancellationToken) -> Result<Ended> {

@@ -13,7 +13,7 @@ mod transforming;
 use std::sync::{Arc, Mutex};
 
 use tidegate_core::port::{Catalog, Route, Store};
-use tidegate_core::{Column, FlowName, Shape, SystemClock, Table, TableName, Type, Value};
+use tidegate_core::{Column, FlowName, Shape, Table, TableName, Type, Value};
 use tidegate_flow::{Ended, Flow, Gauge, MaxRate, Options, Request, Until, Wanted, run_once};
 use tidegate_memory::{MemoryStore, Write};
 use tokio::sync::mpsc;
@@ -32,16 +32,9 @@ async fn flow(source: &MemoryStore, target: &MemoryStore, tables: &[TableName]) 
     target.catalog().await.unwrap().create(&tables).await.unwrap();
     let mut options = Options::default();
     options.chunk_rows = 10;
-    Flow {
-        name: FlowName::new("shop").unwrap(),
-        source: Arc::new(source.clone()),
-        target: Arc::new(target.clone()),
-        routes: tables.iter().map(|table| route(catalog.as_ref(), table)).collect(),
-        wanted: Wanted::default(),
-        refused: Default::default(),
-        options,
-        clock: SystemClock::shared(),
-    }
+    let routes = tables.iter().map(|table| route(catalog.as_ref(), table)).collect();
+    let (from, to) = (Arc::new(source.clone()), Arc::new(target.clone()));
+    Flow { options, ..Flow::new(FlowName::new("shop").unwrap(), from, to, routes, Wanted::default()) }
 }
 
 fn route(catalog: &dyn Catalog, table: &Arc<Table>) -> Route {
