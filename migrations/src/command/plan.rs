@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
+use indicatif::DecimalBytes;
 use tidegate_core::error::code;
 use tidegate_core::port::{Obstacle, Selection, StateStore};
 use tidegate_core::{Column, Error, FlowName, Result, TableName, Type};
@@ -135,14 +136,13 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
             let (from, to) = (&planned.route.shape.table, &planned.route.target);
             let key: Vec<_> = from.key_columns().map(|column| column.name.as_str()).collect();
             say!();
-            say!(
-                "{} -> {}   ~{} rows (est.), ~{} MB, key {}",
-                from.name,
-                to.name,
-                count(from.rows_estimated),
-                from.bytes_estimated / 1_000_000,
-                key.join(", ")
-            );
+            let rows = count(from.rows_estimated);
+            // Not every store knows what its tables weigh.
+            let weight = match from.bytes_estimated {
+                0 => String::new(),
+                bytes => format!(", ~{}", DecimalBytes(bytes)),
+            };
+            say!("{} -> {}   ~{rows} rows (est.){weight}, key {}", from.name, to.name, key.join(", "));
             let rows = from.columns.iter().zip(&planned.fits).map(|(column, fit)| {
                 vec![
                     format!("  {}", column.name),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tidegate_core::port::{
     Checkpoint, Commit, Conversions, KeyRange, Opened, RangeProgress, Route, Selection, Store,
 };
-use tidegate_core::{Endpoint, FlowName, Shape, SystemClock, Table};
-use tidegate_flow::{Flow, Gauge, Options, Until, Wanted, plan, run_once};
+use tidegate_core::{Endpoint, FlowName, Shape, Table};
+use tidegate_flow::{Flow, Gauge, Until, Wanted, plan, run_once};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,7 @@ pub async fn flow_with(
     let routes: Vec<Route> = plan.tables.into_iter().map(|planned| planned.route).collect();
     let targets: Vec<_> = routes.iter().map(|route| Arc::clone(&route.target)).collect();
     to.create(&targets).await?;
-    made(name, source, target, routes)
+    Ok(Flow::new(FlowName::new(name)?, source, target, routes, Wanted::default()))
 }
 
 /// A flow to a target that has none.
@@ -56,13 +56,7 @@ pub async fn flow_to_nothing(name: &str, source: Arc<dyn Store>, target: Arc<dyn
         target: table,
     });
     let routes = routes.collect();
-    made(name, source, target, routes)
-}
-
-fn made(name: &str, source: Arc<dyn Store>, target: Arc<dyn Store>, routes: Vec<Route>) -> Result<Flow> {
-    let (options, clock) = (Options::default(), SystemClock::shared());
-    let (wanted, refused) = (Wanted::default(), Default::default());
-    Ok(Flow { name: FlowName::new(name)?, source, target, routes, wanted, refused, options, clock })
+    Ok(Flow::new(FlowName::new(name)?, source, target, routes, Wanted::default()))
 }
 
 /// Starts to keep changes, and gives the checkpoint of a target that has every row until here.
