@@ -90,7 +90,7 @@ impl Catalog for PostgresCatalog {
     async fn inspect(&self, tables: &[Arc<Table>], allow_non_empty: bool) -> Result<Vec<Obstacle>> {
         let session = self.0.session().await?;
         let mut obstacles = target::inspect(&session, tables, allow_non_empty).await?;
-        obstacles.extend(target::cascading(&session, tables).await?);
+        obstacles.extend(target::acting(&session, tables).await?);
         Ok(obstacles)
     }
 

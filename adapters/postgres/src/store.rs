@@ -27,7 +27,7 @@ const SETUP: &str = "
     SET search_path = ''; SET row_security = off; SET timezone = 'UTC'; SET datestyle = 'ISO, YMD';
     SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET bytea_output = 'hex';
     SET quote_all_identifiers = off; SET lock_timeout = 0;
-    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0;
     SET tcp_keepalives_idle = 20; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
     SET tcp_user_timeout = 60000";
 

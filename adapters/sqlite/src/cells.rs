@@ -48,12 +48,15 @@ impl Affinity {
                 (*v == 0.0 && v.is_sign_negative()).then_some("-0.0 becomes 0.0 in this column")
             }
             (Self::Real, _) => Some("an integer becomes a float in this column"),
-            (_, Value::Float(v)) => (v.trunc() == *v && v.abs() < 9.3e18)
+            (_, Value::Float(v)) => (v.trunc() == *v && v.abs() < I64_END)
                 .then_some("this float becomes an integer in this column"),
             _ => None,
         }
     }
 }
+
+/// Beyond the integers of 64 bits: a float stays one from here on.
+const I64_END: f64 = 9_223_372_036_854_775_808.0;
 
 /// Whether SQLite takes a text for a number.
 fn is_number(text: &str) -> bool {
@@ -226,6 +229,9 @@ mod tests {
             (Integer, text("inf"), true),
             (Integer, Value::Float(1.5), true),
             (Integer, Value::Float(2.0), false),
+            (Integer, Value::Float(9.2e18), false),
+            (Integer, Value::Float(I64_END), true),
+            (Numeric, Value::Float(-I64_END), true),
             (Numeric, Value::Decimal("1.10".into()), false),
             (Numeric, Value::Timestamp(0), true),
             (Text, Value::Decimal("1.10".into()), true),

@@ -340,15 +340,16 @@ pub(crate) async fn check(connection: &mut SqliteConnection, table: &Table) -> R
 
 /// Finds that a table is the one that was described.
 fn is_as_known(known: &Table, found: &Table, standing: &Standing) -> Result<()> {
-    let differs = |a: &Table, b: &Table| {
-        a.columns
-            .iter()
-            .find(|column| {
-                b.columns.iter().all(|other| (&column.name, &column.native) != (&other.name, &other.native))
-            })
-            .map(|column| column.name.clone())
+    // In their order too: two columns may have exchanged their names.
+    let differ = |at: &usize| {
+        let [known, found] = [known, found].map(|table| table.columns.get(*at));
+        known.map(|c| (&c.name, &c.native)) != found.map(|c| (&c.name, &c.native))
     };
-    let column = differs(known, found).or_else(|| differs(found, known));
+    let count = known.columns.len().max(found.columns.len());
+    let column = (0..count).find(differ).map(|at| {
+        let column = known.columns.get(at).or(found.columns.get(at));
+        column.map(|column| column.name.clone()).unwrap_or_default()
+    });
     if column.is_some() || known.key.len() != found.key.len() {
         let what = format!("table {} has other columns now", known.name);
         return Err(changed(known, what).with("column", column.unwrap_or_default()));

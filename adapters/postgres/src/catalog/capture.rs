@@ -1,6 +1,6 @@
 //! Starts and ends the keeping of changes: a publication and a slot, both named after the flow.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,8 +97,9 @@ async fn wait_until_seen(session: &Session) -> Result<()> {
 /// What a publication says of itself, in its comment.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Note {
-    /// The numbers of the tables that were put into it by us: one that is gone was taken out by somebody else.
-    tables: BTreeSet<u32>,
+    /// The numbers of the tables that were put into it by us, and of their entries in it: one that is gone was taken out by
+    /// somebody else, and one with another entry was put back. Zero where an earlier build wrote it.
+    tables: BTreeMap<u32, u32>,
     /// The database that it was made in; empty where an earlier build wrote it.
     source: String,
     /// From the moment it gets a table until readers see what was not sent of it: this session may not live to see that.
@@ -115,13 +116,17 @@ impl Note {
         let Some(list) = comment.strip_prefix(Self::PUBLISHES) else { return Self::default() };
         let (list, waits) = list.strip_suffix(Self::WAITS).map_or((list, false), |list| (list, true));
         let (list, source) = list.split_once(Self::OF).unwrap_or((list, ""));
-        let tables = list.split(',').filter_map(|number| number.parse().ok()).collect();
+        let entry = |text: &str| {
+            let (table, entry) = text.split_once(':').unwrap_or((text, "0"));
+            Some((table.parse().ok()?, entry.parse().ok()?))
+        };
+        let tables = list.split(',').filter_map(entry).collect();
         Self { tables, source: source.to_owned(), waits }
     }
 
     /// The statement that writes it.
     fn comment(&self, publication: &str) -> String {
-        let list: Vec<String> = self.tables.iter().map(u32::to_string).collect();
+        let list: Vec<String> = self.tables.iter().map(|(table, entry)| format!("{table}:{entry}")).collect();
         let waits = if self.waits { Self::WAITS } else { "" };
         let text = format!("{}{}{}{}{waits}", Self::PUBLISHES, list.join(","), Self::OF, self.source);
         format!("COMMENT ON PUBLICATION {} IS {}", sql::ident(publication), sql::literal(&text))
@@ -157,19 +162,17 @@ async fn publish(
         let row = session.query_one(sql, &[&sql::table(&table.name)]).await.map_err(failed)?;
         wanted.extend(row.get::<_, Option<u32>>(0).map(|number| (number, table)));
     }
-    let mut note = Note { tables: wanted.keys().copied().collect(), source, waits: true };
     // ONLY, so that children by inheritance are not published behind the plan's back.
     let list: Vec<String> = tables.iter().map(|table| format!("ONLY {}", sql::table(&table.name))).collect();
     let list = list.join(", ");
+    let published = published(session, name).await?;
+    let entry = |number: &u32| (*number, published.get(number).copied().unwrap_or(0));
+    let mut note = Note { tables: wanted.keys().map(entry).collect(), source, waits: true };
     let statement = if let Some(was) = known {
-        let sql = "SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-            WHERE p.pubname = $1";
-        let rows = session.query(sql, &[&name]).await.map_err(failed)?;
-        let published: BTreeSet<u32> = rows.iter().map(|row| row.get(0)).collect();
         // Publishing it as it was would hide that changes went by unseen.
-        let ours = wanted.iter().filter(|(number, _)| was.tables.contains(number));
+        let ours = wanted.iter().filter(|(number, _)| was.tables.contains_key(number));
         check(session, name, ours.map(|(number, table)| (*number, &table.name))).await?;
-        note.waits = was.waits || !note.tables.is_subset(&published);
+        note.waits = was.waits || !note.tables.keys().all(|number| published.contains_key(number));
         if note == was && note.tables == published && note.tables.len() == tables.len() {
             return Ok(note);
         }
@@ -187,7 +190,16 @@ async fn publish(
         let error = from_driver(e, "publish").with("publication", name);
         if is_made { error.verdict_is(Verdict::Retry) } else { error }
     })?;
+    note.tables = self::published(session, name).await?;
     Ok(note)
+}
+
+/// The tables of a publication, and their entries in it.
+async fn published(session: &Session, name: &str) -> Result<BTreeMap<u32, u32>> {
+    let sql = "SELECT r.prrelid, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+        WHERE p.pubname = $1";
+    let rows = session.query(sql, &[&name]).await.map_err(|e| from_driver(e, "publish"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Finds that a publication publishes every change of these tables, which it did when they were captured.
@@ -201,9 +213,8 @@ pub(crate) async fn check<'a>(
 ) -> Result<()> {
     let failed = |e| from_driver(e, "look at the publication");
     let lost = |what| Err(Error::new(code::SLOT_LOST, what).with("publication", name));
-    let sql =
-        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot FROM pg_publication
-        WHERE pubname = $1";
+    let sql = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot,
+            coalesce(obj_description(oid, 'pg_publication'), '') FROM pg_publication WHERE pubname = $1";
     let Some(row) = session.query_opt(sql, &[&name]).await.map_err(failed)? else {
         return lost("the publication of the slot is gone");
     };
@@ -212,15 +223,21 @@ pub(crate) async fn check<'a>(
             "the publication of the slot was changed: it does not publish everything, and nobody knows since when",
         );
     }
+    let note = Note::parse(row.get(1));
     let (numbers, names): (Vec<u32>, Vec<&TableName>) = tables.unzip();
+    let entries: Vec<u32> =
+        numbers.iter().map(|number| note.tables.get(number).copied().unwrap_or(0)).collect();
     // By way of JSON, since PostgreSQL 14 has neither of the two columns. What happened to a table that is gone is
     // told elsewhere.
-    let sql = "SELECT t.at, r.oid IS NULL FROM unnest($2::oid[]) WITH ORDINALITY t (number, at)
+    let sql = "SELECT t.at, r.oid IS NULL OR t.entry NOT IN (0, r.oid)
+        FROM unnest($2::oid[], $3::oid[]) WITH ORDINALITY t (number, entry, at)
         JOIN pg_class c ON c.oid = t.number
         LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = $1)
             ON r.prrelid = t.number
-        WHERE r.oid IS NULL OR num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0 LIMIT 1";
-    let Some(row) = session.query_opt(sql, &[&name, &numbers]).await.map_err(failed)? else { return Ok(()) };
+        WHERE r.oid IS NULL OR t.entry NOT IN (0, r.oid) OR num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0 LIMIT 1";
+    let Some(row) = session.query_opt(sql, &[&name, &numbers, &entries]).await.map_err(failed)? else {
+        return Ok(());
+    };
     let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
     let what = if row.get(1) {
         "a table was taken out of the publication, and nobody knows since when"
@@ -262,12 +279,12 @@ mod tests {
     fn what_a_publication_says_of_itself_is_read_back() {
         for waits in [false, true] {
             let source = "postgres:7570/1/16384".to_owned();
-            let note = Note { tables: [7, 16_384].into(), source, waits };
+            let note = Note { tables: [(7, 0), (16_384, 16_390)].into(), source, waits };
             let statement = note.comment("p");
             let comment = statement.strip_prefix("COMMENT ON PUBLICATION \"p\" IS '").unwrap();
             assert_eq!(Note::parse(comment.strip_suffix('\'').unwrap()), note);
         }
-        let earlier = Note { tables: [7, 9].into(), ..Note::default() };
+        let earlier = Note { tables: [(7, 0), (9, 0)].into(), ..Note::default() };
         assert_eq!(Note::parse("tidegate publishes 7,9"), earlier);
         assert_eq!(Note::parse("a person's own words"), Note::default());
     }

@@ -244,18 +244,45 @@ pub(crate) async fn cascades(session: &Session, table: &TableName) -> Result<boo
     Ok(row.map_err(|e| from_driver(e, "look at a table"))?.get(0))
 }
 
-/// Tables whose deletes would change rows that refer to them, if the role cannot keep foreign keys from acting.
-pub(crate) async fn cascading(session: &Session, tables: &[Arc<Table>]) -> Result<Vec<Obstacle>> {
+/// What would make rows others than those that are written, or lose them: of the table and of its partitions. A trigger
+/// acts as its state and the session's role of replication say.
+const ACTING: &str = "
+    WITH parts AS (SELECT to_regclass($1)::oid AS oid UNION SELECT relid FROM pg_partition_tree(to_regclass($1)))
+    SELECT what, named FROM (
+        SELECT 1 AS rank, 'unlogged' AS what, oid::regclass::text AS named FROM pg_class JOIN parts USING (oid)
+            WHERE relpersistence <> 'p' AND relkind = 'r'
+        UNION ALL SELECT 2, 'rule', rulename::text FROM pg_rewrite JOIN parts ON ev_class = parts.oid
+            WHERE ev_type IN ('2', '3', '4') AND ev_enabled <> 'D'
+        UNION ALL SELECT 3, 'trigger', tgname::text FROM pg_trigger JOIN parts ON tgrelid = parts.oid
+            WHERE NOT tgisinternal AND tgtype & 3 = 3 AND (tgenabled IN ('A', 'R') OR $2 AND tgenabled = 'O')
+    ) found ORDER BY rank, named LIMIT 1";
+
+/// Tables of the target whose rows would not be what is written.
+pub(crate) async fn acting(session: &Session, tables: &[Arc<Table>]) -> Result<Vec<Obstacle>> {
     // One transaction: whatever comes of it, the session is as before.
-    if session.batch_execute(&format!("{FIRES_NOT}; RESET session_replication_role")).await.is_ok() {
-        return Ok(Vec::new());
-    }
+    let fires_not = format!("{FIRES_NOT}; RESET session_replication_role");
+    let fires = session.batch_execute(&fires_not).await.is_err();
     let mut obstacles = Vec::new();
     for table in tables {
-        if cascades(session, &table.name).await? {
-            let error = would_cascade().with("table", &table.name);
+        let mut add = |error: Error| {
+            let error = error.with("table", &table.name);
             obstacles.push(Obstacle { table: Some(table.name.clone()), column: None, error });
+        };
+        if fires && cascades(session, &table.name).await? {
+            add(would_cascade());
         }
+        let row = session.query_opt(ACTING, &[&sql::table(&table.name), &fires]).await;
+        let Some(row) = row.map_err(|e| from_driver(e, "inspect"))? else { continue };
+        let (what, named): (&str, &str) = (row.get(0), row.get(1));
+        add(match what {
+            "unlogged" => differs("the table is unlogged: a crash of the server would empty it")
+                .hint("at the target: ALTER TABLE … SET LOGGED"),
+            "rule" => differs("the table has a rule, which puts other statements in the place of ours")
+                .hint("drop the rule until the cut-over"),
+            _ => differs("a trigger that acts before a row is written may change it, or leave it out")
+                .hint("at the target: ALTER TABLE … DISABLE TRIGGER … until the cut-over"),
+        }
+        .with(what.to_owned(), named));
     }
     Ok(obstacles)
 }

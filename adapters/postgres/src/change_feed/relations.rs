@@ -57,6 +57,13 @@ impl Mapped {
                 Some(_) if places.last().is_some_and(Option::is_none) => {
                     return Err(changed("a column is gone", &described.columns[places.len() - 1].name));
                 }
+                // Columns keep their order: two have exchanged their names.
+                Some(_) if places.last().is_some_and(|last| *last > place) => {
+                    return Err(changed(
+                        "a column is another one: its name was another column's",
+                        &column.name,
+                    ));
+                }
                 None if !column.is_null_before() => return Err(changed("a column is gone", &column.name)),
                 Some(_) | None => places.push(place),
             }

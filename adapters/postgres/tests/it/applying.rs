@@ -11,7 +11,8 @@ use tidegate_core::port::{
     Store, TableBatch,
 };
 use tidegate_core::{
-    Canonical, Cell, Endpoint, FlowName, Key, Position, RowWriter, Rows, Shape, Table, TableName, Value,
+    Canonical, Cell, Column, Endpoint, FlowName, Key, Position, RowWriter, Rows, Shape, Table, TableName,
+    Type, Value,
 };
 
 use crate::{Session, database, drop_database, url_of};
@@ -650,6 +651,67 @@ async fn deletes_that_would_cascade_are_an_obstacle() {
         assert!(found.iter().all(|o| o.error.code() == code::CONSTRAINT_VIOLATED), "{found:?}");
         let names: Vec<_> = found.iter().map(|o| o.table.as_ref().unwrap().to_string()).collect();
         assert_eq!(names, expected);
+    }
+    drop_plain_role(session).await;
+}
+
+/// Found by trying: a target that was emptied by a crash, whose triggers left rows out or whose rules took them was live.
+#[tokio::test]
+async fn what_would_change_or_lose_rows_in_the_target_is_an_obstacle() {
+    let (own, session) = database("it_acting").await;
+    session
+        .batch_execute(
+            "CREATE TABLE a (id int PRIMARY KEY); CREATE UNLOGGED TABLE b (id int PRIMARY KEY);
+             CREATE TABLE c (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY);
+             CREATE TABLE e (id int PRIMARY KEY); CREATE TABLE f (id int PRIMARY KEY);
+             CREATE TABLE g (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE UNLOGGED TABLE g_1 PARTITION OF g FOR VALUES FROM (0) TO (9);
+             CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+             CREATE TRIGGER acts BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION leave_out();
+             CREATE TRIGGER acts BEFORE UPDATE ON c FOR EACH ROW EXECUTE FUNCTION leave_out();
+             ALTER TABLE c ENABLE ALWAYS TRIGGER acts;
+             CREATE TRIGGER acts BEFORE INSERT ON d FOR EACH ROW EXECUTE FUNCTION leave_out();
+             ALTER TABLE d ENABLE REPLICA TRIGGER acts;
+             CREATE RULE aside AS ON INSERT TO e DO INSTEAD NOTHING;
+             CREATE TRIGGER after AFTER INSERT ON f FOR EACH ROW EXECUTE FUNCTION leave_out();
+             ALTER TABLE f ENABLE ALWAYS TRIGGER after;
+             CREATE TRIGGER off BEFORE INSERT ON f FOR EACH ROW EXECUTE FUNCTION leave_out();
+             ALTER TABLE f DISABLE TRIGGER off;
+             CREATE TRIGGER once BEFORE INSERT ON f FOR EACH STATEMENT EXECUTE FUNCTION leave_out()",
+        )
+        .await
+        .unwrap();
+    let plain = as_plain_role(&session).await;
+    let at_all = ["b unlogged", "c trigger", "d trigger", "e rule", "g unlogged"];
+    for (store, expected) in
+        [(&own, at_all.to_vec()), (&plain, [&["a trigger"], &at_all[..3], &at_all[3..]].concat())]
+    {
+        let names = ["a", "b", "c", "d", "e", "f", "g"];
+        let wanted = names.map(|name| {
+            let columns =
+                vec![Column { native: "integer".to_owned(), ..Column::new("id", Type::Int { bits: 32 }) }];
+            let name = TableName::new("public", name);
+            Arc::new(Table {
+                name,
+                native_id: 0,
+                columns,
+                key: vec![0],
+                rows_estimated: 0,
+                bytes_estimated: 0,
+            })
+        });
+        let found = store.catalog().await.unwrap().inspect(&wanted, false).await.unwrap();
+        let expected: Vec<_> = expected.iter().map(|one| format!("public.{one}")).collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|found| {
+                assert_eq!(found.error.code(), code::TARGET_DIFFERS, "{found:?}");
+                format!("{} {}", found.table.as_ref().unwrap(), found.error.context()[0].0)
+            })
+            .collect();
+        let mut found = found;
+        found.sort();
+        assert_eq!(found, expected);
     }
     drop_plain_role(session).await;
 }

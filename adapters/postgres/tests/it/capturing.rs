@@ -440,6 +440,7 @@ async fn a_publication_that_is_changed_by_hand_is_noticed_while_running_and_afte
         ("ALTER PUBLICATION p SET TABLE ONLY t WHERE (id > 1), ONLY u", Some("public.t")),
         ("ALTER PUBLICATION p SET TABLE ONLY t (id), ONLY u", Some("public.t")),
         ("ALTER PUBLICATION p DROP TABLE u", Some("public.u")),
+        ("ALTER PUBLICATION p DROP TABLE u; ALTER PUBLICATION p ADD TABLE ONLY u", Some("public.u")),
         ("ALTER PUBLICATION p SET (publish = 'insert')", None),
         ("DROP PUBLICATION p", None),
     ] {
@@ -448,7 +449,8 @@ async fn a_publication_that_is_changed_by_hand_is_noticed_while_running_and_afte
         let mut feed = bench.feed().await;
         run(&bench.session, ["INSERT INTO t VALUES (1, 'a')"]).await;
         assert_eq!(bench.lines(&mut feed).await, ["insert t 1,a", "end"]);
-        run(&bench.session, [what.replace("PUBLICATION p", "PUBLICATION tidegate_it_feed_altered")]).await;
+        let altered = what.replace("PUBLICATION p", "PUBLICATION tidegate_it_feed_altered");
+        run(&bench.session, altered.split(';')).await;
         let found = |error: tidegate_core::Error| {
             assert_eq!(error.code(), code::SLOT_LOST, "{what}: {error:?}");
             let table = error.context().iter().find(|(name, _)| *name == "table").map(|(_, is)| is.clone());
@@ -508,6 +510,29 @@ async fn a_slot_that_was_dropped_by_hand_is_not_made_again() {
     assert_eq!(slots().await, 1, "it begins anew");
     catalog.clean(flow).await.unwrap();
     drop_database(bench.session).await;
+}
+
+/// Found by trying: the values of two columns changed places without a word.
+#[tokio::test]
+async fn columns_that_exchange_their_names_are_noticed_while_running() {
+    for is_renamed in [true, false] {
+        let bench = bench("it_feed_exchanged", "CREATE TABLE t (id int PRIMARY KEY, a int, b int)").await;
+        let mut feed = bench.feed().await;
+        run(&bench.session, ["INSERT INTO t VALUES (1, 2, 3)"]).await;
+        assert_eq!(bench.lines(&mut feed).await, ["insert t 1,2,3", "end"]);
+        // Two exchange their names; one that is made anew is another one too.
+        let change = if is_renamed {
+            "ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME c TO b"
+        } else {
+            "ALTER TABLE t DROP COLUMN a; ALTER TABLE t ADD COLUMN a int"
+        };
+        bench.session.batch_execute(&format!("{change}; UPDATE t SET b = 5")).await.unwrap();
+        let error = bench.failure(&mut feed).await;
+        assert_eq!(error.code(), code::SCHEMA_CHANGED, "{error:?}");
+        let _ = feed.close().await;
+        bench.catalog.clean(&bench.flow).await.unwrap();
+        drop_database(bench.session).await;
+    }
 }
 
 /// What the page about operating says of statements that leave no change behind: where it is not so any more, it is to

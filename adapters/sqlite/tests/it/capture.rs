@@ -456,6 +456,20 @@ async fn a_changed_schema_is_named() {
     assert_eq!(feed.all().await, ["t update 1,'a',2"]);
 }
 
+/// Found by trying: the values of two columns changed places without a word.
+#[tokio::test]
+async fn columns_that_exchange_their_names_are_noticed_while_running() {
+    for change in [
+        "ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME c TO b",
+        "ALTER TABLE t DROP COLUMN a; ALTER TABLE t ADD COLUMN a INT",
+    ] {
+        let mut file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY, a INT, b INT)").await;
+        let mut feed = file.feed().await;
+        file.exec(&format!("BEGIN; {change}; UPDATE t SET b = 5; COMMIT")).await;
+        assert_eq!(feed.failure().await.code(), code::SCHEMA_CHANGED, "{change}");
+    }
+}
+
 #[tokio::test]
 async fn the_journal_is_trimmed_in_small_steps_and_its_numbers_go_on() {
     let mut file = File::with(TWO).await;
