@@ -113,6 +113,8 @@ pub struct SqliteBroker {
 /// What the producers and consumers of a broker share: the way to the task that writes.
 pub(crate) struct Link {
     pub(crate) path: PathBuf,
+    /// Which file it was when it was opened.
+    number: u64,
     pub(crate) settings: Settings,
     pub(crate) clock: Arc<dyn Clock>,
     /// Something was committed by this process.
@@ -166,6 +168,7 @@ impl Link {
         scope.spawn(writer.work());
         Ok(Arc::new(Self {
             path: path.to_owned(),
+            number: connect::file_number(path)?,
             settings,
             clock,
             changed,
@@ -178,7 +181,18 @@ impl Link {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.is_closing() { Err(closed()) } else { Ok(()) }
+        if self.is_closing() { Err(closed()) } else { self.check_file() }
+    }
+
+    /// # Errors
+    /// `channel-missing` if the file was removed, or another one is in its place: what is open is nobody else's.
+    pub(crate) fn check_file(&self) -> Result<()> {
+        if connect::file_number(&self.path).is_ok_and(|number| number == self.number) {
+            return Ok(());
+        }
+        Err(Error::new(code::CHANNEL_MISSING, "the broker's file was removed, or another one put in its place")
+            .with("file", self.path.display())
+            .hint("stop everybody who uses it, and start again"))
     }
 
     pub(crate) fn is_closing(&self) -> bool {

@@ -442,6 +442,7 @@ impl Consumer for SqliteConsumer {
             // Listens before it looks, so that what comes in between is not missed.
             let mut changed = std::pin::pin!(news.notified());
             changed.as_mut().enable();
+            self.link.check_file()?;
             if let Some(signal) = self.step(max, out).await? {
                 return Ok(signal);
             }

@@ -144,6 +144,22 @@ async fn a_file_that_others_lock_refuses_and_may_be_tried_again() {
     file.close().await.unwrap();
 }
 
+/// Found by trying: who had it open went on with a file that nobody else could see.
+#[tokio::test]
+async fn a_file_that_was_removed_is_noticed_by_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, broker, channel, subscription) = scene(&folder).await;
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    match &producer.publish(&[Message::new(&SystemIds, "test", "tested")]).await[..] {
+        [Sent::Refused(error)] => assert_eq!(error.code(), code::CHANNEL_MISSING, "{error:?}"),
+        sent => panic!("{sent:?}"),
+    }
+    let received = consumer.receive(1, LONG, &mut Vec::new()).await;
+    assert_eq!(received.unwrap_err().code(), code::CHANNEL_MISSING);
+}
+
 #[tokio::test]
 async fn tables_of_a_newer_program_are_refused() {
     let folder = tempfile::tempdir().unwrap();
