@@ -25,6 +25,9 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// Room for what a server on the same machine sends while nobody reads.
+const LOCAL_BUFFER_BYTES: usize = 64 * 1024;
+
 /// An open connection, encrypted or not, before anybody has said who they are.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -51,10 +54,11 @@ impl Link {
     /// Opens a connection; a `pause` makes it read in gulps (see [`Gulp`]).
     pub(crate) async fn open(settings: &Settings, pause: Option<Duration>) -> Result<Self> {
         let tls = tls::config(settings)?;
-        let socket = Gulp::new(
-            Parkable::Open(Socket::open(&settings.host).await.map_err(error::from_connect)?),
-            pause,
-        );
+        let socket = Socket::open(&settings.host).await.map_err(error::from_connect)?;
+        if pause.is_some() {
+            socket.let_the_sender_queue().map_err(error::from_connect)?;
+        }
+        let socket = Gulp::new(Parkable::Open(socket), pause);
         let local = settings.host.is_local();
         let Some((config, name)) = tls else {
             return Ok(Self { io: Io::Plain(socket), end_point: None, private: local });
@@ -101,6 +105,17 @@ async fn ask_for_tls(mut socket: Gulp<Parkable>) -> Result<Gulp<Parkable>> {
 }
 
 impl Socket {
+    /// On one machine what a server sends is carried to our buffer by the sending call itself, piece by piece. Where there is
+    /// little room it waits in the server's buffer, and comes in large parts, carried by our reading.
+    fn let_the_sender_queue(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) if stream.peer_addr()?.ip().is_loopback() => {
+                SockRef::from(stream).set_recv_buffer_size(LOCAL_BUFFER_BYTES)
+            }
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
+        }
+    }
+
     async fn open(host: &Host) -> io::Result<Self> {
         match host {
             Host::Tcp(name, port) => {

@@ -190,9 +190,12 @@ impl Link {
         if connect::file_number(&self.path).is_ok_and(|number| number == self.number) {
             return Ok(());
         }
-        Err(Error::new(code::CHANNEL_MISSING, "the broker's file was removed, or another one put in its place")
-            .with("file", self.path.display())
-            .hint("stop everybody who uses it, and start again"))
+        Err(Error::new(
+            code::CHANNEL_MISSING,
+            "the broker's file was removed, or another one put in its place",
+        )
+        .with("file", self.path.display())
+        .hint("stop everybody who uses it, and start again"))
     }
 
     pub(crate) fn is_closing(&self) -> bool {

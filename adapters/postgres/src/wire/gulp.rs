@@ -23,6 +23,9 @@ const BUFFER_BYTES: usize = 512 * 1024;
 const BUSY_BYTES: usize = 16 * 1024;
 const WINDOW: Duration = Duration::from_millis(20);
 
+/// A read that gives more than this is followed by another one at once: more may be waiting at the sender.
+const SHORT_BYTES: usize = 16 * 1024;
+
 /// A stream that can be left alone.
 pub(crate) trait Park {
     /// Until somebody reads or writes nobody is woken by what arrives: each wake-up costs time, the sender's too.
@@ -81,8 +84,7 @@ impl Pausing {
             self.window_bytes = 0;
         }
         self.window_bytes += bytes;
-        // A full buffer means that more is waiting already: taking it needs no pause.
-        if self.window_bytes > BUSY_BYTES && bytes < self.received.len() {
+        if self.window_bytes > BUSY_BYTES && bytes < SHORT_BYTES {
             self.window_start = now;
             self.window_bytes = 0;
             self.timer.as_mut().reset(now + self.pause);
@@ -165,9 +167,11 @@ mod tests {
         }
         assert_eq!(begin.elapsed(), Duration::ZERO, "10 kB is not busy");
 
-        server.write_all(&[1; 20_000]).await.unwrap();
-        assert_eq!(client.read(&mut buffer).await.unwrap(), 20_000);
-        assert_eq!(begin.elapsed(), Duration::ZERO, "what is there is given before the pause");
+        for bytes in [20_000, 10] {
+            server.write_all(&vec![1; bytes]).await.unwrap();
+            assert_eq!(client.read(&mut buffer).await.unwrap(), bytes);
+            assert_eq!(begin.elapsed(), Duration::ZERO, "what is there is given before the pause");
+        }
         server.write_all(&[1; 10]).await.unwrap();
         assert_eq!(client.read(&mut buffer).await.unwrap(), 10);
         assert!(begin.elapsed() >= PAUSE, "the next read comes by timer");
