@@ -23,6 +23,9 @@ pub(crate) fn name(flow: &FlowName) -> String {
 const SLOT: &str = "SELECT confirmed_flush_lsn::text, plugin::text, database = current_database(), active
     FROM pg_replication_slots WHERE slot_name = $1";
 
+/// A wait for transactions that is longer is said.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Keeps changes of these tables from the position that it returns on.
 pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
     if let Some(table) = tables.iter().find(|table| table.key.is_empty()) {
@@ -64,14 +67,14 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
         Some(slot) => slot.get(0),
         None => {
             let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
-            let row = session.query_one(sql, &[&name]).await.map_err(failed)?;
+            let row = said(session.query_one(sql, &[&name])).await.map_err(failed)?;
             note.waits = true;
             row.get(0)
         }
     };
     if note.waits {
         // What a transaction that goes on did before is not sent: readers have to see it.
-        wait_until_seen(session).await?;
+        said(wait_until_seen(session)).await?;
         note.waits = false;
         if !tables.is_empty() {
             session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
@@ -80,6 +83,19 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
     let position = position
         .ok_or_else(|| Error::new(code::SLOT_LOST, "the slot has no position").with("slot", &name))?;
     Ok(Position::from_u64(position.parse::<Lsn>()?.0))
+}
+
+/// Waits for transactions that were open, and says so if that takes long.
+async fn said<T>(waiting: impl Future<Output = T>) -> T {
+    let mut waiting = std::pin::pin!(waiting);
+    if let Ok(done) = tokio::time::timeout(SILENCE, &mut waiting).await {
+        return done;
+    }
+    tracing::warn!(
+        "waiting for the transactions that were open at the source when the capture began, nothing is lost; \
+        see pg_stat_activity and pg_prepared_xacts for those that stay open, and end them"
+    );
+    waiting.await
 }
 
 /// Waits until everything that may have committed before now is seen by readers.
