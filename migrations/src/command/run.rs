@@ -17,7 +17,7 @@ use super::{noted, plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
 use crate::listen::{Listener, bind};
 use crate::progress::Progress;
-use crate::render::{exit_status, failure_with, say};
+use crate::render::{exit_status, failure_with, say, tell};
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
@@ -218,7 +218,7 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(
         match ask().await {
             Err(error) if error.verdict() != Verdict::Never && clock.elapsed() < settings.timeout => {
                 if !said {
-                    eprintln!("waiting up to {} s: {error}", settings.timeout.as_secs());
+                    tell(format_args!("waiting up to {} s: {error}", settings.timeout.as_secs()));
                     said = true;
                 }
                 clock.sleep(Duration::from_millis(500)).await;
