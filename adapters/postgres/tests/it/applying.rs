@@ -193,6 +193,31 @@ async fn a_value_that_the_server_refuses_is_told_with_key_and_column() {
     drop_database(session).await;
 }
 
+/// Found by testing: the line of a stopped table had nothing of what the server says. Here it refuses the merge of rows, and no
+/// copy says which one it is.
+#[tokio::test]
+async fn what_the_server_says_of_a_row_stands_in_the_line_of_its_table() {
+    let (store, session) = database("it_said").await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY, name text, v text CHECK (v <> 'never'));
+        CREATE INDEX ON t ((100 / length(v)))";
+    session.batch_execute(table).await.unwrap();
+    let routes = routes(&store).await;
+    let (mut sink, _) = sink(&store, &routes).await;
+    for (v, code, said) in [
+        ("", code::VALUE_UNFIT, "division by zero"),
+        ("never", code::CONSTRAINT_VIOLATED, "violates check constraint"),
+    ] {
+        let part = TableBatch { upserts: rows(&[row(1, "a", v)]), ..TableBatch::default() };
+        let error = sink.apply(&batch(part), Some(&at(2))).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error:?}");
+        for word in [said, "table: public.t"] {
+            assert!(error.line().contains(word), "{word:?} is not in: {}", error.line());
+        }
+    }
+    sink.close().await.unwrap();
+    drop_database(session).await;
+}
+
 #[tokio::test]
 async fn the_ledger_survives_and_only_the_last_opener_writes() {
     let (store, session) = database("it_ledger").await;
