@@ -19,9 +19,22 @@ use prometheus_client::registry::{Registry, Unit};
 use tidegate_core::error::code;
 use tidegate_core::{Clock, Error, Result};
 use tidegate_flow::{Gauge, Status, TableState};
+use tokio::net::TcpListener;
 
 /// After this time without a sign of life the program is not healthy.
 const ALIVE: Duration = Duration::from_secs(10);
+
+/// Takes the port, if one was asked for: before anything is made, since it may be another's.
+///
+/// # Errors
+/// `config-invalid` if nothing can listen at that address.
+pub(crate) async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound
+        .map(Some)
+        .map_err(|e| Error::new(code::CONFIG_INVALID, format!("cannot listen on {address}")).because(e))
+}
 
 /// What the answers are made from.
 #[derive(Clone, Debug)]
@@ -45,17 +58,11 @@ impl Listener {
     }
 
     /// Answers until it is dropped.
-    ///
-    /// # Errors
-    /// `config-invalid` if nothing can listen at that address.
-    pub(crate) async fn serve(self, address: SocketAddr) -> Result<()> {
-        let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
-            Error::new(code::CONFIG_INVALID, format!("cannot listen on {address}")).because(e)
-        })?;
-        if let Ok(address) = listener.local_addr() {
+    pub(crate) async fn serve(self, port: TcpListener) -> Result<()> {
+        if let Ok(address) = port.local_addr() {
             tracing::info!(%address, "answering /health, /ready and /metrics");
         }
-        axum::serve(listener, self.router())
+        axum::serve(port, self.router())
             .await
             .map_err(|e| Error::new(code::INTERNAL, "the HTTP listener ended").because(e))
     }

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate_flow::verify::Reading;
 use tidegate_flow::{Status, TableState};
 
-use crate::render::{changes, count};
+use crate::render::{changes, count, plain};
 
 /// Rates are taken over this long.
 const RATE_OVER: Duration = Duration::from_secs(10);
@@ -155,7 +155,7 @@ fn messages(status: &Status, reading: &Reading, (rows_rate, changes_rate): (f64,
         ];
     }
     let rest = match (eta(status, rows_rate), status.error.as_deref().filter(|_| is_waiting(status))) {
-        (_, Some(error)) => format!("; {error}"),
+        (_, Some(error)) => format!("; {}", plain(error)),
         (Some((0, 0)), None) => String::new(),
         (Some((low, high)), None) => format!(", eta ~{low}-{high} s"),
         (None, None) => ", eta unknown".to_owned(),

@@ -1,5 +1,7 @@
 //! What people read: errors, tables, numbers.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,9 +24,32 @@ pub(crate) fn is_whole() -> bool {
     !IS_CUT.load(Ordering::Relaxed)
 }
 
+/// A text without what a terminal obeys: control characters may stand in keys and values. They are written as JSON has
+/// them, so that an answer in JSON stays what it is.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| c.is_control() && !['\n', '\t'].contains(&c);
+    if !text.contains(is_obeyed) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_obeyed(c) {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+    }
+    out.into()
+}
+
+/// Prints a line of what is told beside the answer.
+pub(crate) fn tell(line: std::fmt::Arguments<'_>) {
+    eprintln!("{}", plain(&line.to_string()));
+}
+
 /// Whoever does not read the answer to its end (`| head`) has had enough. Anything else is said.
 pub(crate) fn answer(line: std::fmt::Arguments<'_>) {
-    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{}", plain(&line.to_string()))
         && error.kind() != std::io::ErrorKind::BrokenPipe
         && !IS_CUT.swap(true, Ordering::Relaxed)
     {
@@ -66,17 +91,17 @@ pub(crate) fn failure_with(error: &Error, json: bool, status: u8) -> ExitCode {
     }
     // Who asked for the end was not failed.
     let word = if error.kind() == Kind::Stopped { "" } else { "error: " };
-    eprintln!("{word}{error}");
+    tell(format_args!("{word}{error}"));
     for (name, value) in error.context() {
-        eprintln!("  {name}: {value}");
+        tell(format_args!("  {name}: {value}"));
     }
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
-        eprintln!("  caused by: {inner}");
+        tell(format_args!("  caused by: {inner}"));
         cause = inner.source();
     }
     if let Some(hint) = error.hint_text() {
-        eprintln!("hint: {hint}");
+        tell(format_args!("hint: {hint}"));
     }
     eprintln!("more: tidegate explain {}", error.code().name());
     ExitCode::from(status)
@@ -115,6 +140,14 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown() {
+        for (text, shown) in [("a\tb\nç", "a\tb\nç"), ("\0\r\u{1b}[2J\u{9b}", r"\u0000\u000d\u001b[2J\u009b")]
+        {
+            assert_eq!(plain(text), shown);
+        }
+    }
 
     #[test]
     fn numbers_are_grouped() {

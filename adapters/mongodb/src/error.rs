@@ -25,15 +25,36 @@ impl<T> During<T> for Result<T, DriverError> {
 
 /// The number that the server gave, if it was the server that refused.
 pub(crate) fn number(error: &DriverError) -> Option<i32> {
+    refusal(error).map(|(number, ..)| number)
+}
+
+/// The number, its name and the message of the server, if it was the server that refused.
+fn refusal(error: &DriverError) -> Option<(i32, &str, &str)> {
     match &*error.kind {
-        ErrorKind::Command(refused) => Some(refused.code),
-        ErrorKind::Write(WriteFailure::WriteError(refused)) => Some(refused.code),
-        ErrorKind::Write(WriteFailure::WriteConcernError(refused)) => Some(refused.code),
+        ErrorKind::Command(refused) => Some((refused.code, &refused.code_name, &refused.message)),
+        ErrorKind::Write(WriteFailure::WriteError(refused)) => {
+            Some((refused.code, refused.code_name.as_deref().unwrap_or_default(), &refused.message))
+        }
+        ErrorKind::Write(WriteFailure::WriteConcernError(refused)) => {
+            Some((refused.code, &refused.code_name, &refused.message))
+        }
         ErrorKind::InsertMany(refused) => {
-            let first = refused.write_errors.as_ref().and_then(|all| all.first()).map(|one| one.code);
-            first.or(refused.write_concern_error.as_ref().map(|concern| concern.code))
+            let first = refused.write_errors.as_ref().and_then(|all| all.first());
+            let first = first
+                .map(|one| (one.code, one.code_name.as_deref().unwrap_or_default(), one.message.as_str()));
+            let concern = refused.write_concern_error.as_ref();
+            first.or(concern.map(|one| (one.code, one.code_name.as_str(), one.message.as_str())))
         }
         _ => None,
+    }
+}
+
+/// What the server or the driver says, in a line. The driver's own text has the whole answer of the server with it.
+fn words(error: &DriverError) -> String {
+    match refusal(error) {
+        Some((number, "", message)) => format!("{message} ({number})"),
+        Some((number, name, message)) => format!("{name} ({number}): {message}"),
+        None => error.kind.to_string(),
     }
 }
 
@@ -52,7 +73,7 @@ pub(crate) fn from_driver(error: DriverError, operation: &'static str) -> Error 
         Some(number) => verdict_of(number),
         None => None,
     };
-    finish(Error::new(code, sentence), code, verdict, operation, number).because(error)
+    finish(Error::new(code, sentence), code, verdict, operation, number).because(words(&error))
 }
 
 /// The first refusal in an answer to a command with several writes, if there is one.
@@ -251,6 +272,26 @@ mod tests {
         ] {
             assert_eq!((meaning(number, text).0, verdict_of(number)), (code, verdict), "{number} {text}");
         }
+    }
+
+    /// Found by testing: the server's whole answer stood in it, in numbers.
+    #[test]
+    fn the_text_of_an_error_is_what_the_server_said() {
+        use mongodb::bson::{deserialize_from_document, doc};
+        let refused = doc! { "code": 13, "codeName": "Unauthorized", "errmsg": "not authorized on shop" };
+        let kinds = [
+            ErrorKind::Command(deserialize_from_document(refused.clone()).unwrap()),
+            ErrorKind::Write(WriteFailure::WriteError(deserialize_from_document(refused).unwrap())),
+        ];
+        for kind in kinds {
+            let error = from_driver(kind.into(), "x");
+            let source = std::error::Error::source(&error).unwrap();
+            assert_eq!(source.to_string(), "Unauthorized (13): not authorized on shop");
+            assert_eq!((error.code(), source.source().is_none()), (code::ACCESS_DENIED, true));
+        }
+        let error = from_driver(ErrorKind::SessionsNotSupported.into(), "x");
+        let source = std::error::Error::source(&error).unwrap();
+        assert!(source.to_string().starts_with("Attempted to start a session"), "{source}");
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! | the rest | refused: `--convert TYPE=string` |
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Conversions, Fit};
+use tidegate_core::port::{Conversions, Fit, convert_argument};
 use tidegate_core::{Column, Encoding, Error, Result, Type};
 
 use crate::codec;
@@ -67,7 +67,9 @@ fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
         (Type::Timestamp | Type::TimestampTz, None) => {
             let named = kind.word();
             let hint = format!(
-                "--convert {named}=date if whole milliseconds are enough, or --convert {named}=string"
+                "{} if whole milliseconds are enough, or {}",
+                convert_argument(named, "date"),
+                convert_argument(named, "string")
             );
             Err(refused(column, "loses what is below a millisecond".to_owned()).hint(hint))
         }
@@ -79,7 +81,7 @@ fn refused(column: &Column, why: String) -> Error {
     let named = if column.native.is_empty() { column.kind.word() } else { &column.native };
     Error::new(code::TYPE_REFUSED, format!("column {} of type {named} {why}", column.name))
         .with("column", &column.name)
-        .hint(format!("--convert {named}=string"))
+        .hint(convert_argument(named, "string"))
 }
 
 /// Names that mean something else in a document, or cannot be in one.
@@ -99,6 +101,22 @@ mod tests {
 
     fn native(kind: Type, conversions: &Conversions) -> Result<String> {
         fit(&Column::new("c", kind), Encoding("other"), conversions).map(|fit| fit.native)
+    }
+
+    /// Found by testing: a shell made several words of a type's name.
+    #[test]
+    fn the_hint_of_a_refused_type_can_be_pasted() {
+        for (native, expected) in [
+            ("interval", "--convert interval=string"),
+            ("time with time zone", r#"--convert "time with time zone=string""#),
+            ("numeric(40,2)", r#"--convert "numeric(40,2)=string""#),
+            (r#""char""#, r#"--convert '"char"=string'"#),
+        ] {
+            let mut column = Column::new("c", Type::Native(native.into()));
+            column.native = native.to_owned();
+            let error = fit(&column, Encoding("other"), &Conversions::new()).unwrap_err();
+            assert_eq!(error.hint_text(), Some(expected));
+        }
     }
 
     #[test]

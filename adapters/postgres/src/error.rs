@@ -153,6 +153,10 @@ fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
             error = error.with(name, value);
         }
     }
+    if [code::VALUE_UNFIT, code::CONSTRAINT_VIOLATED].contains(&code) {
+        // A row stops its table, which is told in one line without the source: a fact, as the row's key is one.
+        error = error.with("said", &refusal.message);
+    }
     if let Some(verdict) = verdict {
         error = error.verdict_is(verdict);
     }

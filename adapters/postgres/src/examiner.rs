@@ -139,17 +139,10 @@ impl Examiner for PostgresStore {
 
     async fn strain(&self, flow: &FlowName, _: &Position) -> Result<Strain> {
         let session = self.session().await?;
-        let query = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size
-            FROM pg_replication_slots WHERE slot_name = $1";
-        let row = session
-            .query_opt(query, &[&capture::name(flow)])
-            .await
-            .map_err(|e| from_driver(e, "look at the slot"))?;
-        let Some(row) = row else { return Ok(Strain::default()) };
-        let held_bytes = u64::try_from(row.get::<_, Option<i64>>(0).unwrap_or(0)).unwrap_or(0);
-        // What may still be written before the server takes the log away.
-        let safe = row.get::<_, Option<i64>>(1).map(|safe| safe.max(0) as f64);
-        let used = safe.map(|safe| held_bytes as f64 / (held_bytes as f64 + safe).max(1.0));
+        let Some((held_bytes, safe)) = capture::kept(&session, flow).await? else {
+            return Ok(Strain::default());
+        };
+        let used = safe.map(|safe| held_bytes as f64 / (held_bytes as f64 + safe as f64).max(1.0));
         Ok(Strain { held_bytes, used })
     }
 

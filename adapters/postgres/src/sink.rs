@@ -177,7 +177,7 @@ impl PostgresSink {
             }
         }
         if let Some(deletes) = deletes {
-            self.remove_keys(batch.table, deletes).await?;
+            self.remove_keys(batch.table, &batch.deletes, deletes).await?;
         }
         Ok(())
     }
@@ -186,7 +186,7 @@ impl PostgresSink {
         let table = part.batch.table;
         if let Some(upserts) = &part.upserts
             && part.batch.fresh
-            && self.copy_direct(table, upserts, part.shared.as_ref()).await?
+            && self.copy_direct(table, &part.batch.upserts, upserts, part.shared.as_ref()).await?
         {
             part.upserts = None;
         }
@@ -213,14 +213,15 @@ impl PostgresSink {
             self.stage(table, Stage::Rows).await?;
             let place = &self.places[table];
             let (copy, upsert) = (place.copy_rows(), place.upsert());
-            self.copy(copy, upserts.clone()).await.map_err(|e| from_driver(e, "stage"))?;
+            let copied = self.copy(copy, upserts.clone()).await;
+            copied.map_err(|e| self.places[table].refused(e, "stage", part.batch.upserts.iter()))?;
             if self.attempt(&upsert).await?.is_none() {
                 return Ok(None);
             }
         }
         let mut holes = Vec::new();
         for (sent, rows) in &part.updates {
-            match self.update(table, sent, rows.clone()).await? {
+            match self.update(table, sent, &part.batch.updates, rows.clone()).await? {
                 Some(missed) => holes.extend(cut_keys(&self.places[table], &part.batch.updates, &missed)),
                 None => return Ok(None),
             }

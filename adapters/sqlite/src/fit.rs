@@ -19,7 +19,7 @@
 //! checked against what the column would do to it.
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Conversions, Fit};
+use tidegate_core::port::{Conversions, Fit, convert_argument};
 use tidegate_core::{Column, Encoding, Error, Result, Type};
 
 use crate::cells::Affinity;
@@ -33,9 +33,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
         Some("string") => return Ok(held("TEXT", Type::Text, Some("converted to text"))),
         Some(other) => {
             let error = Error::new(code::TYPE_REFUSED, "the conversion is unknown").with("conversion", other);
-            return Err(error
-                .with("column", &column.name)
-                .hint(format!("--convert {}=string", column.native)));
+            return Err(error.with("column", &column.name).hint(convert_argument(&column.native, "string")));
         }
     }
     let kind = column.kind.clone();
@@ -59,7 +57,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
             )
             .with("column", &column.name)
             .with("type", other.word())
-            .hint(format!("--convert {}=string", column.native)));
+            .hint(convert_argument(&column.native, "string")));
         }
     })
 }

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{noted, plan, serve, verify};
 use crate::arguments::{Common, ROWS_LISTED, RoleWord, UntilWord};
-use crate::listen::Listener;
+use crate::listen::{Listener, bind};
 use crate::progress::Progress;
-use crate::render::{exit_status, failure_with, say};
+use crate::render::{exit_status, failure_with, say, tell};
 use crate::settings::Settings;
 
 /// How often the progress is drawn.
@@ -37,6 +37,7 @@ pub(super) async fn run(
     if role != RoleWord::All {
         serve::require_processes(settings)?;
     }
+    let port = bind(listen).await?;
     let state = patiently(settings, || settings.state()).await?;
     let flow = prepare(settings).await?;
     let gauge = Arc::new(Gauge::new(&flow.routes, &flow.options));
@@ -44,8 +45,8 @@ pub(super) async fn run(
     let stop = CancellationToken::new();
     let mut scope = Scope::new();
     scope.spawn(stop_on_signal(stop.clone()));
-    if let Some(address) = listen {
-        scope.spawn(listener.clone().serve(address));
+    if let Some(port) = port {
+        scope.spawn(listener.clone().serve(port));
     }
     // The other half, should it be in this process too.
     let (mut far, far_stop) = (Scope::new(), CancellationToken::new());
@@ -217,7 +218,7 @@ pub(super) async fn patiently<T, F: Future<Output = Result<T>>>(
         match ask().await {
             Err(error) if error.verdict() != Verdict::Never && clock.elapsed() < settings.timeout => {
                 if !said {
-                    eprintln!("waiting up to {} s: {error}", settings.timeout.as_secs());
+                    tell(format_args!("waiting up to {} s: {error}", settings.timeout.as_secs()));
                     said = true;
                 }
                 clock.sleep(Duration::from_millis(500)).await;

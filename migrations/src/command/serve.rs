@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::run::{patiently, stop_on_signal};
 use crate::arguments::UntilWord;
-use crate::listen::Listener;
+use crate::listen::{Listener, bind};
 use crate::settings::Settings;
 
 /// How often the listener is told that the program lives.
@@ -32,14 +32,15 @@ pub(super) async fn serve(
         .hint("give --until to --role source; stop this half with SIGTERM afterwards"));
     }
     let broker_and_ends = require_processes(settings)?;
+    let port = bind(listen).await?;
     patiently(settings, || broker_and_ends.broker.probe()).await?;
     patiently(settings, || settings.target.catalog()).await?;
     let stop = CancellationToken::new();
     let mut scope = Scope::new();
     scope.spawn(stop_on_signal(stop.clone()));
     let listener = Listener::new(Arc::new(Gauge::new(&[], &Options::default())), SystemClock::shared());
-    if let Some(address) = listen {
-        scope.spawn(listener.clone().serve(address));
+    if let Some(port) = port {
+        scope.spawn(listener.clone().serve(port));
     }
     eprintln!(
         "writing to {} what comes through {}",

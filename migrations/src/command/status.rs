@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidegate_core::error::code;
+use tidegate_core::error::{Code, Kind, code};
 use tidegate_core::{Error, Result, SystemClock};
 use tidegate_flow::run::{QUIET, STATUS, WISHES, Wishes, read};
 use tidegate_flow::{Status, TableState, verify};
@@ -28,8 +28,14 @@ pub(super) async fn status(settings: &Settings, watch: bool, json: bool) -> Resu
         }
         if is_forgotten(&status) {
             // What nobody looks at grows; a source that cannot be asked leaves what the last run saw.
-            if let Ok(Kept { held_bytes, used }) = kept(settings, &status).await {
-                (status.held_bytes, status.held_used) = (held_bytes, used);
+            match kept(settings, &status).await {
+                Ok(Kept { held_bytes, used }) => (status.held_bytes, status.held_used) = (held_bytes, used),
+                // Another run would end by it.
+                Err(error) if error.kind() == Kind::Lost => {
+                    (status.running, status.error) = (false, Some(error.line()));
+                    (status.held_bytes, status.held_used) = (0, 0.0);
+                }
+                Err(_) => {}
             }
         }
         let (wishes, _) = read::<Wishes>(state.as_ref(), &settings.name, WISHES).await?;
@@ -85,8 +91,17 @@ fn word(status: &Status, wishes: &Wishes) -> &'static str {
     }
 }
 
+/// Whether no other run can go on after it.
+fn is_over(code: Code) -> bool {
+    code.kind() == Kind::Lost && ![code::LEASE_LOST, code::CHECKPOINT_MOVED].contains(&code)
+}
+
 /// What can be done next.
 fn next(status: &Status, verified: Option<&verify::Report>) -> Vec<String> {
+    let ended_by = status.error.as_deref().filter(|_| !status.running).and_then(Code::of_line);
+    if let Some((code, _)) = ended_by.filter(|(code, _)| is_over(*code)) {
+        return vec![format!("tidegate explain {}", code.name())];
+    }
     let mut next = Vec::new();
     for table in status.tables.iter().filter(|table| table.state == TableState::Failed) {
         next.push(format!("tidegate migrate recopy --table {}", table.source));

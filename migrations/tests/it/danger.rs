@@ -7,6 +7,7 @@ use tidegate_services::postgres::Options;
 use tidegate_services::{Service, mongodb, skipped};
 
 use crate::columns::{verb, wait};
+use crate::pairs::psql;
 use crate::runner::Runner;
 use crate::{Outcome, shop, sqlite, sqlite_rows, tidegate};
 
@@ -109,6 +110,43 @@ fn a_journal_that_grows_while_nobody_runs_is_told_of() {
     let kept = |of: &serde_json::Value| of["what"] == "kept for danger" && of["weight"] == "good";
     assert!(findings[0]["findings"].as_array().unwrap().iter().any(kept), "{findings}");
     verb(NAME, &from, &to, &["run", "--until", "verified"]).ended(0);
+}
+
+/// Found by testing: what the source keeps for it was no longer told, and the way out was to be another run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_is_lost_while_nobody_runs_is_told_of() {
+    let options = Options::default().with_setting("max_slot_wal_keep_size", "1MB");
+    let Some(server) = crate::operating::server(options).await else { return };
+    let outgrow = |from: &str| {
+        for _ in 0..3 {
+            psql(from, "UPDATE t SET v = v || 'x'");
+            psql(from, "SELECT pg_switch_wal()");
+        }
+        psql(from, "CHECKPOINT");
+    };
+    let drop_slot = |from: &str| psql(from, "SELECT pg_drop_replication_slot('tidegate_danger')");
+    let ways: [&dyn Fn(&str); 2] = [&outgrow, &drop_slot];
+    for (number, lose) in ways.into_iter().enumerate() {
+        let from = server.create_database(&format!("danger{number}")).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let to = format!("sqlite:{}", folder.path().join("new.db").display());
+        tokio::task::block_in_place(|| {
+            psql(&from, T);
+            verb(NAME, &from, &to, &["run", "--until", "caught-up"]).ended(0);
+            let status = verb(NAME, &from, &to, &["status"]).ended(0);
+            assert!(status.out.contains("next: tidegate migrate run"), "{}", status.out);
+            lose(&from);
+            let status = verb(NAME, &from, &to, &["status"]).ended(0);
+            for word in ["danger: failed", "TG0040 slot-lost", "next: tidegate explain slot-lost"] {
+                assert!(status.out.contains(word), "{word:?} is not in: {}", status.out);
+            }
+            assert!(!status.out.contains("next: tidegate migrate run"), "{}", status.out);
+            let status = verb(NAME, &from, &to, &["status", "--json"]).ended(0).json();
+            assert!(status["error"].as_str().unwrap().contains("slot-lost"), "{status}");
+            verb(NAME, &from, &to, &["run", "--until", "caught-up"]).failed(1, "TG0040 slot-lost", &[]);
+            verb(NAME, &from, &to, &["abort", "--yes"]).ended(0);
+        });
+    }
 }
 
 /// MongoDB forgets by the size of its log, whoever reads it: a run that does not keep up is warned of. Found by reading: it was

@@ -179,3 +179,22 @@ async fn ids_of_different_types_stay_apart_in_sqlite() {
         assert_eq!(sqlite_rows(&file, "SELECT count(*) FROM items"), [expected.to_string()]);
     });
 }
+
+/// Found by testing: a key with control characters did to the terminal what they say.
+#[test]
+fn control_characters_of_a_key_are_shown_and_not_obeyed() {
+    let key = "a\u{1b}[31mb\u{7f}";
+    let (folder, from, to) = crate::shop("CREATE TABLE t (k TEXT PRIMARY KEY NOT NULL, v TEXT)");
+    let insert = "INSERT INTO t VALUES ('a' || char(27) || '[31mb' || char(127), 'x')";
+    crate::sqlite(&folder.path().join("shop.db"), insert);
+    let go = |words: &[&str]| crate::columns::verb("control", &from, &to, words);
+    go(&["run", "--until", "verified"]).ended(0);
+    crate::sqlite(&folder.path().join("new.db"), "DELETE FROM t");
+    let out = go(&["verify"]).ended(4).out;
+    assert!(out.contains(r"missing: t k=a\u001b[31mb\u007f"), "{out:?}");
+    let report = go(&["verify", "--json"]).ended(4).json();
+    assert_eq!(report["rows"][0]["key"]["k"], key);
+    // And in an error.
+    let err = go(&["pause", "--table", key]).ended(3).err;
+    assert!(err.contains(r"a\u001b[31mb\u007f") && !err.contains('\u{1b}'), "{err:?}");
+}

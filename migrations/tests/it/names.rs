@@ -298,6 +298,29 @@ fn stay_open(url: &str, seconds: u32) -> std::process::Child {
     child
 }
 
+/// Found by testing: with a prepared transaction at the source the first start waited without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_says_that_it_waits_for_open_transactions() {
+    let Some(server) = postgres::shared().await else { return };
+    let from = server.create_database("waits").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = format!("sqlite:{}", folder.path().join("new.db").display());
+    tokio::task::block_in_place(|| {
+        psql(&from, "CREATE TABLE t (id int PRIMARY KEY, v text)");
+        let name = format!("waits_{}", std::process::id());
+        let mut open = stay_open(&from, 6);
+        let ended = verb(&name, &from, &to, &["run", "--until", "verified"]).ended(0);
+        open.wait().unwrap();
+        let said: Vec<_> =
+            ended.err.lines().filter(|line| line.contains("waiting for the transactions")).collect();
+        assert_eq!(said.len(), 1, "{}", ended.err);
+        for word in ["pg_prepared_xacts", "pg_stat_activity", "nothing is lost"] {
+            assert!(said[0].contains(word), "{word:?} is not in: {}", said[0]);
+        }
+        verb(&name, &from, &to, &["abort", "--yes"]).ended(0);
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runner_that_was_killed_while_its_slot_was_made_starts_again() {
     let Some(server) = postgres::shared().await else { return };

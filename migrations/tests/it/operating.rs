@@ -139,6 +139,21 @@ fn a_run_answers_whether_it_is_alive_and_ready_and_gives_its_numbers() {
     drop(taken);
 }
 
+/// Found by testing: the run had begun by then, and had made tables in the target.
+#[test]
+fn a_port_that_is_taken_is_told_before_anything_is_made() {
+    let (folder, from, to) = shop(SHOP);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let words = ["migrate", "run", "--from", &from, "--to", &to, "--listen", &address];
+    let refused =
+        tidegate(&words).failed(2, &format!("TG0001 config-invalid: cannot listen on {address}"), &[]);
+    assert!(!refused.err.contains("crawling"), "{}", refused.err);
+    assert!(!folder.path().join("new.db").exists(), "the target was made");
+    let journal = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'tidegate%'";
+    assert_eq!(crate::sqlite_rows(&folder.path().join("shop.db"), journal), ["0"]);
+}
+
 fn get(address: &str, path: &str) -> String {
     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return String::new() };
     write!(stream, "GET {path} HTTP/1.1\r\nHost: tidegate\r\nConnection: close\r\n\r\n").unwrap();

@@ -107,7 +107,7 @@ fn planned(from: &str, to: &str) -> BTreeMap<String, String> {
             .into_iter()
             .filter(|form| {
                 hint.split_whitespace()
-                    .any(|word| word.trim_end_matches([',', ';']).ends_with(&format!("={form}")))
+                    .any(|word| word.trim_end_matches([',', ';', '"', '\'']).ends_with(&format!("={form}")))
             })
             .collect();
         let way = if forms.is_empty() {

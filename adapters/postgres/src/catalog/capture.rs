@@ -23,6 +23,9 @@ pub(crate) fn name(flow: &FlowName) -> String {
 const SLOT: &str = "SELECT confirmed_flush_lsn::text, plugin::text, database = current_database(), active
     FROM pg_replication_slots WHERE slot_name = $1";
 
+/// A wait for transactions that is longer is said.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Keeps changes of these tables from the position that it returns on.
 pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Table>]) -> Result<Position> {
     if let Some(table) = tables.iter().find(|table| table.key.is_empty()) {
@@ -34,18 +37,7 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
     let failed = |e| from_driver(e, "create slot");
     let slot = session.query_opt(SLOT, &[&name]).await.map_err(failed)?;
     let (source, known) = (identity(session).await?.0, known(session, &name).await?);
-    // A flow is sealed when it has its slot. What is made anew would hide that changes went by unseen, and would stay.
-    if seal::sealed(session, flow).await?.is_some() {
-        let lost = |what| Err(Error::new(code::SLOT_LOST, what).with("slot", &name));
-        match &known {
-            None => return lost("the publication of the slot is gone"),
-            // A copy of the database has the publication and not the slot: that it is a copy is found by its identity.
-            Some(note) if slot.is_none() && note.source == source => {
-                return lost("the replication slot is gone");
-            }
-            Some(_) => {}
-        }
-    }
+    refuse_if_gone(session, flow, slot.is_some(), known.as_ref(), &source).await?;
     let mut note = publish(session, &name, tables, known, source).await?;
     let position: Option<String> = match slot {
         Some(slot) if slot.get::<_, Option<&str>>(1) != Some("pgoutput") || !slot.get::<_, bool>(2) => {
@@ -64,14 +56,14 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
         Some(slot) => slot.get(0),
         None => {
             let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
-            let row = session.query_one(sql, &[&name]).await.map_err(failed)?;
+            let row = said(session.query_one(sql, &[&name])).await.map_err(failed)?;
             note.waits = true;
             row.get(0)
         }
     };
     if note.waits {
         // What a transaction that goes on did before is not sent: readers have to see it.
-        wait_until_seen(session).await?;
+        said(wait_until_seen(session)).await?;
         note.waits = false;
         if !tables.is_empty() {
             session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
@@ -80,6 +72,66 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
     let position = position
         .ok_or_else(|| Error::new(code::SLOT_LOST, "the slot has no position").with("slot", &name))?;
     Ok(Position::from_u64(position.parse::<Lsn>()?.0))
+}
+
+/// A flow is sealed when it has its slot. What is made anew would hide that changes went by unseen, and would stay.
+///
+/// # Errors
+/// `slot-lost` if the slot or the publication of a flow that is sealed is gone.
+async fn refuse_if_gone(
+    session: &Session,
+    flow: &FlowName,
+    has_slot: bool,
+    known: Option<&Note>,
+    source: &str,
+) -> Result<()> {
+    if seal::sealed(session, flow).await?.is_none() {
+        return Ok(());
+    }
+    let lost = |what| Err(Error::new(code::SLOT_LOST, what).with("slot", name(flow)));
+    match known {
+        None => lost("the publication of the slot is gone"),
+        // A copy of the database has the publication and not the slot: that it is a copy is found by its identity.
+        Some(note) if !has_slot && note.source == source => lost("the replication slot is gone"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The bytes of log that the server keeps for a flow, and those that may still be written before it takes them away, if
+/// there is a bound; nothing for a flow that has no slot.
+///
+/// # Errors
+/// `slot-lost` if it has taken them away, or the slot of the flow is gone.
+pub(crate) async fn kept(session: &Session, flow: &FlowName) -> Result<Option<(u64, Option<u64>)>> {
+    let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size,
+        wal_status IS NOT DISTINCT FROM 'lost' FROM pg_replication_slots WHERE slot_name = $1";
+    let name = name(flow);
+    let row = session.query_opt(sql, &[&name]).await.map_err(|e| from_driver(e, "look at the slot"))?;
+    let Some(row) = row else {
+        let (source, known) = (identity(session).await?.0, known(session, &name).await?);
+        refuse_if_gone(session, flow, false, known.as_ref(), &source).await?;
+        return Ok(None);
+    };
+    if row.get(2) {
+        return Err(
+            Error::new(code::SLOT_LOST, "the server has taken the log of the slot away").with("slot", name)
+        );
+    }
+    let bytes = |at: usize| row.get::<_, Option<i64>>(at).map(|bytes| u64::try_from(bytes).unwrap_or(0));
+    Ok(Some((bytes(0).unwrap_or(0), bytes(1))))
+}
+
+/// Waits for transactions that were open, and says so if that takes long.
+async fn said<T>(waiting: impl Future<Output = T>) -> T {
+    let mut waiting = std::pin::pin!(waiting);
+    if let Ok(done) = tokio::time::timeout(SILENCE, &mut waiting).await {
+        return done;
+    }
+    tracing::warn!(
+        "waiting for the transactions that were open at the source when the capture began, nothing is lost; \
+        see pg_stat_activity and pg_prepared_xacts for those that stay open, and end them"
+    );
+    waiting.await
 }
 
 /// Waits until everything that may have committed before now is seen by readers.

@@ -22,7 +22,7 @@ impl PostgresSink {
         self.remove_rows(table, &cut_keys(&self.places[table], &batch.upserts, &all)).await?;
         let mut holes = Vec::new();
         for (sent, rows) in &part.updates {
-            self.stage_some(table, sent, rows.clone()).await?;
+            self.stage_some(table, sent, &batch.updates, rows.clone()).await?;
             let is_of = |at: &usize| sent_columns(batch.updates.row(*at)).eq(sent.iter().copied());
             let group: Vec<usize> = (0..batch.updates.len()).filter(is_of).collect();
             let place = &self.places[table];
@@ -37,7 +37,7 @@ impl PostgresSink {
         }
         // All have the same columns, so that they are one group.
         for (sent, rows) in self.places[table].encode_updates(&batch.upserts)? {
-            self.stage_some(table, &sent, rows).await?;
+            self.stage_some(table, &sent, &batch.upserts, rows).await?;
             let place = &self.places[table];
             let (_, kept_out) = self.by_halves(&all, usize::MAX, |which| place.insert_some(which)).await?;
             holes.extend(cut_keys(place, &batch.upserts, &kept_out));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tidegate_core::error::code;
 use tidegate_core::port::Route;
-use tidegate_core::{Cell, Error, Result, Row, Rows, Value};
+use tidegate_core::{Cell, Error, Key, Result, Row, Rows, Value};
 
 use crate::binary::{put_field, put_null};
 use crate::catalog::target;
@@ -16,6 +16,9 @@ use crate::encode::{Taken, put_value};
 use crate::error::from_driver;
 use crate::form::{Form, OID_OWN};
 use crate::sql;
+
+/// Where tables are that a session has for itself.
+const TEMPORARY: &str = "pg_temp.";
 
 /// One table of the target, with the statements that write it.
 #[derive(Debug)]
@@ -124,11 +127,11 @@ impl Place {
     }
 
     fn staged(&self) -> String {
-        format!("pg_temp.tidegate_rows_{}", self.number)
+        format!("{TEMPORARY}tidegate_rows_{}", self.number)
     }
 
     fn staged_keys(&self) -> String {
-        format!("pg_temp.tidegate_keys_{}", self.number)
+        format!("{TEMPORARY}tidegate_keys_{}", self.number)
     }
 
     /// Makes the tables that rows and keys are staged in.
@@ -328,14 +331,59 @@ impl Place {
             Cell::Unchanged => Err(Error::new(code::ROW_HOLE, "a full row has a cell that was not sent")),
         };
         written.map_err(|error| {
-            let is_full = row.len() == self.columns.len();
-            let key =
-                if is_full { self.route.shape.cut_key(row) } else { tidegate_core::Key(row.frame().into()) };
             error
                 .with("table", &self.name)
-                .with("key", self.route.shape.show_key(key.row()))
+                .with("key", self.show_key(row))
                 .with("column", &self.route.shape.table.columns[at].name)
         })
+    }
+
+    /// The key of a row, which may be the key alone, for people.
+    fn show_key(&self, row: Row<'_>) -> String {
+        let is_full = row.len() == self.columns.len();
+        let key = if is_full { self.route.shape.cut_key(row) } else { Key(row.frame().into()) };
+        self.route.shape.show_key(key.row())
+    }
+
+    /// An error of a copy of these rows. If the server refuses what is in one, it says which line and column it is at.
+    pub(crate) fn refused<'a>(
+        &self,
+        error: tokio_postgres::Error,
+        operation: &'static str,
+        mut rows: impl Iterator<Item = Row<'a>>,
+    ) -> Error {
+        let spot = error.as_db_error().and_then(|refusal| self.spot(refusal.where_()?));
+        let mut error = from_driver(error, operation);
+        if ![code::VALUE_UNFIT, code::CONSTRAINT_VIOLATED].contains(&error.code()) {
+            return error;
+        }
+        let Some((line, column)) = spot else { return error };
+        if let Some(row) = line.checked_sub(1).and_then(|at| rows.nth(at)) {
+            error = error.with("key", self.show_key(row));
+        }
+        match column {
+            Some(at) => error.with("column", &self.route.shape.table.columns[at].name),
+            None => error,
+        }
+    }
+
+    /// The line of a copy, and the place of a column, that `COPY name, line 3, column v` is about. Its words are in the
+    /// server's language.
+    fn spot(&self, context: &str) -> Option<(usize, Option<usize>)> {
+        let (is_staged, (_, behind)) = [(true, self.staged()), (true, self.staged_keys())]
+            .into_iter()
+            .chain([(false, self.route.target.name.name.clone())])
+            .find_map(|(is_staged, name)| {
+                let name = name.strip_prefix(TEMPORARY).unwrap_or(&name);
+                Some((is_staged, context.lines().last()?.split_once(name)?))
+            })?;
+        let behind = behind.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let end = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
+        let (line, behind) = behind.split_at(end);
+        let name =
+            |at: usize| if is_staged { format!("c{at}") } else { self.route.target.columns[at].name.clone() };
+        let is_at = (0..self.columns.len()).filter(|at| behind.ends_with(&name(*at)));
+        Some((line.parse().ok()?, is_at.max_by_key(|at| name(*at).len())))
     }
 }
 

@@ -6,7 +6,7 @@ use tidegate_core::{Key, Result, Rows};
 use tokio_postgres::SimpleQueryMessage;
 
 use super::PostgresSink;
-use crate::error::from_driver;
+use super::place::sent_columns;
 
 /// A temporary table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,18 +57,28 @@ impl PostgresSink {
         &mut self,
         table: usize,
         sent: &[usize],
-        rows: Bytes,
+        rows: &Rows,
+        data: Bytes,
     ) -> Result<Option<Vec<usize>>> {
-        self.stage_some(table, sent, rows).await?;
+        self.stage_some(table, sent, rows, data).await?;
         let missed = self.attempt(&self.places[table].update(sent)).await?;
         Ok(missed.map(|missed| numbers(&missed)))
     }
 
-    /// Stages rows that have these columns, with their numbers.
-    pub(super) async fn stage_some(&mut self, table: usize, sent: &[usize], rows: Bytes) -> Result<()> {
+    /// Stages those of the rows that have these columns, with their numbers; `data` is them as a copy.
+    pub(super) async fn stage_some(
+        &mut self,
+        table: usize,
+        sent: &[usize],
+        rows: &Rows,
+        data: Bytes,
+    ) -> Result<()> {
         self.stage(table, Stage::Rows).await?;
         let copy = self.places[table].copy_updates(sent);
-        self.copy(copy, rows).await.map_err(|e| from_driver(e, "stage"))
+        self.copy(copy, data).await.map_err(|e| {
+            let group = rows.iter().filter(|row| sent_columns(*row).eq(sent.iter().copied()));
+            self.places[table].refused(e, "stage", group)
+        })
     }
 
     /// Removes the rows of these keys.
@@ -78,16 +88,17 @@ impl PostgresSink {
         }
         let mut rows = Rows::new();
         keys.iter().for_each(|key| rows.push(key.row()));
-        let keys = self.places[table].encode_keys(&rows)?;
-        self.remove_keys(table, keys).await
+        let data = self.places[table].encode_keys(&rows)?;
+        self.remove_keys(table, &rows, data).await
     }
 
     /// The same, with the keys as a copy.
-    pub(super) async fn remove_keys(&mut self, table: usize, keys: Bytes) -> Result<()> {
+    pub(super) async fn remove_keys(&mut self, table: usize, keys: &Rows, data: Bytes) -> Result<()> {
         self.stage(table, Stage::Keys).await?;
         let place = &self.places[table];
         let (copy, delete) = (place.copy_keys(), place.delete_keys());
-        self.copy(copy, keys).await.map_err(|e| from_driver(e, "stage"))?;
+        let copied = self.copy(copy, data).await;
+        copied.map_err(|e| self.places[table].refused(e, "stage", keys.iter()))?;
         self.run(&delete).await
     }
 }

@@ -52,6 +52,17 @@ pub const NOT_EMPTY: &str = "empty it, or give --allow-non-empty: rows with equa
 /// The conversions that the user named: type in the source → `string`, `date`, …
 pub type Conversions = std::collections::BTreeMap<String, String>;
 
+/// The argument that names a conversion, as a shell takes it: for the hint of `type-refused`.
+pub fn convert_argument(named: &str, form: &str) -> String {
+    let is_plain = named.chars().all(|c| c.is_alphanumeric() || ['_', '.'].contains(&c));
+    let quote = match named {
+        _ if is_plain => "",
+        _ if named.contains('"') => "'",
+        _ => "\"",
+    };
+    format!("--convert {quote}{named}={form}{quote}")
+}
+
 /// How a source's column is held by a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {

@@ -81,6 +81,9 @@ pub trait Examiner: Send + Sync {
     async fn examine(&self, side: Side) -> Result<Vec<Finding>>;
 
     /// What the source bears for a flow that has had everything up to a position.
+    ///
+    /// # Errors
+    /// That of the change feed, as `slot-lost`, where the source says that it keeps what follows no longer.
     async fn strain(&self, flow: &FlowName, from: &Position) -> Result<Strain>;
 
     /// The script that gives a user the rights of that side.

@@ -18,7 +18,7 @@ mod store;
 mod transform;
 
 pub use broker::{Broker, Effective};
-pub use catalog::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection};
+pub use catalog::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection, convert_argument};
 pub use change_feed::{ChangeFeed, Progress};
 pub use consumer::{Attempt, Consumer, Delivery, Leftover, Signal, Token};
 pub use crawler::{Chunk, Crawler, KeyRange, Limit};
