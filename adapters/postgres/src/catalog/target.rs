@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Conversions, Fit, NOT_EMPTY, Obstacle};
+use tidegate_core::port::{Conversions, Fit, NOT_EMPTY, Obstacle, convert_argument};
 use tidegate_core::{Column, Encoding, Error, Result, Table, TableName, Type, Value, text};
 
 use crate::catalog::describe::{Resolved, Types, native_of};
@@ -65,7 +65,7 @@ fn native(column: &Column, kind: &Type) -> Result<String> {
         }
         _ => {
             return Err(refused(column, "PostgreSQL has no type for such values")
-                .hint("name a conversion: --convert TYPE=string"));
+                .hint(convert_argument(&column.native, "string")));
         }
     }
     .to_owned())
