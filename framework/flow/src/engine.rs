@@ -56,7 +56,7 @@ pub struct Flow {
 
 impl Flow {
     /// A flow with the usual limits, by the machine's clock. The tables of its routes have to be at the target
-    /// ([`Catalog::create`](tidegate_core::port::Catalog::create)).
+    /// ([`Catalog::create`]).
     pub fn new(
         name: FlowName,
         source: Arc<dyn Store>,
