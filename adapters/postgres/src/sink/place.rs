@@ -370,13 +370,13 @@ impl Place {
     /// The line of a copy, and the place of a column, that `COPY name, line 3, column v` is about. Its words are in the
     /// server's language.
     fn spot(&self, context: &str) -> Option<(usize, Option<usize>)> {
-        let (is_staged, (_, behind)) = [(true, self.staged()), (true, self.staged_keys())]
-            .into_iter()
-            .chain([(false, self.route.target.name.name.clone())])
-            .find_map(|(is_staged, name)| {
-                let name = name.strip_prefix(TEMPORARY).unwrap_or(&name);
-                Some((is_staged, context.lines().last()?.split_once(name)?))
-            })?;
+        let copy = context.lines().last()?;
+        let own = self.route.target.name.name.clone();
+        let names = [(true, self.staged()), (true, self.staged_keys()), (false, own)];
+        let (is_staged, behind) = names.iter().find_map(|(is_staged, name)| {
+            let (_, behind) = copy.split_once(name.strip_prefix(TEMPORARY).unwrap_or(name))?;
+            Some((*is_staged, behind))
+        })?;
         let behind = behind.trim_start_matches(|c: char| !c.is_ascii_digit());
         let end = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
         let (line, behind) = behind.split_at(end);
