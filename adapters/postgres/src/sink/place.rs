@@ -367,24 +367,45 @@ impl Place {
         }
     }
 
-    /// The line of a copy, and the place of a column, that `COPY name, line 3, column v` is about. Its words are in the
-    /// server's language.
+    /// The line of a copy into this table, and the place of a column, that the server names.
     fn spot(&self, context: &str) -> Option<(usize, Option<usize>)> {
         let copy = context.lines().last()?;
-        let own = self.route.target.name.name.clone();
-        let names = [(true, self.staged()), (true, self.staged_keys()), (false, own)];
-        let (is_staged, behind) = names.iter().find_map(|(is_staged, name)| {
-            let (_, behind) = copy.split_once(name.strip_prefix(TEMPORARY).unwrap_or(name))?;
-            Some((*is_staged, behind))
-        })?;
-        let behind = behind.trim_start_matches(|c: char| !c.is_ascii_digit());
-        let end = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
-        let (line, behind) = behind.split_at(end);
-        let name =
-            |at: usize| if is_staged { format!("c{at}") } else { self.route.target.columns[at].name.clone() };
-        let is_at = (0..self.columns.len()).filter(|at| behind.ends_with(&name(*at)));
-        Some((line.parse().ok()?, is_at.max_by_key(|at| name(*at).len())))
+        let staged = |name: &str| name.strip_prefix(TEMPORARY).unwrap_or(name).to_owned();
+        for name in [staged(&self.staged()), staged(&self.staged_keys())] {
+            let columns: Vec<String> = (0..self.columns.len()).map(|at| format!("c{at}")).collect();
+            if let Some(found) = spot(copy, &name, columns.iter().map(String::as_str)) {
+                return Some(found);
+            }
+        }
+        spot(copy, &self.route.target.name.name, self.route.target.columns.iter().map(|c| c.name.as_str()))
     }
+}
+
+/// The line, and the place of a column, that `COPY name, line 3, column v` is about. The word `COPY` and the names are
+/// the same in every language of the server; what stands between them is not. A trigger's function or statement says
+/// nothing of a line of a copy, whatever its name is.
+fn spot<'a>(
+    copy: &str,
+    table: &str,
+    columns: impl Iterator<Item = &'a str>,
+) -> Option<(usize, Option<usize>)> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    let is_apart = |before: &str, behind: &str| {
+        !before.chars().next_back().is_some_and(is_part) && !behind.chars().next().is_some_and(is_part)
+    };
+    let whole = |text: &'_ str, word: &str| {
+        let mut at = text.match_indices(word).map(|(at, _)| (at, at + word.len()));
+        at.find(|(begin, end)| is_apart(&text[..*begin], &text[*end..]))
+    };
+    whole(copy, "COPY")?;
+    let (_, end) = whole(copy, table)?;
+    let behind = copy[end..].trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
+    let (line, behind) = behind.split_at(end);
+    let is_last =
+        |name: &str| behind.strip_suffix(name).is_some_and(|before| !name.is_empty() && is_apart(before, ""));
+    let found = columns.enumerate().filter(|(_, name)| is_last(name)).max_by_key(|(_, name)| name.len());
+    Some((line.parse().ok()?, found.map(|(at, _)| at)))
 }
 
 fn is_among(numbers: &Range<usize>) -> String {
@@ -418,4 +439,30 @@ fn passes_as_it_is(source: &tidegate_core::Column, taken: &Taken, same_words: bo
     let is_exact = taken.modifier == -1 || same_words;
     let texts = Form::of(source.native_id, &source.kind) == Form::Text && form == Form::Text;
     (source.native_id == taken.oid || texts) && is_exact
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_copy_into_the_table_names_a_line() {
+        for (context, expected) in [
+            ("COPY orders, line 3, column total", Some((3, Some(1)))),
+            ("COPY orders, Zeile 12, Spalte total", Some((12, Some(1)))),
+            ("COPY orders, line 3", Some((3, None))),
+            ("COPY my.orders, line 3, column total_net", Some((3, Some(2)))),
+            ("COPY orders, line 3, column other_total", Some((3, None))),
+            ("COPY orders_2024, line 3, column total", None),
+            ("COPY old_orders, line 3, column total", None),
+            // A trigger acts when the copy's own context is gone.
+            ("PL/pgSQL function orders_audit() line 3 at SQL statement", None),
+            ("SQL function \"orders\" statement 1", None),
+            ("PL/pgSQL function COPY_orders() line 3 at RAISE", None),
+            ("", None),
+        ] {
+            let columns = ["id", "total", "total_net", "t"];
+            assert_eq!(spot(context, "orders", columns.into_iter()), expected, "{context}");
+        }
+    }
 }
