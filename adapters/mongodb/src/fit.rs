@@ -65,11 +65,10 @@ fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
         (Type::Json | Type::Document, None) => same("object"),
         (Type::Any, None) => same("any"),
         (Type::Timestamp | Type::TimestampTz, None) => {
-            let named = kind.word();
             let hint = format!(
                 "{} if whole milliseconds are enough, or {}",
-                convert_argument(named, "date"),
-                convert_argument(named, "string")
+                convert_argument(kind.word(), "date"),
+                convert_argument(kind.word(), "string")
             );
             Err(refused(column, "loses what is below a millisecond".to_owned()).hint(hint))
         }
@@ -78,7 +77,7 @@ fn held(column: &Column, kind: &Type, conversion: Option<&str>) -> Result<Fit> {
 }
 
 fn refused(column: &Column, why: String) -> Error {
-    let named = if column.native.is_empty() { column.kind.word() } else { &column.native };
+    let named = column.conversion_name();
     Error::new(code::TYPE_REFUSED, format!("column {} of type {named} {why}", column.name))
         .with("column", &column.name)
         .hint(convert_argument(named, "string"))
@@ -108,9 +107,11 @@ mod tests {
     fn the_hint_of_a_refused_type_can_be_pasted() {
         for (native, expected) in [
             ("interval", "--convert interval=string"),
-            ("time with time zone", r#"--convert "time with time zone=string""#),
-            ("numeric(40,2)", r#"--convert "numeric(40,2)=string""#),
+            ("time with time zone", "--convert 'time with time zone=string'"),
+            ("numeric(40,2)", "--convert 'numeric(40,2)=string'"),
             (r#""char""#, r#"--convert '"char"=string'"#),
+            ("a$HOME b", "--convert 'a$HOME b=string'"),
+            ("it's", r"--convert 'it'\''s=string'"),
         ] {
             let mut column = Column::new("c", Type::Native(native.into()));
             column.native = native.to_owned();

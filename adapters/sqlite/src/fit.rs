@@ -33,7 +33,9 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
         Some("string") => return Ok(held("TEXT", Type::Text, Some("converted to text"))),
         Some(other) => {
             let error = Error::new(code::TYPE_REFUSED, "the conversion is unknown").with("conversion", other);
-            return Err(error.with("column", &column.name).hint(convert_argument(&column.native, "string")));
+            return Err(error
+                .with("column", &column.name)
+                .hint(convert_argument(column.conversion_name(), "string")));
         }
     }
     let kind = column.kind.clone();
@@ -57,7 +59,7 @@ pub(crate) fn fit(column: &Column, encoding: Encoding, conversions: &Conversions
             )
             .with("column", &column.name)
             .with("type", other.word())
-            .hint(convert_argument(&column.native, "string")));
+            .hint(convert_argument(column.conversion_name(), "string")));
         }
     })
 }

@@ -79,6 +79,11 @@ impl Column {
         self.conversion_names().iter().find_map(|name| conversions.get(*name)).map(String::as_str)
     }
 
+    /// What its type is best called where a conversion is named.
+    pub fn conversion_name(&self) -> &str {
+        if self.native.is_empty() { self.kind.word() } else { &self.native }
+    }
+
     /// What its type may be called where a conversion is named: the most exact name first.
     pub fn conversion_names(&self) -> [&str; 3] {
         let bare = self.native.split('(').next().unwrap_or_default().trim();

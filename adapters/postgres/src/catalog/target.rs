@@ -65,7 +65,7 @@ fn native(column: &Column, kind: &Type) -> Result<String> {
         }
         _ => {
             return Err(refused(column, "PostgreSQL has no type for such values")
-                .hint(convert_argument(&column.native, "string")));
+                .hint(convert_argument(column.conversion_name(), "string")));
         }
     }
     .to_owned())
@@ -244,17 +244,19 @@ pub(crate) async fn cascades(session: &Session, table: &TableName) -> Result<boo
     Ok(row.map_err(|e| from_driver(e, "look at a table"))?.get(0))
 }
 
-/// What would make rows others than those that are written, or lose them: of the table and of its partitions. A trigger
-/// acts as its state and the session's role of replication say.
+/// What would make rows others than those that are written, or lose them: of the table and of its partitions. Triggers and
+/// rules act as their state and the session's role of replication say; one for UPDATE that is off keeps the server from
+/// upserts even so.
 const ACTING: &str = "
-    WITH parts AS (SELECT to_regclass($1)::oid AS oid UNION SELECT relid FROM pg_partition_tree(to_regclass($1)))
-    SELECT what, named FROM (
-        SELECT 1 AS rank, 'unlogged' AS what, oid::regclass::text AS named FROM pg_class JOIN parts USING (oid)
+    WITH parts AS (SELECT to_regclass($1)::oid AS oid UNION SELECT relid FROM pg_partition_tree(to_regclass($1))),
+        acts (state) AS (VALUES ('A'), (CASE WHEN $2 THEN 'O' ELSE 'R' END))
+    SELECT what, named, of::regclass::text FROM (
+        SELECT 1 AS rank, 'unlogged' AS what, oid::regclass::text AS named, oid AS of FROM pg_class JOIN parts USING (oid)
             WHERE relpersistence <> 'p' AND relkind = 'r'
-        UNION ALL SELECT 2, 'rule', rulename::text FROM pg_rewrite JOIN parts ON ev_class = parts.oid
-            WHERE ev_type IN ('2', '3', '4') AND ev_enabled <> 'D'
-        UNION ALL SELECT 3, 'trigger', tgname::text FROM pg_trigger JOIN parts ON tgrelid = parts.oid
-            WHERE NOT tgisinternal AND tgtype & 3 = 3 AND (tgenabled IN ('A', 'R') OR $2 AND tgenabled = 'O')
+        UNION ALL SELECT 2, 'rule', rulename::text, ev_class FROM pg_rewrite JOIN parts ON ev_class = parts.oid
+            WHERE ev_type = '2' OR ev_type IN ('3', '4') AND ev_enabled::text IN (SELECT state FROM acts)
+        UNION ALL SELECT 3, 'trigger', tgname::text, tgrelid FROM pg_trigger JOIN parts ON tgrelid = parts.oid
+            WHERE NOT tgisinternal AND tgtype & 3 = 3 AND tgenabled::text IN (SELECT state FROM acts)
     ) found ORDER BY rank, named LIMIT 1";
 
 /// Tables of the target whose rows would not be what is written.
@@ -273,14 +275,20 @@ pub(crate) async fn acting(session: &Session, tables: &[Arc<Table>]) -> Result<V
         }
         let row = session.query_opt(ACTING, &[&sql::table(&table.name), &fires]).await;
         let Some(row) = row.map_err(|e| from_driver(e, "inspect"))? else { continue };
-        let (what, named): (&str, &str) = (row.get(0), row.get(1));
+        let (what, named, of): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let quoted = sql::ident(named);
+        let right = if fires { ", or let the role set session_replication_role" } else { "" };
         add(match what {
-            "unlogged" => differs("the table is unlogged: a crash of the server would empty it")
-                .hint("at the target: ALTER TABLE … SET LOGGED"),
-            "rule" => differs("the table has a rule, which puts other statements in the place of ours")
-                .hint("drop the rule until the cut-over"),
-            _ => differs("a trigger that acts before a row is written may change it, or leave it out")
-                .hint("at the target: ALTER TABLE … DISABLE TRIGGER … until the cut-over"),
+            "unlogged" => differs(format!("{named} is unlogged: a crash of the server would empty it"))
+                .hint(format!("at the target: ALTER TABLE {of} SET LOGGED")),
+            "rule" => differs(format!("the rule {named} puts other statements in the place of ours"))
+                .hint(format!("at the target, until the cut-over: DROP RULE {quoted} ON {of}")),
+            _ => differs(format!(
+                "the trigger {named}, which acts before a row is written, may change it or leave it out"
+            ))
+            .hint(format!(
+                "at the target, until the cut-over: ALTER TABLE {of} DISABLE TRIGGER {quoted}{right}"
+            )),
         }
         .with(what.to_owned(), named));
     }

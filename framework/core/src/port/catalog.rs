@@ -52,15 +52,15 @@ pub const NOT_EMPTY: &str = "empty it, or give --allow-non-empty: rows with equa
 /// The conversions that the user named: type in the source → `string`, `date`, …
 pub type Conversions = std::collections::BTreeMap<String, String>;
 
-/// The argument that names a conversion, as a shell takes it: for the hint of `type-refused`.
+/// The argument that names a conversion of a type ([`Column::conversion_name`]), as a shell takes it: for the hint of
+/// `type-refused`.
 pub fn convert_argument(named: &str, form: &str) -> String {
-    let is_plain = named.chars().all(|c| c.is_alphanumeric() || ['_', '.'].contains(&c));
-    let quote = match named {
-        _ if is_plain => "",
-        _ if named.contains('"') => "'",
-        _ => "\"",
-    };
-    format!("--convert {quote}{named}={form}{quote}")
+    let is_plain = named.chars().all(|c| c.is_ascii_alphanumeric() || ['_', '.'].contains(&c));
+    if is_plain {
+        return format!("--convert {named}={form}");
+    }
+    // Between single quotes nothing means anything to a shell, except their end.
+    format!("--convert '{}={form}'", named.replace('\'', r"'\''"))
 }
 
 /// How a source's column is held by a target.
