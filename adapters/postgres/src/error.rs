@@ -142,8 +142,7 @@ fn from_tls(error: io::Error, operation: &'static str) -> Error {
 fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
     let (code, verdict) =
         meaning(&refusal.state, refusal.routine.as_deref().unwrap_or_default(), &refusal.message);
-    // The server's message may quote values, never credentials; it goes into the source, so that masking can
-    // leave the source out and the one line stays true.
+    // The server's message may quote values, never credentials: it stands in one place, the source.
     let mut error =
         Error::new(code, sentence(code)).with("operation", operation).with("sqlstate", &refusal.state);
     for (name, value) in
@@ -153,8 +152,9 @@ fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
             error = error.with(name, value);
         }
     }
-    if [code::VALUE_UNFIT, code::CONSTRAINT_VIOLATED].contains(&code) {
-        // A row stops its table, which is told in one line without the source: a fact, as the row's key is one.
+    let is_said = [code::VALUE_UNFIT, code::CONSTRAINT_VIOLATED].contains(&code);
+    if is_said {
+        // Except here: a row stops its table, which is told in one line without the source. A fact, as the row's key is one.
         error = error.with("said", &refusal.message);
     }
     if let Some(verdict) = verdict {
@@ -164,7 +164,9 @@ fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
         error = error.hint(hint);
     }
     match refusal.detail {
+        Some(detail) if is_said => error.because(detail),
         Some(detail) => error.because(format!("{} ({detail})", refusal.message)),
+        None if is_said => error,
         None => error.because(refusal.message),
     }
 }

@@ -39,6 +39,7 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
     let (source, known) = (identity(session).await?.0, known(session, &name).await?);
     refuse_if_gone(session, flow, slot.is_some(), known.as_ref(), &source).await?;
     let mut note = publish(session, &name, tables, known, source).await?;
+    let mut is_said = false;
     let position: Option<String> = match slot {
         Some(slot) if slot.get::<_, Option<&str>>(1) != Some("pgoutput") || !slot.get::<_, bool>(2) => {
             return Err(Error::new(code::SLOT_UNAVAILABLE, "a slot of this name belongs to somebody else")
@@ -56,14 +57,15 @@ pub(crate) async fn capture(session: &Session, flow: &FlowName, tables: &[Arc<Ta
         Some(slot) => slot.get(0),
         None => {
             let sql = "SELECT lsn::text FROM pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
-            let row = said(session.query_one(sql, &[&name])).await.map_err(failed)?;
+            let making = async { session.query_one(sql, &[&name]).await.map_err(failed) };
+            let row = said(session, &mut is_said, making).await?;
             note.waits = true;
             row.get(0)
         }
     };
     if note.waits {
         // What a transaction that goes on did before is not sent: readers have to see it.
-        said(wait_until_seen(session)).await?;
+        said(session, &mut is_said, wait_until_seen(session)).await?;
         note.waits = false;
         if !tables.is_empty() {
             session.batch_execute(&note.comment(&name)).await.map_err(|e| from_driver(e, "publish"))?;
@@ -121,16 +123,26 @@ pub(crate) async fn kept(session: &Session, flow: &FlowName) -> Result<Option<(u
     Ok(Some((bytes(0).unwrap_or(0), bytes(1))))
 }
 
-/// Waits for transactions that were open, and says so if that takes long.
-async fn said<T>(waiting: impl Future<Output = T>) -> T {
+/// Waits for transactions that are open at the source, and says for whom if that takes long and nobody was told yet.
+async fn said<T>(
+    session: &Session,
+    is_said: &mut bool,
+    waiting: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    // Before, since the session may be what waits.
+    let (holder, age_seconds) = oldest(session).await?.unwrap_or_default();
     let mut waiting = std::pin::pin!(waiting);
     if let Ok(done) = tokio::time::timeout(SILENCE, &mut waiting).await {
         return done;
     }
-    tracing::warn!(
-        "waiting for the transactions that were open at the source when the capture began, nothing is lost; \
-        see pg_stat_activity and pg_prepared_xacts for those that stay open, and end them"
-    );
+    if !std::mem::replace(is_said, true) {
+        tracing::warn!(
+            holder,
+            age_seconds,
+            "waiting for the transactions that were open at the source when the capture began, nothing is lost; \
+            see pg_stat_activity and pg_prepared_xacts for those that stay open, and end them"
+        );
+    }
     waiting.await
 }
 
@@ -146,13 +158,24 @@ async fn wait_until_seen(session: &Session) -> Result<()> {
     Ok(())
 }
 
+/// Who has had a transaction open for longest, and for how many seconds.
+async fn oldest(session: &Session) -> Result<Option<(String, i64)>> {
+    let sql = "SELECT holder, extract(epoch FROM now() - since)::bigint FROM (
+            SELECT 'pid ' || pid AS holder, xact_start AS since FROM pg_stat_activity
+                WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+            UNION ALL SELECT 'prepared transaction ' || gid, prepared FROM pg_prepared_xacts
+        ) open ORDER BY since LIMIT 1";
+    let row = session.query_opt(sql, &[]).await.map_err(|e| from_driver(e, "look at transactions"))?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
 /// What a publication says of itself, in its comment.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Note {
     /// The numbers of the tables that were put into it by us, and of their entries in it: one that is gone was taken out by
-    /// somebody else, and one with another entry was put back. Zero where an earlier build wrote it.
+    /// somebody else, and one with another entry was put back.
     tables: BTreeMap<u32, u32>,
-    /// The database that it was made in; empty where an earlier build wrote it.
+    /// The database that it was made in.
     source: String,
     /// From the moment it gets a table until readers see what was not sent of it: this session may not live to see that.
     waits: bool,
@@ -167,9 +190,9 @@ impl Note {
     fn parse(comment: &str) -> Self {
         let Some(list) = comment.strip_prefix(Self::PUBLISHES) else { return Self::default() };
         let (list, waits) = list.strip_suffix(Self::WAITS).map_or((list, false), |list| (list, true));
-        let (list, source) = list.split_once(Self::OF).unwrap_or((list, ""));
+        let Some((list, source)) = list.split_once(Self::OF) else { return Self::default() };
         let entry = |text: &str| {
-            let (table, entry) = text.split_once(':').unwrap_or((text, "0"));
+            let (table, entry) = text.split_once(':')?;
             Some((table.parse().ok()?, entry.parse().ok()?))
         };
         let tables = list.split(',').filter_map(entry).collect();
@@ -179,9 +202,29 @@ impl Note {
     /// The statement that writes it.
     fn comment(&self, publication: &str) -> String {
         let list: Vec<String> = self.tables.iter().map(|(table, entry)| format!("{table}:{entry}")).collect();
-        let waits = if self.waits { Self::WAITS } else { "" };
-        let text = format!("{}{}{}{}{waits}", Self::PUBLISHES, list.join(","), Self::OF, self.source);
+        let text = format!("{}{}{}", Self::PUBLISHES, list.join(","), self.end());
         format!("COMMENT ON PUBLICATION {} IS {}", sql::ident(publication), sql::literal(&text))
+    }
+
+    /// A statement that writes it with the tables that the publication has then.
+    fn comment_as_it_is(&self, publication: &str) -> String {
+        let list = format!(
+            "SELECT string_agg(r.prrelid || ':' || r.oid, ',' ORDER BY r.prrelid)
+             FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = {}",
+            sql::literal(publication)
+        );
+        let body = format!(
+            "BEGIN EXECUTE {} || quote_literal({} || ({list}) || {}); END",
+            sql::literal(&format!("COMMENT ON PUBLICATION {} IS ", sql::ident(publication))),
+            sql::literal(Self::PUBLISHES),
+            sql::literal(&self.end())
+        );
+        format!("DO {}", sql::literal(&body))
+    }
+
+    /// What stands behind the list of tables.
+    fn end(&self) -> String {
+        format!("{}{}{}", Self::OF, self.source, if self.waits { Self::WAITS } else { "" })
     }
 }
 
@@ -233,8 +276,8 @@ async fn publish(
         let name = sql::ident(name);
         format!("CREATE PUBLICATION {name} FOR TABLE {list} WITH (publish_via_partition_root = true)")
     };
-    // Both in one transaction.
-    let published = session.batch_execute(&format!("{statement}; {}", note.comment(name))).await;
+    // Both in one transaction: nobody else's change comes between them.
+    let published = session.batch_execute(&format!("{statement}; {}", note.comment_as_it_is(name))).await;
     published.map_err(|e| {
         // It was not there a moment ago: another runner made it.
         let is_made =
@@ -242,8 +285,8 @@ async fn publish(
         let error = from_driver(e, "publish").with("publication", name);
         if is_made { error.verdict_is(Verdict::Retry) } else { error }
     })?;
-    note.tables = self::published(session, name).await?;
-    Ok(note)
+    let made = self::known(session, name).await?.unwrap_or_default();
+    Ok(Note { tables: made.tables, ..note })
 }
 
 /// The tables of a publication, and their entries in it.
@@ -281,12 +324,12 @@ pub(crate) async fn check<'a>(
         numbers.iter().map(|number| note.tables.get(number).copied().unwrap_or(0)).collect();
     // By way of JSON, since PostgreSQL 14 has neither of the two columns. What happened to a table that is gone is
     // told elsewhere.
-    let sql = "SELECT t.at, r.oid IS NULL OR t.entry NOT IN (0, r.oid)
+    let sql = "SELECT t.at, r.oid IS DISTINCT FROM t.entry
         FROM unnest($2::oid[], $3::oid[]) WITH ORDINALITY t (number, entry, at)
         JOIN pg_class c ON c.oid = t.number
         LEFT JOIN (pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = $1)
             ON r.prrelid = t.number
-        WHERE r.oid IS NULL OR t.entry NOT IN (0, r.oid) OR num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0 LIMIT 1";
+        WHERE r.oid IS DISTINCT FROM t.entry OR num_nonnulls(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') > 0 LIMIT 1";
     let Some(row) = session.query_opt(sql, &[&name, &numbers, &entries]).await.map_err(failed)? else {
         return Ok(());
     };
@@ -331,13 +374,11 @@ mod tests {
     fn what_a_publication_says_of_itself_is_read_back() {
         for waits in [false, true] {
             let source = "postgres:7570/1/16384".to_owned();
-            let note = Note { tables: [(7, 0), (16_384, 16_390)].into(), source, waits };
+            let note = Note { tables: [(7, 9), (16_384, 16_390)].into(), source, waits };
             let statement = note.comment("p");
             let comment = statement.strip_prefix("COMMENT ON PUBLICATION \"p\" IS '").unwrap();
             assert_eq!(Note::parse(comment.strip_suffix('\'').unwrap()), note);
         }
-        let earlier = Note { tables: [(7, 0), (9, 0)].into(), ..Note::default() };
-        assert_eq!(Note::parse("tidegate publishes 7,9"), earlier);
         assert_eq!(Note::parse("a person's own words"), Note::default());
     }
 }

@@ -60,7 +60,7 @@ impl Mapped {
                 // Columns keep their order: two have exchanged their names.
                 Some(_) if places.last().is_some_and(|last| *last > place) => {
                     return Err(changed(
-                        "a column is another one: its name was another column's",
+                        "a column is another one under the same name: columns have exchanged names",
                         &column.name,
                     ));
                 }
