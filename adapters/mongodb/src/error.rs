@@ -1,5 +1,7 @@
 //! Everything MongoDB and its driver can say, mapped to the codes of the framework.
 
+use std::fmt;
+
 use mongodb::bson::{Bson, Document};
 use mongodb::error::{
     Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
@@ -49,12 +51,23 @@ fn refusal(error: &DriverError) -> Option<(i32, &str, &str)> {
     }
 }
 
-/// What the server or the driver says, in a line. The driver's own text has the whole answer of the server with it.
-fn words(error: &DriverError) -> String {
-    match refusal(error) {
-        Some((number, "", message)) => format!("{message} ({number})"),
-        Some((number, name, message)) => format!("{name} ({number}): {message}"),
-        None => error.kind.to_string(),
+/// The driver's error as what the server or the driver says, in a line: its own text has the server's whole answer with it.
+#[derive(Debug)]
+struct Said(DriverError);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match refusal(&self.0) {
+            Some((number, "", message)) => write!(f, "{message} ({number})"),
+            Some((number, name, message)) => write!(f, "{name} ({number}): {message}"),
+            None => fmt::Display::fmt(&self.0.kind, f),
+        }
+    }
+}
+
+impl std::error::Error for Said {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.0)
     }
 }
 
@@ -73,7 +86,7 @@ pub(crate) fn from_driver(error: DriverError, operation: &'static str) -> Error 
         Some(number) => verdict_of(number),
         None => None,
     };
-    finish(Error::new(code, sentence), code, verdict, operation, number).because(words(&error))
+    finish(Error::new(code, sentence), code, verdict, operation, number).because(Said(error))
 }
 
 /// The first refusal in an answer to a command with several writes, if there is one.
