@@ -168,7 +168,7 @@ impl Link {
         scope.spawn(writer.work());
         Ok(Arc::new(Self {
             path: path.to_owned(),
-            number: connect::file_number(path)?,
+            number: connect::file_number(path)?.ok_or_else(|| connect::missing(path))?,
             settings,
             clock,
             changed,
@@ -181,17 +181,17 @@ impl Link {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.is_closing() { Err(closed()) } else { self.check_file() }
+        if self.is_closing() { Err(closed()) } else { Ok(()) }
     }
 
     /// # Errors
-    /// `channel-missing` if the file was removed, or another one is in its place: what is open is nobody else's.
+    /// `broker-replaced` if the file was removed, or another one is in its place: what is open is nobody else's.
     pub(crate) fn check_file(&self) -> Result<()> {
-        if connect::file_number(&self.path).is_ok_and(|number| number == self.number) {
+        if connect::file_number(&self.path)? == Some(self.number) {
             return Ok(());
         }
         Err(Error::new(
-            code::CHANNEL_MISSING,
+            code::BROKER_REPLACED,
             "the broker's file was removed, or another one put in its place",
         )
         .with("file", self.path.display())
@@ -212,6 +212,7 @@ impl Link {
 
     /// A place in the queue of jobs, so that something can be decided and asked for in one piece.
     pub(crate) async fn reserve(&self) -> Result<mpsc::OwnedPermit<Box<dyn Erased>>> {
+        self.check_file()?;
         self.sender()?.reserve_owned().await.map_err(|_| never_answered())
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Endpoint, Error, Result};
 
 use crate::error::During;
@@ -76,19 +76,27 @@ fn not_wal(mode: &str) -> Error {
 }
 
 /// What tells this file from another one at the same place; it survives writes and VACUUM, not a replacement.
-pub(crate) fn file_number(path: &Path) -> Result<u64> {
-    let meta = std::fs::metadata(path).map_err(|error| missing(path).because(error))?;
+/// `None` if there is none.
+pub(crate) fn file_number(path: &Path) -> Result<Option<u64>> {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let what = format!("the file {} cannot be looked at", path.display());
+            return Err(Error::new(code::STORE_FAILED, what).verdict_is(Verdict::Retry).because(error));
+        }
+    };
     #[cfg(unix)]
-    return Ok(std::os::unix::fs::MetadataExt::ino(&meta));
+    return Ok(Some(std::os::unix::fs::MetadataExt::ino(&meta)));
     #[cfg(not(unix))]
-    return Ok(u64::from(!meta.is_file()));
+    return Ok(Some(u64::from(!meta.is_file())));
 }
 
 fn exists(path: &Path) -> Result<()> {
     if path.is_file() { Ok(()) } else { Err(missing(path)) }
 }
 
-fn missing(path: &Path) -> Error {
+pub(crate) fn missing(path: &Path) -> Error {
     Error::new(code::URL_INVALID, format!("there is no database file at {}", path.display()))
 }
 

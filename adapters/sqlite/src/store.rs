@@ -33,7 +33,8 @@ impl SqliteStore {
     pub(crate) async fn identity_by(&self, connection: &mut SqliteConnection) -> Result<Identity> {
         // A file that was never captured is known by its number alone.
         let id = journal::id(connection).await?.unwrap_or_default();
-        Ok(Identity(format!("sqlite:{id}@{}", connect::file_number(&self.path)?)))
+        let number = connect::file_number(&self.path)?.ok_or_else(|| connect::missing(&self.path))?;
+        Ok(Identity(format!("sqlite:{id}@{number}")))
     }
 }
 

@@ -153,11 +153,11 @@ async fn a_file_that_was_removed_is_noticed_by_all() {
     let mut consumer = broker.subscribe(&subscription).await.unwrap();
     std::fs::remove_file(&path).unwrap();
     match &producer.publish(&[Message::new(&SystemIds, "test", "tested")]).await[..] {
-        [Sent::Refused(error)] => assert_eq!(error.code(), code::CHANNEL_MISSING, "{error:?}"),
+        [Sent::Refused(error)] => assert_eq!(error.code(), code::BROKER_REPLACED, "{error:?}"),
         sent => panic!("{sent:?}"),
     }
     let received = consumer.receive(1, LONG, &mut Vec::new()).await;
-    assert_eq!(received.unwrap_err().code(), code::CHANNEL_MISSING);
+    assert_eq!(received.unwrap_err().code(), code::BROKER_REPLACED);
 }
 
 #[tokio::test]
