@@ -399,7 +399,7 @@ fn difference<'t>(source: &dyn Catalog, before: &'t Table, now: &Table) -> Optio
         let Some(at) = now.position(&column.name) else { return Some((&column.name, "is gone, or renamed")) };
         // Columns keep their order, and new ones come behind: two have exchanged their names.
         if last.is_some_and(|last| last > at) {
-            return Some((&column.name, "is another one: its name was another column's"));
+            return Some((&column.name, "is another one under the same name: columns have exchanged names"));
         }
         last = Some(at);
         if !source.keeps(column, &now.columns[at]) {
@@ -477,7 +477,10 @@ mod tests {
             (table(&["id int", "remark"]), Some(("note", "is gone, or renamed"))),
             (table(&["id int", "paid int", "note"]), None),
             // Found by trying: names that two columns had exchanged.
-            (table(&["note", "id int"]), Some(("note", "is another one: its name was another column's"))),
+            (
+                table(&["note", "id int"]),
+                Some(("note", "is another one under the same name: columns have exchanged names")),
+            ),
             (table(&["id int", "note int"]), Some(("note", "has another type"))),
             (Table { key: vec![1], ..table(&["id int", "note"]) }, Some(("", "the table has another key"))),
             (Table { native_id: 7, ..table(&["id int", "note"]) }, Some(("", ANOTHER))),

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use tidegate_core::error::{Verdict, code};
+use tidegate_core::error::{Kind, Verdict, code};
 use tidegate_core::{Error, Result};
 
 use crate::engine::Flow;
@@ -29,6 +29,8 @@ pub(crate) async fn watch(flow: &Flow, gauge: &Gauge) -> Result<Infallible> {
             Ok(strain) => strain,
             // The run itself finds out whether the source is there, and what to do then.
             Err(error) if error.verdict() != Verdict::Never => continue,
+            // What has to be kept is gone; nothing that the run may still do brings it back.
+            Err(error) if error.kind() == Kind::Lost => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, "what the source keeps cannot be looked at");
                 continue;

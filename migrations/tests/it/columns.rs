@@ -395,7 +395,7 @@ async fn a_column_that_is_another_one_by_now_stops_its_table_alone() {
         ("varchar(20)", "TYPE varchar(10)", "has another type"),
         ("varchar(20)", "TYPE text", ""),
         ("numeric(10,1)", "TYPE numeric(12,1)", ""),
-        ("text", "", "its name was another column's"),
+        ("text", "", "columns have exchanged names"),
     ];
     const VALUES: [&str; 9] = ["{}", "a", "1.234", "1.234", "2026-01-01 10:00:00.6", "b", "c", "1.5", "d"];
     let Some(server) = tidegate_services::postgres::shared().await else { return };
