@@ -70,7 +70,8 @@ fn log_to_stderr(arguments: &Arguments) {
     };
     let filter = EnvFilter::builder()
         .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        .parse_lossy(format!("warn,tidegate_core={level},tidegate_flow={level},tidegate_runtime={level},tidegate_postgres={level},tidegate_mongodb={level},tidegate_sqlite={level},tidegate_migrations={level}"));
+        // All of ours begin with this word.
+        .parse_lossy(format!("warn,tidegate={level}"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

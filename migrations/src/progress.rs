@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tidegate_flow::verify::Reading;
 use tidegate_flow::{Status, TableState};
 
-use crate::render::{changes, count, plain};
+use crate::render::{changes, count, plain, tell};
 
 /// Rates are taken over this long.
 const RATE_OVER: Duration = Duration::from_secs(10);
@@ -224,7 +224,7 @@ impl Progress {
             && self.said.is_none_or(|(at, said)| said != word || elapsed.saturating_sub(at) >= LINE_EVERY)
         {
             self.said = Some((elapsed, word));
-            eprintln!("{word}: {}", messages(status, reading, rates)[0]);
+            tell(format_args!("{word}: {}", messages(status, reading, rates)[0]));
         }
     }
 

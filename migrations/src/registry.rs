@@ -113,6 +113,14 @@ impl Registry {
     }
 }
 
+/// The schemes of stores that this build has not, each with the feature that brings it.
+const LEFT_OUT: &[(&[&str], &str)] = &[
+    #[cfg(not(feature = "postgres"))]
+    (&["postgres", "postgresql"], "postgres"),
+    #[cfg(not(feature = "mongodb"))]
+    (&["mongodb", "mongodb+srv"], "mongodb"),
+];
+
 fn find<T: ?Sized>(
     known: &BTreeMap<String, Arc<Open<T>>>,
     what: &str,
@@ -122,8 +130,12 @@ fn find<T: ?Sized>(
         Some(open) => open(endpoint),
         None => {
             let known: Vec<_> = known.keys().map(|scheme| format!("{scheme}:")).collect();
+            let left_out = LEFT_OUT.iter().find(|(schemes, _)| schemes.contains(&endpoint.scheme()));
+            let left_out = left_out.map(|(_, feature)| {
+                format!("; this program was built without the feature {feature} of tidegate-migrations")
+            });
             Err(Error::new(code::URL_INVALID, format!("no {what} has the scheme {}:", endpoint.scheme()))
-                .hint(format!("known: {}", known.join(" "))))
+                .hint(format!("known: {}{}", known.join(" "), left_out.unwrap_or_default())))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `tidegate plan`, and the guard before a run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use indicatif::DecimalBytes;
@@ -163,7 +163,10 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
         say!();
         if refused {
             for obstacle in &plan.obstacles {
-                say!("refused: {obstacle}");
+                let facts = facts(obstacle);
+                let facts: Vec<_> = facts.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+                let facts = if facts.is_empty() { String::new() } else { format!(" ({})", facts.join(", ")) };
+                say!("refused: {obstacle}{facts}");
                 if let Some(hint) = obstacle.error.hint_text() {
                     say!("         {hint}");
                 }
@@ -177,6 +180,12 @@ pub(super) async fn show(settings: &Settings, json: bool) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(if refused { 3 } else { 0 }))
+}
+
+/// What an obstacle's error names beside the table and the column, which stand before it.
+fn facts(obstacle: &Obstacle) -> BTreeMap<&str, &str> {
+    let facts = obstacle.error.context().iter().map(|(name, value)| (&**name, value.as_str()));
+    facts.filter(|(name, _)| !["table", "column"].contains(name)).collect()
 }
 
 /// A column of SQLite may have no type.
@@ -212,7 +221,7 @@ fn document(settings: &Settings, plan: &Plan) -> serde_json::Value {
             serde_json::json!({
                 "table": obstacle.table.as_ref().map(ToString::to_string), "column": obstacle.column,
                 "code": format!("TG{:04}", obstacle.error.code().number()), "name": obstacle.error.code().name(),
-                "message": obstacle.error.message(), "hint": obstacle.error.hint_text(),
+                "message": obstacle.error.message(), "hint": obstacle.error.hint_text(), "facts": facts(obstacle),
             })
         })
         .collect();

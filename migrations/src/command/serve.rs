@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::run::{patiently, stop_on_signal};
 use crate::arguments::UntilWord;
 use crate::listen::{Listener, bind};
+use crate::render::tell;
 use crate::settings::Settings;
 
 /// How often the listener is told that the program lives.
@@ -42,11 +43,11 @@ pub(super) async fn serve(
     if let Some(port) = port {
         scope.spawn(listener.clone().serve(port));
     }
-    eprintln!(
+    tell(format_args!(
         "writing to {} what comes through {}",
         settings.target.location(),
         broker_and_ends.broker.location()
-    );
+    ));
     let serving = via::serve(&settings.name, &settings.target, broker_and_ends, &stop);
     tokio::pin!(serving);
     loop {

@@ -187,7 +187,13 @@ fn print(
 ) {
     say!("{}: {}", settings.name, word(status, wishes));
     if let Some(error) = &status.error {
-        say!("{}: {error}", if status.running { "broke, and is tried again" } else { "ended by" });
+        let is_lost = Code::of_line(error).is_some_and(|(code, _)| code.kind() == Kind::Lost);
+        let how = match (status.running, is_lost) {
+            (true, _) => "broke, and is tried again",
+            (false, true) => "its place is lost",
+            (false, false) => "ended by",
+        };
+        say!("{how}: {error}");
     }
     let lag = if is_forgotten(status) {
         "lag unknown, since nobody runs it".to_owned()
