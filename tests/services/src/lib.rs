@@ -33,6 +33,7 @@
 
 mod account;
 mod cache;
+mod certificate;
 mod debian;
 mod error;
 mod folder;
@@ -44,6 +45,7 @@ mod process;
 mod running;
 mod service;
 mod url;
+mod wheel;
 
 pub use error::{Error, Missing, Result};
 pub use process::{Background, is_running};

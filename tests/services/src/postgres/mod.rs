@@ -1,6 +1,5 @@
 //! PostgreSQL servers with logical replication switched on.
 
-mod certificate;
 mod install;
 mod options;
 mod shared;
@@ -16,6 +15,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::account::Account;
+use crate::certificate;
 use crate::debian::run;
 use crate::folder::Folder;
 use crate::offload::offload;
