@@ -6,6 +6,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::str::FromStr;
 
+use rustix::process::Signal;
+
 use crate::{Error, Missing, Result, mongodb, postgres};
 
 /// A server that tests need.
@@ -42,6 +44,15 @@ impl Service {
     pub fn is_required(self) -> bool {
         match self {
             Service::Postgresql | Service::Mongodb => true,
+        }
+    }
+
+    /// What an operator sends to end it in good order.
+    pub(crate) fn end_signal(self) -> Signal {
+        match self {
+            // Another one would wait for every client to leave.
+            Service::Postgresql => Signal::INT,
+            Service::Mongodb => Signal::TERM,
         }
     }
 }

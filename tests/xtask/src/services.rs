@@ -48,8 +48,8 @@ struct Kept {
 }
 
 impl Kept {
-    fn server(&self) -> Background {
-        Background { pid: self.pid, url: self.url.clone(), folder: self.folder.clone() }
+    fn server(&self, service: Service) -> Background {
+        Background { service, pid: self.pid, url: self.url.clone(), folder: self.folder.clone() }
     }
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         Verb::Down(names) => {
             for service in names.services() {
                 if let Some(kept) = state.get(service.name()) {
-                    kept.server().end().map_err(|cause| cause.to_string())?;
+                    kept.server(*service).end().map_err(|cause| cause.to_string())?;
                     state.remove(service.name());
                     save(&state)?;
                     println!("{service}: down");
@@ -100,7 +100,7 @@ fn up(service: Service, state: &mut State) -> Result<(), String> {
         return Ok(());
     }
     if let Some(dead) = state.remove(service.name()) {
-        dead.server().end().map_err(|cause| cause.to_string())?;
+        dead.server(service).end().map_err(|cause| cause.to_string())?;
     }
     let server = Background::start(service).map_err(|cause| cause.to_string())?;
     println!("{service}: up, {}", server.url);
@@ -110,7 +110,7 @@ fn up(service: Service, state: &mut State) -> Result<(), String> {
 }
 
 fn running(service: Service, state: &State) -> Option<&Kept> {
-    state.get(service.name()).filter(|kept| kept.server().is_running())
+    state.get(service.name()).filter(|kept| kept.server(service).is_running())
 }
 
 fn file() -> PathBuf {
