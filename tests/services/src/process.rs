@@ -147,6 +147,24 @@ impl Process {
         let _already_reaped = self.child.wait();
     }
 
+    /// Stops the server and its children where they are; their connections stay open, and nobody answers.
+    pub(crate) fn pause(&self) {
+        let pid = self.pid();
+        send(pid, Signal::STOP);
+        for child in descendants(pid) {
+            send(child, Signal::STOP);
+        }
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn resume(&self) {
+        let pid = self.pid();
+        for child in descendants(pid) {
+            send(child, Signal::CONT);
+        }
+        send(pid, Signal::CONT);
+    }
+
     /// Asks the server to end; kills it if it has not after `limit`.
     pub(crate) fn stop(&mut self, signal: Signal, limit: Duration) {
         send(self.pid(), signal);
