@@ -68,8 +68,9 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     apt_get(&[], "install", packages)
 }
 
-/// Installs a package whose server the system would start, now and at every start of the machine: here it does neither.
-pub(crate) fn install_stopped(package: &str) -> Result<()> {
+/// Installs a package whose servers (`units`) the system would start, now and at every start of the machine: here it does
+/// neither.
+pub(crate) fn install_stopped(package: &str, units: &[&str]) -> Result<()> {
     const POLICY: &str = "/usr/sbin/policy-rc.d";
     let _lock = cache::lock("policy-rc.d")?;
     // The packages' own scripts ask this file whether they may start what they installed; 101 forbids it.
@@ -86,7 +87,8 @@ pub(crate) fn install_stopped(package: &str) -> Result<()> {
         Err(_) => install(&[package]),
     };
     if find("systemctl").is_some() {
-        let _no_such_unit = Command::new("systemctl").args(["--quiet", "disable", "--now", package]).output();
+        let _no_such_unit =
+            Command::new("systemctl").args(["--quiet", "disable", "--now"]).args(units).output();
     }
     installed
 }

@@ -41,7 +41,7 @@ fn prepare(site: &Site) -> Result<()> {
         ("schedulerSupport", "true".to_owned()),
         ("useJmx", "false".to_owned()),
     ];
-    let attributes = site.settings(&own, |name, value| format!(" {name}=\"{}\"", escape(value)));
+    let attributes = site.lines(&own, |name, value| format!(" {name}=\"{}\"", escape(value)));
     let (amqp, stomp, openwire) = (site.ports[0], site.ports[1], site.ports[2]);
     let (journal, plugins) = (site.path("data/kahadb"), plugins(site));
     site.write(

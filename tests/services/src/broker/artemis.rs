@@ -67,7 +67,7 @@ fn prepare(site: &Site) -> Result<()> {
         ),
     )?;
     // Read after the file above, and whatever else ends so in that folder.
-    site.write("etc/broker.properties", &site.settings(&[], |name, value| format!("{name}={value}\n")))?;
+    site.write("etc/broker.properties", &site.lines(&[], |name, value| format!("{name}={value}\n")))?;
     site.write("login/users.properties", &format!("{USER}={}\n", password(site)))?;
     site.write("login/roles.properties", &format!("{ROLE}={USER}\n"))?;
     site.write(

@@ -91,7 +91,7 @@ fn prepare(site: &Site) -> Result<()> {
             ("listener.name.clients.plain.sasl.jaas.config", login),
         ]);
     }
-    site.write("server.properties", &site.settings(&own, property))
+    site.write("server.properties", &site.lines(&own, property))
 }
 
 /// What makes a node of its own; the voter is named here, so that the formatted folder knows no port.

@@ -58,6 +58,10 @@ pub enum Broker {
 }
 
 impl Broker {
+    /// Every broker.
+    pub const ALL: &[Broker] =
+        &[Broker::Redis, Broker::Rabbitmq, Broker::Nats, Broker::Kafka, Broker::Artemis, Broker::Activemq];
+
     /// The service that it is.
     pub fn service(self) -> Service {
         match self {

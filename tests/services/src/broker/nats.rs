@@ -66,7 +66,7 @@ fn prepare(site: &Site) -> Result<()> {
         let (certificate, key) = (site.path("server.crt"), site.path("server.key"));
         own.push(("tls", format!("{{ cert_file: \"{certificate}\", key_file: \"{key}\" }}")));
     }
-    site.write("nats.conf", &site.settings(&own, |name, value| format!("{name}: {value}\n")))
+    site.write("nats.conf", &site.lines(&own, |name, value| format!("{name}: {value}\n")))
 }
 
 fn server(site: &Site) -> Run {

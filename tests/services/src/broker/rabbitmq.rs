@@ -47,7 +47,7 @@ fn fetch() -> Result<()> {
     if !debian::can_install() {
         return Err(Error::failed("RabbitMQ is not installed (Debian's package rabbitmq-server)"));
     }
-    debian::install_stopped("rabbitmq-server")
+    debian::install_stopped("rabbitmq-server", &["rabbitmq-server", "epmd.socket", "epmd.service"])
 }
 
 fn prepare(site: &Site) -> Result<()> {
@@ -57,7 +57,7 @@ fn prepare(site: &Site) -> Result<()> {
         ("log.console", "true".to_owned()),
         ("log.file", "false".to_owned()),
     ];
-    site.write("rabbitmq.conf", &site.settings(&own, |name, value| format!("{name} = {value}\n")))?;
+    site.write("rabbitmq.conf", &site.lines(&own, |name, value| format!("{name} = {value}\n")))?;
     site.write("enabled_plugins", "[].\n")?;
     // To look through the plugins takes half of the time of a start; this one has the schema of the configuration.
     let plugins = site.folder.join("plugins");

@@ -79,11 +79,17 @@ impl Site {
             .map_err(Error::io(format!("{} could not be written", path.display())))
     }
 
-    /// Our settings with the asked ones over them, each as a line by `line`.
-    pub(super) fn settings(&self, own: &[(&str, String)], line: impl Fn(&str, &str) -> String) -> String {
-        let is_asked = |name: &str| self.options.settings.iter().any(|(asked, _)| asked == name);
-        let own = own.iter().filter(|(name, _)| !is_asked(name)).map(|(name, value)| line(name, value));
-        own.chain(self.options.settings.iter().map(|(name, value)| line(name, value))).collect()
+    /// Our settings, with the asked ones in the place of those of the same name.
+    pub(super) fn settings(&self, own: &[(&str, String)]) -> Vec<(String, String)> {
+        let asked = &self.options.settings;
+        let ours = own.iter().filter(|(name, _)| asked.iter().all(|(other, _)| other != name));
+        let ours = ours.map(|(name, value)| ((*name).to_owned(), value.clone()));
+        ours.chain(asked.iter().cloned()).collect()
+    }
+
+    /// The same as the text of a file.
+    pub(super) fn lines(&self, own: &[(&str, String)], line: impl Fn(&str, &str) -> String) -> String {
+        self.settings(own).iter().map(|(name, value)| line(name, value)).collect()
     }
 
     /// `user:password@` where there is a password.
@@ -109,7 +115,7 @@ mod tests {
     fn an_asked_setting_replaces_our_own() {
         let options = Options::default().with_setting("b", 5).with_setting("c", "x");
         let own = [("a", "1".to_owned()), ("b", "2".to_owned())];
-        let text = Site::nowhere(options).settings(&own, |name, value| format!("{name}={value}\n"));
+        let text = Site::nowhere(options).lines(&own, |name, value| format!("{name}={value}\n"));
         assert_eq!(text, "a=1\nb=5\nc=x\n");
     }
 }

@@ -27,7 +27,7 @@ fn fetch() -> Result<()> {
     if !debian::can_install() {
         return Err(Error::failed("redis-server is not installed (Debian's package redis-server)"));
     }
-    debian::install_stopped("redis-server")
+    debian::install_stopped("redis-server", &["redis-server"])
 }
 
 fn server(site: &Site) -> Run {
@@ -50,10 +50,8 @@ fn server(site: &Site) -> Run {
     if let Some(password) = &site.options.password {
         own.push(("requirepass", password.clone()));
     }
-    let asked = site.options.settings.iter().map(|(name, value)| (name.as_str(), value));
-    let settings = own.iter().map(|(name, value)| (*name, value)).chain(asked);
-    let mut arguments: Vec<_> =
-        settings.flat_map(|(name, value)| [format!("--{name}"), value.clone()]).collect();
+    let settings = site.settings(&own).into_iter();
+    let mut arguments: Vec<_> = settings.flat_map(|(name, value)| [format!("--{name}"), value]).collect();
     arguments.extend(site.options.arguments.iter().cloned());
     Run { program: site.program.file.clone(), arguments, environment: Vec::new(), is_ready }
 }

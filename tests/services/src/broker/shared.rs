@@ -26,7 +26,8 @@ pub enum Shared {
 /// # Panics
 /// Where the server cannot be had and is not skipped: a test without its server fails.
 pub async fn shared(broker: Broker) -> Option<&'static Shared> {
-    static SHARED: [OnceCell<Shared>; 6] = [const { OnceCell::const_new() }; 6];
+    static SHARED: [OnceCell<Shared>; Broker::ALL.len()] =
+        [const { OnceCell::const_new() }; Broker::ALL.len()];
     let service = broker.service();
     if skipped(service) {
         return None;

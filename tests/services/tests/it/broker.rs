@@ -116,20 +116,30 @@ async fn redis_takes_a_setting() {
     ask(server.port(), &say("CONFIG GET maxmemory\r\n", "67108864"));
 }
 
-#[tokio::test]
-async fn redis_and_nats_speak_tls_where_asked() {
-    for (broker, scheme, greeting) in
-        [(Broker::Redis, "rediss://", ""), (Broker::Nats, "tls://", "\"tls_required\":true")]
-    {
-        if skipped(broker.service()) {
-            continue;
-        }
-        let server = Server::start(broker, Options::default().with_tls()).await.unwrap();
-        assert!(server.url().starts_with(scheme));
-        let authority = std::fs::read_to_string(server.authority_certificate().unwrap()).unwrap();
-        assert!(authority.starts_with("-----BEGIN CERTIFICATE-----"));
-        ask(server.port(), &say("", greeting));
+/// It has a certificate by an authority of its own; `greeting` is said in plain text.
+async fn speaks_tls(broker: Broker, scheme: &str, greeting: &'static str) {
+    if skipped(broker.service()) {
+        return;
     }
+    let server = Server::start(broker, Options::default().with_tls()).await.unwrap();
+    assert!(server.url().starts_with(scheme), "{}", server.url());
+    let authority = std::fs::read_to_string(server.authority_certificate().unwrap()).unwrap();
+    assert!(authority.starts_with("-----BEGIN CERTIFICATE-----"));
+    let (mut stream, _) = ask(server.port(), &say("", greeting));
+    stream.write_all(b"PING\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _reset_or_closed = stream.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("PONG"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn redis_speaks_tls_where_asked() {
+    speaks_tls(Broker::Redis, "rediss://", "").await;
+}
+
+#[tokio::test]
+async fn nats_speaks_tls_where_asked() {
+    speaks_tls(Broker::Nats, "tls://", "\"tls_required\":true").await;
 }
 
 /// Frames of AMQP 0.9.1: each with its channel and method, up to an open connection.
@@ -277,23 +287,49 @@ async fn activemq_asks_for_the_password() {
     refuses(Broker::Activemq, stomp_port, stranger, friend).await;
 }
 
-#[tokio::test]
-async fn servers_of_one_broker_run_side_by_side() {
-    for broker in
-        [Broker::Redis, Broker::Rabbitmq, Broker::Nats, Broker::Kafka, Broker::Artemis, Broker::Activemq]
-    {
-        if skipped(broker.service()) {
-            continue;
-        }
-        let start = || Server::start(broker, Options::default());
-        let (one, two, three) = tokio::try_join!(start(), start(), start()).unwrap();
-        one.kill().await;
-        for other in [&two, &three] {
-            assert!(is_running(other.pid().unwrap()));
-            assert_ne!(other.port(), one.port());
-        }
-        one.restart().await.unwrap();
+/// The end of one is not noticed by the others.
+async fn are_independent(broker: Broker) {
+    if skipped(broker.service()) {
+        return;
     }
+    let start = || Server::start(broker, Options::default());
+    let (one, two, three) = tokio::try_join!(start(), start(), start()).unwrap();
+    one.kill().await;
+    for other in [&two, &three] {
+        assert!(is_running(other.pid().unwrap()));
+        assert_ne!(other.port(), one.port());
+    }
+    one.restart().await.unwrap();
+}
+
+#[tokio::test]
+async fn redis_runs_three_times_at_once() {
+    are_independent(Broker::Redis).await;
+}
+
+#[tokio::test]
+async fn rabbitmq_runs_three_times_at_once() {
+    are_independent(Broker::Rabbitmq).await;
+}
+
+#[tokio::test]
+async fn nats_runs_three_times_at_once() {
+    are_independent(Broker::Nats).await;
+}
+
+#[tokio::test]
+async fn kafka_runs_three_times_at_once() {
+    are_independent(Broker::Kafka).await;
+}
+
+#[tokio::test]
+async fn artemis_runs_three_times_at_once() {
+    are_independent(Broker::Artemis).await;
+}
+
+#[tokio::test]
+async fn activemq_runs_three_times_at_once() {
+    are_independent(Broker::Activemq).await;
 }
 
 #[tokio::test]
