@@ -1,6 +1,8 @@
 //! What Debian's packages give, where this process may install them.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,16 +41,20 @@ pub(crate) fn can_install() -> bool {
 /// # Errors
 /// It is not there and cannot be installed.
 pub fn program(name: &str, package: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let find = || std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
-    if let Some(found) = find() {
+    if let Some(found) = find(name) {
         return Ok(found);
     }
     if !(may_provision() && can_install()) {
         return Err(Error::failed(format!("{name} is not installed (Debian's package {package})")));
     }
     install(&[package])?;
-    find().ok_or_else(|| Error::failed(format!("the package {package} has no program {name}")))
+    find(name).ok_or_else(|| Error::failed(format!("the package {package} has no program {name}")))
+}
+
+/// A program on the path.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
 /// Installs packages, one process at a time; fetches the lists only if the first try finds no candidate.
@@ -60,6 +66,31 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
     apt_get(&[], "update", &[])?;
     apt_get(&[], "install", packages)
+}
+
+/// Installs a package whose servers (`units`) the system would start, now and at every start of the machine: here it does
+/// neither.
+pub(crate) fn install_stopped(package: &str, units: &[&str]) -> Result<()> {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+    let _lock = cache::lock("policy-rc.d")?;
+    // The packages' own scripts ask this file whether they may start what they installed; 101 forbids it.
+    let policy = File::options().write(true).create_new(true).mode(0o755).open(POLICY);
+    let installed = match policy {
+        Ok(mut file) => {
+            let written = file.write_all(b"#!/bin/sh\nexit 101\n").map_err(Error::io(POLICY));
+            drop(file);
+            let installed = written.and_then(|()| install(&[package]));
+            fs::remove_file(POLICY).map_err(Error::io(POLICY))?;
+            installed
+        }
+        // Somebody else's: this system starts nothing anyway, or by rules that are not ours to change.
+        Err(_) => install(&[package]),
+    };
+    if find("systemctl").is_some() {
+        let _no_such_unit =
+            Command::new("systemctl").args(["--quiet", "disable", "--now"]).args(units).output();
+    }
+    installed
 }
 
 /// Installs the server without the cluster that the package would create and start on the default port.

@@ -26,16 +26,37 @@
 //! # }
 //! ```
 //!
+//! # Which services there are
+//!
+//! | service | where it comes from | where another one is named |
+//! |---|---|---|
+//! | `postgresql` | Debian's `postgresql-15` | `TIDEGATE_TEST_POSTGRES_URL` |
+//! | `mongodb`, a replica set | a wheel that holds `mongod` | `TIDEGATE_TEST_MONGODB_URL` |
+//! | `redis` | Debian's `redis-server` | `TIDEGATE_TEST_REDIS_URL` |
+//! | `rabbitmq` | Debian's `rabbitmq-server` | `TIDEGATE_TEST_RABBITMQ_URL` |
+//! | `nats` with JetStream | built by Go, which comes from a wheel if need be | `TIDEGATE_TEST_NATS_URL` |
+//! | `kafka`, broker and controller in one | jars by Maven, Java 17 | `TIDEGATE_TEST_KAFKA_URL` |
+//! | `artemis` | jars by Maven, Java 17 | `TIDEGATE_TEST_ARTEMIS_URL` |
+//! | `activemq`, the classic one | jars by Maven, Java 17 | `TIDEGATE_TEST_ACTIVEMQ_URL` |
+//!
+//! The test command starts those in use ([`Service::is_used`]): the first two, and what `TIDEGATE_USE` names. A test of
+//! another service ends at once and is counted as skipped. `cargo xtask services up NAME` fetches and starts any of them.
+//!
 //! # Adding a service
 //!
-//! One folder beside [`postgres`] and [`mongodb`] with `install.rs` (find it, or fetch it) and a `Server`; one
+//! A broker is one file with a recipe in [`broker`] and one variant of [`broker::Broker`]; another kind of server is a
+//! folder beside [`postgres`] and [`mongodb`] with `install.rs` (find it, or fetch it) and a `Server`. Both are one
 //! variant of [`Service`]. Cache, accounts, ports, folders and processes are shared.
 
 mod account;
+pub mod broker;
 mod cache;
+mod certificate;
 mod debian;
 mod error;
 mod folder;
+mod go;
+mod java;
 pub mod mongodb;
 mod offload;
 mod port;
@@ -44,6 +65,7 @@ mod process;
 mod running;
 mod service;
 mod url;
+mod wheel;
 
 pub use error::{Error, Missing, Result};
 pub use process::{Background, is_running};

@@ -1,5 +1,6 @@
 //! A server's processes: born with their parent's life as a limit, ended by pid.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -12,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::account::Account;
 use crate::debian::last_lines;
-use crate::{Error, Result};
+use crate::{Error, Result, Service};
 
 /// How long a server lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(crate) enum Lifetime {
 /// A server that goes on after the process which started it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Background {
+    /// What it is.
+    pub service: Service,
     /// Its process.
     pub pid: i32,
     /// Where clients find it.
@@ -37,8 +40,7 @@ pub struct Background {
 impl Background {
     /// Whether it still runs; a process that got its pid later does not count.
     pub fn is_running(&self) -> bool {
-        let command = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        is_running(self.pid) && String::from_utf8_lossy(&command).contains(&*self.folder.to_string_lossy())
+        is_running(self.pid) && lives_in(self.pid, &self.folder)
     }
 
     /// Ends it, politely and then by force, and removes its folder.
@@ -47,7 +49,7 @@ impl Background {
     /// The folder could not be removed.
     pub fn end(&self) -> Result<()> {
         if self.is_running() {
-            send(self.pid, Signal::INT);
+            send(self.pid, self.service.end_signal());
             for _ in 0..500 {
                 if !is_running(self.pid) {
                     break;
@@ -57,6 +59,9 @@ impl Background {
         }
         if self.is_running() {
             crash(self.pid);
+        }
+        for companion in pids().filter(|pid| lives_in(*pid, &self.folder)) {
+            crash(companion);
         }
         match fs::remove_dir_all(&self.folder) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -72,7 +77,7 @@ impl Background {
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Vec<(String, PathBuf)>,
+    pub(crate) environment: Vec<(String, OsString)>,
     pub(crate) account: Option<Account>,
     pub(crate) log: PathBuf,
     pub(crate) lifetime: Lifetime,
@@ -142,6 +147,24 @@ impl Process {
         let _already_reaped = self.child.wait();
     }
 
+    /// Stops the server and its children where they are; their connections stay open, and nobody answers.
+    pub(crate) fn pause(&self) {
+        let pid = self.pid();
+        send(pid, Signal::STOP);
+        for child in descendants(pid) {
+            send(child, Signal::STOP);
+        }
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn resume(&self) {
+        let pid = self.pid();
+        for child in descendants(pid) {
+            send(child, Signal::CONT);
+        }
+        send(pid, Signal::CONT);
+    }
+
     /// Asks the server to end; kills it if it has not after `limit`.
     pub(crate) fn stop(&mut self, signal: Signal, limit: Duration) {
         send(self.pid(), signal);
@@ -178,7 +201,7 @@ pub fn is_running(pid: i32) -> bool {
 fn crash(pid: i32) {
     // A stopped parent starts no further child while the list is read, and mourns none of them.
     send(pid, Signal::STOP);
-    let family = children(pid);
+    let family = descendants(pid);
     for child in &family {
         send(*child, Signal::KILL);
     }
@@ -197,10 +220,26 @@ fn send(pid: i32, signal: Signal) {
     }
 }
 
-fn children(parent: i32) -> Vec<i32> {
+/// Children, their children and so on, the nearest first.
+fn descendants(ancestor: i32) -> Vec<i32> {
+    let processes: Vec<(i32, i32)> = pids().filter_map(|pid| Some((pid, stat(pid)?.0))).collect();
+    let mut family = vec![ancestor];
+    let mut known = 0;
+    while let Some(&parent) = family.get(known) {
+        family.extend(processes.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        known += 1;
+    }
+    family.split_off(1)
+}
+
+/// Whether a process works in `folder`; every process of a server is started there, and some rewrite their command line.
+fn lives_in(pid: i32, folder: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|home| home.starts_with(folder))
+}
+
+fn pids() -> impl Iterator<Item = i32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| stat(*pid).is_some_and(|(of, _)| of == parent)).collect()
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The parent and the state of a process. Its name stands in brackets and may hold anything, so the last one counts.

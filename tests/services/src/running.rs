@@ -4,7 +4,8 @@ use std::any::Any;
 use std::fmt;
 
 use crate::process::Background;
-use crate::{Result, Service, mongodb, postgres};
+use crate::service::Kind;
+use crate::{Result, Service, broker, mongodb, postgres};
 
 /// A running server; it ends with the value, or with the process.
 pub struct Running {
@@ -19,13 +20,17 @@ impl Running {
     /// # Errors
     /// The service is missing, or the server did not start.
     pub fn start(service: Service) -> Result<Running> {
-        let (url, server): (String, Box<dyn Any + Send>) = match service {
-            Service::Postgresql => {
+        let (url, server): (String, Box<dyn Any + Send>) = match service.kind() {
+            Kind::Postgresql => {
                 let server = postgres::Server::start_blocking(postgres::Options::default())?;
                 (server.url(), Box::new(server))
             }
-            Service::Mongodb => {
+            Kind::Mongodb => {
                 let server = mongodb::Server::start_blocking(mongodb::Options::default())?;
+                (server.url(), Box::new(server))
+            }
+            Kind::Broker(broker) => {
+                let server = broker::Server::start_blocking(broker, broker::Options::default())?;
                 (server.url(), Box::new(server))
             }
         };
@@ -58,9 +63,10 @@ impl Background {
     /// # Errors
     /// The service is missing, or the server did not start.
     pub fn start(service: Service) -> Result<Background> {
-        match service {
-            Service::Postgresql => postgres::Server::start_in_background(postgres::Options::default()),
-            Service::Mongodb => mongodb::Server::start_in_background(mongodb::Options::default()),
+        match service.kind() {
+            Kind::Postgresql => postgres::Server::start_in_background(postgres::Options::default()),
+            Kind::Mongodb => mongodb::Server::start_in_background(mongodb::Options::default()),
+            Kind::Broker(broker) => broker::Server::start_in_background(broker, broker::Options::default()),
         }
     }
 }

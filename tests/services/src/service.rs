@@ -6,6 +6,9 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::str::FromStr;
 
+use rustix::process::Signal;
+
+use crate::broker::{self, Broker};
 use crate::{Error, Missing, Result, mongodb, postgres};
 
 /// A server that tests need.
@@ -16,17 +19,55 @@ pub enum Service {
     Postgresql,
     /// MongoDB as a replica set.
     Mongodb,
+    /// Redis.
+    Redis,
+    /// RabbitMQ.
+    Rabbitmq,
+    /// NATS with JetStream.
+    Nats,
+    /// Kafka.
+    Kafka,
+    /// Artemis.
+    Artemis,
+    /// ActiveMQ Classic.
+    Activemq,
+}
+
+/// The services that the test command starts; the tests of the others do not run. An adapter's service joins with a
+/// line here.
+const USED: &[Service] = &[Service::Postgresql, Service::Mongodb];
+
+/// How a service is run.
+pub(crate) enum Kind {
+    Postgresql,
+    Mongodb,
+    Broker(Broker),
 }
 
 impl Service {
     /// Every service, in the order in which they are started.
-    pub const ALL: &[Service] = &[Service::Postgresql, Service::Mongodb];
+    pub const ALL: &[Service] = &[
+        Service::Postgresql,
+        Service::Mongodb,
+        Service::Redis,
+        Service::Rabbitmq,
+        Service::Nats,
+        Service::Kafka,
+        Service::Artemis,
+        Service::Activemq,
+    ];
 
     /// The name used on command lines and in `TIDEGATE_SKIP`.
     pub fn name(self) -> &'static str {
         match self {
             Service::Postgresql => "postgresql",
             Service::Mongodb => "mongodb",
+            Service::Redis => "redis",
+            Service::Rabbitmq => "rabbitmq",
+            Service::Nats => "nats",
+            Service::Kafka => "kafka",
+            Service::Artemis => "artemis",
+            Service::Activemq => "activemq",
         }
     }
 
@@ -35,13 +76,54 @@ impl Service {
         match self {
             Service::Postgresql => "TIDEGATE_TEST_POSTGRES_URL",
             Service::Mongodb => "TIDEGATE_TEST_MONGODB_URL",
+            Service::Redis => "TIDEGATE_TEST_REDIS_URL",
+            Service::Rabbitmq => "TIDEGATE_TEST_RABBITMQ_URL",
+            Service::Nats => "TIDEGATE_TEST_NATS_URL",
+            Service::Kafka => "TIDEGATE_TEST_KAFKA_URL",
+            Service::Artemis => "TIDEGATE_TEST_ARTEMIS_URL",
+            Service::Activemq => "TIDEGATE_TEST_ACTIVEMQ_URL",
         }
+    }
+
+    /// Whether the test command starts it and its tests run: because adapters are tested with it, or because
+    /// `TIDEGATE_USE` names it.
+    pub fn is_used(self) -> bool {
+        let named = std::env::var("TIDEGATE_USE").unwrap_or_default();
+        USED.contains(&self) || parse_names("TIDEGATE_USE", &named).contains(&self)
     }
 
     /// Whether the test command fails without it.
     pub fn is_required(self) -> bool {
         match self {
             Service::Postgresql | Service::Mongodb => true,
+            Service::Redis
+            | Service::Rabbitmq
+            | Service::Nats
+            | Service::Kafka
+            | Service::Artemis
+            | Service::Activemq => false,
+        }
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Service::Postgresql => Kind::Postgresql,
+            Service::Mongodb => Kind::Mongodb,
+            Service::Redis => Kind::Broker(Broker::Redis),
+            Service::Rabbitmq => Kind::Broker(Broker::Rabbitmq),
+            Service::Nats => Kind::Broker(Broker::Nats),
+            Service::Kafka => Kind::Broker(Broker::Kafka),
+            Service::Artemis => Kind::Broker(Broker::Artemis),
+            Service::Activemq => Kind::Broker(Broker::Activemq),
+        }
+    }
+
+    /// What an operator sends to end it in good order.
+    pub(crate) fn end_signal(self) -> Signal {
+        match self.kind() {
+            // Another one would wait for every client to leave.
+            Kind::Postgresql => Signal::INT,
+            Kind::Mongodb | Kind::Broker(_) => Signal::TERM,
         }
     }
 }
@@ -75,9 +157,10 @@ pub fn available(service: Service) -> std::result::Result<(), Missing> {
     if given_url(service).is_some() {
         return Ok(());
     }
-    match service {
-        Service::Postgresql => postgres::locate().map(drop),
-        Service::Mongodb => mongodb::locate().map(drop),
+    match service.kind() {
+        Kind::Postgresql => postgres::locate().map(drop),
+        Kind::Mongodb => mongodb::locate().map(drop),
+        Kind::Broker(broker) => broker::locate(broker).map(drop),
     }
 }
 
@@ -90,9 +173,10 @@ pub fn provision(service: Service) -> Result<()> {
     if given_url(service).is_some() {
         return Ok(());
     }
-    match service {
-        Service::Postgresql => postgres::provision().map(drop),
-        Service::Mongodb => mongodb::provision().map(drop),
+    match service.kind() {
+        Kind::Postgresql => postgres::provision().map(drop),
+        Kind::Mongodb => mongodb::provision().map(drop),
+        Kind::Broker(broker) => broker::provision(broker).map(drop),
     }
 }
 
@@ -101,7 +185,8 @@ pub fn given_url(service: Service) -> Option<String> {
     std::env::var(service.url_variable()).ok().filter(|url| !url.is_empty())
 }
 
-/// True where the caller's test is to end now, because `TIDEGATE_SKIP` names `service`.
+/// True where the caller's test is to end now, because `TIDEGATE_SKIP` names `service` or it is not in use
+/// ([`Service::is_used`]).
 ///
 /// Prints `not run: <service>` and records the calling test in the file that `TIDEGATE_SKIPPED_FILE` names, so that
 /// it is counted as skipped and not as passed. Call it before anything else in the test.
@@ -110,7 +195,7 @@ pub fn given_url(service: Service) -> Option<String> {
 /// Where the list names no service, or the file cannot be written: a skip that nobody counts is worse than a failure.
 pub fn skipped(service: Service) -> bool {
     let skip = std::env::var("TIDEGATE_SKIP").unwrap_or_default();
-    if !parse_skip(&skip).contains(&service) {
+    if service.is_used() && !parse_names("TIDEGATE_SKIP", &skip).contains(&service) {
         return false;
     }
     #[allow(clippy::print_stdout, reason = "the line is for whoever reads the test's output")]
@@ -128,10 +213,10 @@ pub fn skipped(service: Service) -> bool {
 }
 
 /// Names that are unknown stop the test: a typing error must not turn into tests that run nowhere.
-fn parse_skip(text: &str) -> BTreeSet<Service> {
+fn parse_names(variable: &str, text: &str) -> BTreeSet<Service> {
     text.split(',')
         .filter(|name| !name.trim().is_empty())
-        .map(|name| name.parse().unwrap_or_else(|cause| panic!("TIDEGATE_SKIP: {cause}")))
+        .map(|name| name.parse().unwrap_or_else(|cause| panic!("{variable}: {cause}")))
         .collect()
 }
 
@@ -159,14 +244,15 @@ mod tests {
 
     #[test]
     fn skips_are_parsed_by_name() {
-        assert_eq!(parse_skip(""), BTreeSet::new());
-        assert_eq!(parse_skip("mongodb, postgres"), BTreeSet::from([Service::Postgresql, Service::Mongodb]));
+        let parse = |text| parse_names("TIDEGATE_SKIP", text);
+        assert_eq!(parse(""), BTreeSet::new());
+        assert_eq!(parse("mongodb, postgres"), BTreeSet::from([Service::Postgresql, Service::Mongodb]));
     }
 
     #[test]
     #[should_panic(expected = "unknown service `mongo`")]
     fn an_unknown_name_is_not_ignored() {
-        parse_skip("mongo");
+        parse_names("TIDEGATE_SKIP", "mongo");
     }
 
     #[test]

@@ -29,13 +29,17 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct Names {
-    /// All if none is named.
+    /// If none is named: those that the test command starts, and those that are up.
     names: Vec<Service>,
 }
 
 impl Names {
-    fn services(&self) -> &[Service] {
-        if self.names.is_empty() { Service::ALL } else { &self.names }
+    fn services(&self, state: &State) -> Vec<Service> {
+        if !self.names.is_empty() {
+            return self.names.clone();
+        }
+        let meant = |service: &Service| service.is_used() || state.contains_key(service.name());
+        Service::ALL.iter().copied().filter(meant).collect()
     }
 }
 
@@ -48,8 +52,8 @@ struct Kept {
 }
 
 impl Kept {
-    fn server(&self) -> Background {
-        Background { pid: self.pid, url: self.url.clone(), folder: self.folder.clone() }
+    fn server(&self, service: Service) -> Background {
+        Background { service, pid: self.pid, url: self.url.clone(), folder: self.folder.clone() }
     }
 }
 
@@ -61,14 +65,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let mut state = load()?;
     match &arguments.verb {
         Verb::Up(names) => {
-            for service in names.services() {
-                up(*service, &mut state)?;
+            for service in names.services(&state) {
+                up(service, &mut state)?;
             }
         }
         Verb::Down(names) => {
-            for service in names.services() {
+            for service in names.services(&state) {
                 if let Some(kept) = state.get(service.name()) {
-                    kept.server().end().map_err(|cause| cause.to_string())?;
+                    kept.server(service).end().map_err(|cause| cause.to_string())?;
                     state.remove(service.name());
                     save(&state)?;
                     println!("{service}: down");
@@ -76,16 +80,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             }
         }
         Verb::Status(names) => {
-            for service in names.services() {
-                match running(*service, &state) {
+            for service in names.services(&state) {
+                match running(service, &state) {
                     Some(kept) => println!("{service}: up, {} (pid {})", kept.url, kept.pid),
                     None => println!("{service}: down"),
                 }
             }
         }
         Verb::Env(names) => {
-            for service in names.services() {
-                if let Some(kept) = running(*service, &state) {
+            for service in names.services(&state) {
+                if let Some(kept) = running(service, &state) {
                     println!("export {}='{}'", service.url_variable(), kept.url);
                 }
             }
@@ -100,7 +104,7 @@ fn up(service: Service, state: &mut State) -> Result<(), String> {
         return Ok(());
     }
     if let Some(dead) = state.remove(service.name()) {
-        dead.server().end().map_err(|cause| cause.to_string())?;
+        dead.server(service).end().map_err(|cause| cause.to_string())?;
     }
     let server = Background::start(service).map_err(|cause| cause.to_string())?;
     println!("{service}: up, {}", server.url);
@@ -110,7 +114,7 @@ fn up(service: Service, state: &mut State) -> Result<(), String> {
 }
 
 fn running(service: Service, state: &State) -> Option<&Kept> {
-    state.get(service.name()).filter(|kept| kept.server().is_running())
+    state.get(service.name()).filter(|kept| kept.server(service).is_running())
 }
 
 fn file() -> PathBuf {

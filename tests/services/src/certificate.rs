@@ -11,10 +11,10 @@ use crate::folder::give;
 use crate::{Error, Result};
 
 /// The authority's certificate, beside the data folder.
-pub(super) const AUTHORITY: &str = "authority.crt";
+pub(crate) const AUTHORITY: &str = "authority.crt";
 
 /// Writes `server.crt` and `server.key` into `data`, and the authority's certificate into `folder`.
-pub(super) fn write(folder: &Path, data: &Path, account: Option<Account>) -> Result<()> {
+pub(crate) fn write(folder: &Path, data: &Path, account: Option<Account>) -> Result<()> {
     let (authority, server, key) =
         generate().map_err(|cause| Error::failed(format!("no certificate could be made: {cause}")))?;
     for (path, text, mode) in [

@@ -1,0 +1,135 @@
+//! Kafka, one node that is broker and controller.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::recipe::{Program, Recipe, Run, Site, USER};
+use super::{probe, random};
+use crate::debian::run;
+use crate::java::{self, Jars};
+use crate::{Error, Result};
+
+const JARS: Jars = Jars {
+    entry: "kafka-4.2.0",
+    coordinates: &["org.apache.kafka:kafka_2.13:4.2.0", "org.slf4j:slf4j-simple:1.7.36"],
+};
+
+pub(super) const RECIPE: Recipe = Recipe {
+    source: "Kafka 4.2.0 with Java 17 or newer",
+    ports: 2,
+    others: &[],
+    has_password: true,
+    has_tls: false,
+    locate: || JARS.locate().map(|(file, home)| Program { file, home }),
+    fetch: || JARS.fetch(format),
+    prepare,
+    processes: |site| vec![server(site)],
+    url,
+};
+
+/// What a formatted data folder holds; it takes a virtual machine two seconds, so it is done once.
+const TEMPLATE: &str = "formatted";
+const TEMPLATE_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+const FORMATTED: [&str; 2] = ["meta.properties", "bootstrap.checkpoint"];
+
+fn format(machine: &Path, home: &Path) -> Result<()> {
+    let file = home.join("format.properties");
+    let template = home.join(TEMPLATE).display().to_string();
+    let text = properties(&node(&template, 1, 2));
+    fs::write(&file, text).map_err(Error::io(file.display()))?;
+    run(Command::new(machine)
+        .args(java::arguments(home, "kafka.tools.StorageTool", &[]))
+        .args(["format", "--cluster-id", TEMPLATE_ID, "--config"])
+        .arg(&file))
+    .map(drop)
+}
+
+fn prepare(site: &Site) -> Result<()> {
+    for name in FORMATTED {
+        let (from, to) = (site.program.home.join(TEMPLATE).join(name), site.folder.join("data").join(name));
+        fs::copy(&from, to).map_err(Error::io(from.display()))?;
+    }
+    // Clients tell clusters apart by this: 22 letters and digits, of which the last ones may not be just any.
+    let meta = site.folder.join("data").join(FORMATTED[0]);
+    let text = fs::read_to_string(&meta).map_err(Error::io(meta.display()))?;
+    let id = format!("{:016x}AAAAAA", random());
+    fs::write(&meta, text.replace(TEMPLATE_ID, &id)).map_err(Error::io(meta.display()))?;
+
+    let mut own = node(&site.path("data"), site.port(), site.ports[1]);
+    own.extend(
+        [
+            ("auto.create.topics.enable", "false"),
+            ("log.flush.interval.messages", "1"),
+            ("offsets.topic.replication.factor", "1"),
+            ("transaction.state.log.replication.factor", "1"),
+            ("transaction.state.log.min.isr", "1"),
+            ("share.coordinator.state.topic.replication.factor", "1"),
+            ("share.coordinator.state.topic.min.isr", "1"),
+            // Else the first use of a group waits for fifty partitions.
+            ("offsets.topic.num.partitions", "4"),
+            ("transaction.state.log.num.partitions", "4"),
+            ("share.coordinator.state.topic.num.partitions", "4"),
+            ("group.initial.rebalance.delay.ms", "0"),
+            // After a crash the controller waits so long for the broker that it knew, before it takes the new one.
+            ("broker.session.timeout.ms", "3000"),
+            ("broker.heartbeat.interval.ms", "500"),
+            // A quarter of the heap else.
+            ("log.cleaner.dedupe.buffer.size", "8388608"),
+        ]
+        .map(|(name, value)| (name, value.to_owned())),
+    );
+    if let Some(password) = &site.options.password {
+        let module = "org.apache.kafka.common.security.plain.PlainLoginModule";
+        let login = format!(
+            "{module} required username=\"{USER}\" password=\"{password}\" user_{USER}=\"{password}\";"
+        );
+        own.extend([
+            ("listener.security.protocol.map", "CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
+            ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
+            ("sasl.mechanism.inter.broker.protocol", "PLAIN".to_owned()),
+            ("listener.name.clients.plain.sasl.jaas.config", login),
+        ]);
+    }
+    site.write("server.properties", &site.lines(&own, property))
+}
+
+/// What makes a node of its own; the voter is named here, so that the formatted folder knows no port.
+fn node(data: &str, port: u16, controller: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("process.roles", "broker,controller".to_owned()),
+        ("node.id", "1".to_owned()),
+        ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
+        ("listeners", format!("CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
+        ("advertised.listeners", format!("CLIENTS://127.0.0.1:{port}")),
+        ("listener.security.protocol.map", "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
+        ("inter.broker.listener.name", "CLIENTS".to_owned()),
+        ("controller.listener.names", "CONTROLLER".to_owned()),
+        ("log.dirs", data.to_owned()),
+    ]
+}
+
+fn properties(settings: &[(&str, String)]) -> String {
+    settings.iter().map(|(name, value)| property(name, value)).collect()
+}
+
+fn property(name: &str, value: &str) -> String {
+    format!("{name}={value}\n")
+}
+
+fn server(site: &Site) -> Run {
+    let mut arguments = java::arguments(&site.program.home, "kafka.Kafka", &site.options.arguments);
+    arguments.push(site.path("server.properties"));
+    Run { program: site.program.file.clone(), arguments, environment: Vec::new(), is_ready }
+}
+
+/// Asks which versions of the protocol it speaks; it answers nobody before it may lead partitions.
+fn is_ready(site: &Site) -> bool {
+    // Its length, the kind of request, the version of that, a number that comes back, the client's name.
+    const REQUEST: &[u8] = b"\0\0\0\x12\0\x12\0\0\0\0\0\x2a\0\x08tidegate";
+    probe::answers(site.port(), REQUEST, |answer| answer.get(4..8) == Some(&[0, 0, 0, 0x2a]))
+}
+
+fn url(site: &Site) -> String {
+    format!("kafka://{}127.0.0.1:{}", site.login(USER), site.port())
+}
