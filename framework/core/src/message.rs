@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::channel::Name;
 use crate::error::{Error, Result, code};
 use crate::ids::Ids;
 use crate::lane::Lane;
@@ -19,6 +20,9 @@ pub const HEADERS_MAX: usize = 128;
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// The version of CloudEvents that is written.
 pub const SPEC_VERSION: &str = "1.0";
+
+/// The kind of a message that stands in the place of one that cannot be read.
+pub const UNDECODABLE: &str = "tidegate.undecodable.v1";
 
 /// One event, command or reply.
 ///
@@ -89,6 +93,17 @@ impl Message {
             headers: Headers::default(),
             data: Bytes::new(),
         }
+    }
+
+    /// What stands in the place of a message that cannot be read, of the kind [`UNDECODABLE`]: its body as it came, and why as
+    /// the header `tg_error`. So it is delivered, and whoever handles messages can put it aside.
+    pub fn undecodable(channel: &Name, lane: Lane, place: u64, why: &Error, body: Bytes) -> Self {
+        let mut message = Self::with_id(format!("{channel}/{}/{place}", lane.0), "tidegate", UNDECODABLE);
+        let why: String = why.to_string().chars().filter(|c| !c.is_control()).collect();
+        // A name that every broker can carry.
+        let _ = message.headers.set("tg_error", why);
+        message.data = body;
+        message
     }
 
     /// What it is about: its ordering key.

@@ -32,6 +32,11 @@ impl Scope {
         })
     }
 
+    /// Forgets tasks that have ended.
+    pub fn reap(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+    }
+
     /// Waits for all tasks and returns the first error.
     ///
     /// # Errors

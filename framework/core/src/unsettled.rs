@@ -172,6 +172,11 @@ impl Unsettled {
         self.entries.get(&place)
     }
 
+    /// What is not settled of what was given, in order of its place.
+    pub fn entries(&self) -> impl Iterator<Item = (Place, &Entry)> {
+        self.entries.iter().map(|(place, entry)| (*place, entry))
+    }
+
     /// The first message that is not settled, of those given.
     pub fn first(&self) -> Option<Place> {
         self.entries.first_key_value().map(|(place, _)| *place)

@@ -91,6 +91,53 @@ pub async fn publish_until_killed(broker: &dyn Broker, channel: &Channel, prefix
     Ok(())
 }
 
+/// How many confirmed messages there are before a server is killed.
+const CONFIRMED_BEFORE_KILL: usize = 200;
+
+/// Publishes numbered messages until enough are confirmed, has the server killed while it goes on, and returns the numbers
+/// of all that were confirmed.
+///
+/// # Errors
+/// Whatever keeps it from publishing before the server is killed.
+pub async fn kill_while_publishing(
+    broker: &dyn Broker,
+    channel: &Channel,
+    prefix: &str,
+    kill: impl Future<Output = ()>,
+) -> Result<Vec<u64>> {
+    let mut producer = broker.producer(channel).await?;
+    let mut confirmed = Vec::new();
+    let mut next = 0_u64;
+    let mut publish = async |confirmed: &mut Vec<u64>| {
+        let batch: Vec<Message> = (next..next + 10).map(|number| numbered(prefix, number)).collect();
+        let sent = producer.publish(&batch).await;
+        let stored = (next..).zip(&sent).filter(|(_, sent)| sent.is_stored());
+        confirmed.extend(stored.map(|(number, _)| number));
+        next += 10;
+        sent.into_iter().find_map(|sent| match sent {
+            Sent::Stored { .. } => None,
+            Sent::Refused(error) | Sent::Unknown(error) => Some(error),
+        })
+    };
+    while confirmed.len() < CONFIRMED_BEFORE_KILL {
+        if let Some(error) = publish(&mut confirmed).await {
+            return Err(error);
+        }
+    }
+    let mut killed = std::pin::pin!(kill);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut killed => return Ok(confirmed),
+            // Until it cannot any more: the first failure is the kill.
+            failed = publish(&mut confirmed) => if failed.is_some() {
+                killed.await;
+                return Ok(confirmed);
+            },
+        }
+    }
+}
+
 /// How often each hook was called.
 pub type Calls = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 

@@ -32,14 +32,18 @@ mod case;
 mod fixture;
 mod oracle;
 mod program;
+mod proxy;
 mod sink;
 mod state;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
-pub use fixture::{Calls, Counted, Fixture, Hook, Killed, numbered, publish_until_killed};
+pub use fixture::{
+    Calls, Counted, Fixture, Hook, Killed, kill_while_publishing, numbered, publish_until_killed,
+};
 pub use oracle::Oracle;
 pub use program::program;
+pub use proxy::{Proxy, Traffic};
 pub use sink::{
     Seats, a_table_that_another_one_replaced_is_named, a_table_that_is_gone_is_named, full,
     keeps_rivals_apart,

@@ -43,6 +43,17 @@ impl Attempt {
         }
     }
 
+    /// The same message after so many more attempts that failed.
+    #[must_use]
+    pub fn and(self, failed: u32) -> Self {
+        match self {
+            Attempt::Exact(number) => Attempt::Exact(number.saturating_add(failed)),
+            Attempt::AtLeast(number) => Attempt::AtLeast(number.saturating_add(failed)),
+            Attempt::Flag(again) if failed == 0 => Attempt::Flag(again),
+            Attempt::Flag(_) => Attempt::AtLeast(self.number().saturating_add(failed)),
+        }
+    }
+
     /// The number, as far as it is known.
     pub fn number(self) -> u32 {
         match self {

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod hooks;
 #[cfg(test)]
+mod log;
+#[cfg(test)]
 mod memory;
 #[cfg(test)]
 mod plant;

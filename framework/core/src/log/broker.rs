@@ -1,0 +1,368 @@
+//! A broker of a log.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::consumer::LogConsumer;
+use super::documents::{self, ChannelRecord, LaneRecord, Read};
+use super::producer::LogProducer;
+use super::seating::Seating;
+use super::shared::{Finish, Shared};
+use super::{Log, Settings, tidy};
+use crate::capability::Capabilities;
+use crate::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topology};
+use crate::clock::Clock;
+use crate::error::{Error, Result, code};
+use crate::lane::Lane;
+use crate::port::{Broker, Consumer, Effective, Leftover, Producer};
+use crate::scope::Scope;
+use crate::unsettled::{End, Place};
+
+/// A broker of a system that keeps messages and documents.
+#[derive(Debug)]
+pub struct LogBroker<L: Log> {
+    link: Arc<Link<L>>,
+}
+
+/// What a broker's producers and consumers share.
+#[derive(Debug)]
+pub(super) struct Link<L: Log> {
+    pub(super) log: Arc<L>,
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    consumers: Mutex<Vec<Arc<Shared<L>>>>,
+    /// A consumer left.
+    left: Notify,
+    is_closing: AtomicBool,
+    chores: Mutex<Scope>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<L: Log> Link<L> {
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closing.load(Ordering::Acquire) {
+            return Err(Error::new(code::STOPPED, "the broker is being closed"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn leave(&self, shared: &Arc<Shared<L>>) {
+        lock(&self.consumers).retain(|known| !Arc::ptr_eq(known, shared));
+        self.left.notify_waiters();
+    }
+
+    /// Does something beside; it ends with the broker.
+    pub(super) fn spawn(&self, chore: impl Future<Output = Result<()>> + Send + 'static) {
+        let mut chores = lock(&self.chores);
+        chores.reap();
+        chores.spawn(chore);
+    }
+}
+
+impl<L: Log> LogBroker<L> {
+    /// A broker of this log.
+    pub fn new(log: L, settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            link: Arc::new(Link {
+                log: Arc::new(log),
+                settings,
+                clock,
+                consumers: Mutex::default(),
+                left: Notify::new(),
+                is_closing: AtomicBool::new(false),
+                chores: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The log.
+    pub fn log(&self) -> &L {
+        &self.link.log
+    }
+
+    async fn channel(&self, name: &Name) -> Result<Option<Read<ChannelRecord>>> {
+        documents::read(&*self.link.log, name, documents::CHANNEL).await
+    }
+
+    /// Changes a channel's record until nobody else did meanwhile.
+    async fn change<T>(
+        &self,
+        name: &Name,
+        mut change: impl FnMut(&mut ChannelRecord) -> T,
+    ) -> Result<(T, ChannelRecord)> {
+        let log = &*self.link.log;
+        loop {
+            let Read { mut record, revision } = documents::channel(log, name).await?;
+            let before = record.clone();
+            let answer = change(&mut record);
+            let is_done = record == before
+                || log
+                    .write(name, documents::CHANNEL, documents::bytes(&record)?, Some(revision))
+                    .await?
+                    .is_some();
+            if is_done {
+                return Ok((answer, record));
+            }
+        }
+    }
+
+    /// Registers a subscription if it is not: its number.
+    async fn register(&self, subscription: &Subscription) -> Result<(u64, ChannelRecord)> {
+        let (log, name) = (&*self.link.log, &subscription.channel);
+        let found = documents::channel(log, name).await?;
+        if let Some(number) = found.record.subscriptions.get(&subscription.name) {
+            return Ok((*number, found.record));
+        }
+        if subscription.start != Start::Earliest {
+            // So that what is gone does not depend on when somebody looked last.
+            tidy::all(log, name, self.link.clock.now()).await?;
+        }
+        // A number is used once, also by two who register the same at once.
+        let (number, record) = self
+            .change(name, |record| {
+                let number = record.next;
+                record.next += 1;
+                record.leaving.insert(number);
+                number
+            })
+            .await?;
+        let read_to = self.start(subscription, &record).await?;
+        for lane in 0..record.channel.lanes {
+            let lane_record = LaneRecord { read_to, ..LaneRecord::default() };
+            let value = documents::bytes(&lane_record)?;
+            log.write(name, &documents::lane(number, Lane(lane)), value, None).await?;
+        }
+        let seating = documents::bytes(&Seating::new(record.channel.lanes))?;
+        log.write(name, &documents::seats(number), seating, None).await?;
+        let (known, record) = self
+            .change(name, |record| {
+                if let Some(known) = record.subscriptions.get(&subscription.name) {
+                    return *known;
+                }
+                record.leaving.remove(&number);
+                record.subscriptions.insert(subscription.name.clone(), number);
+                number
+            })
+            .await?;
+        if known == number
+            && matches!(subscription.start, Start::After(_))
+            && tidy::removed(log, &record).await? > read_to
+        {
+            self.unregister(subscription).await?;
+            return Err(gone(subscription));
+        }
+        self.sweep(&record).await?;
+        Ok((known, record))
+    }
+
+    /// The place behind which a new subscription begins.
+    async fn start(&self, subscription: &Subscription, record: &ChannelRecord) -> Result<Place> {
+        let log = &*self.link.log;
+        match &subscription.start {
+            Start::Earliest => Ok(0),
+            Start::Latest => log.last(&record.channel).await,
+            Start::After(position) => {
+                let (first, last) = (tidy::removed(log, record).await?, log.last(&record.channel).await?);
+                let place = position.to_u64().filter(|place| (first..=last).contains(place));
+                place.ok_or_else(|| gone(subscription))
+            }
+        }
+    }
+
+    /// Removes the documents of subscriptions that are gone.
+    async fn sweep(&self, record: &ChannelRecord) -> Result<()> {
+        let (log, name) = (&*self.link.log, &record.channel.name);
+        for number in &record.leaving {
+            // First what its members look at.
+            log.remove(name, &documents::seats(*number)).await?;
+            for lane in 0..record.channel.lanes {
+                log.remove(name, &documents::lane(*number, Lane(lane))).await?;
+            }
+            self.change(name, |record| record.leaving.remove(number)).await?;
+        }
+        Ok(())
+    }
+
+    async fn join(&self, name: &Name, subscription: u64) -> Result<Option<u64>> {
+        let log = &*self.link.log;
+        let document = documents::seats(subscription);
+        loop {
+            let found: Option<Read<Seating>> = documents::read(log, name, &document).await?;
+            let Some(Read { record: mut seating, revision }) = found else { return Ok(None) };
+            let me = seating.join();
+            let value = documents::bytes(&seating)?;
+            if log.write(name, &document, value, Some(revision)).await?.is_some() {
+                return Ok(Some(me));
+            }
+        }
+    }
+}
+
+fn gone(subscription: &Subscription) -> Error {
+    let Start::After(position) = &subscription.start else {
+        return Error::new(code::POSITION_GONE, "the start is gone");
+    };
+    let text = format!("channel {} cannot begin after position {position}", subscription.channel);
+    Error::new(code::POSITION_GONE, text).with("position", position)
+}
+
+#[async_trait]
+impl<L: Log> Broker for LogBroker<L> {
+    fn location(&self) -> String {
+        self.link.log.location()
+    }
+
+    fn capabilities(&self) -> &'static Capabilities {
+        self.link.log.capabilities()
+    }
+
+    async fn probe(&self) -> Result<Effective> {
+        self.link.check_open()?;
+        self.link.log.probe().await
+    }
+
+    async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
+        self.link.check_open()?;
+        topology.channels.iter().try_for_each(Channel::check)?;
+        let mut differences = Vec::new();
+        for wanted in &topology.channels {
+            match self.channel(&wanted.name).await? {
+                Some(found) => differences.extend(Difference::between(wanted, &found.record.channel)),
+                None => differences.push(Difference::ChannelMissing(wanted.name.clone())),
+            }
+        }
+        let differs = |d: &&Difference| matches!(d, Difference::ChannelDiffers { .. });
+        if mode == Apply::Create
+            && let Some(difference) = differences.iter().find(differs)
+        {
+            return Err(difference.error());
+        }
+        let is_new = |name: &Name| topology.channels.iter().any(|channel| channel.name == *name);
+        for wanted in &topology.subscriptions {
+            let found = self.channel(&wanted.channel).await?;
+            if found.is_none() && !(mode == Apply::Create && is_new(&wanted.channel)) {
+                let difference = Difference::ChannelMissing(wanted.channel.clone());
+                if mode == Apply::Create {
+                    return Err(difference.error());
+                }
+                if !differences.contains(&difference) {
+                    differences.push(difference);
+                }
+                continue;
+            }
+            if !found.is_some_and(|found| found.record.subscriptions.contains_key(&wanted.name)) {
+                let (channel, name) = (wanted.channel.clone(), wanted.name.clone());
+                differences.push(Difference::SubscriptionMissing { channel, name });
+            }
+        }
+        if mode == Apply::Verify {
+            return Ok(differences);
+        }
+        let log = &*self.link.log;
+        for wanted in &topology.channels {
+            log.create(wanted).await?;
+            let record = documents::bytes(&ChannelRecord::new(wanted))?;
+            if log.write(&wanted.name, documents::CHANNEL, record, None).await?.is_none() {
+                // It was there, or somebody else made it just now.
+                let found = documents::channel(log, &wanted.name).await?.record.channel;
+                if let Some(difference) = Difference::between(wanted, &found).first() {
+                    return Err(difference.error());
+                }
+            }
+        }
+        for wanted in &topology.subscriptions {
+            self.register(wanted).await?;
+        }
+        Ok(differences)
+    }
+
+    async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
+        self.link.check_open()?;
+        let record = documents::channel(&*self.link.log, &channel.name).await?.record;
+        let differs = Difference::between(channel, &record.channel);
+        let lanes = |d: &&Difference| matches!(d, Difference::ChannelDiffers { setting: "lanes", .. });
+        if let Some(difference) = differs.iter().find(lanes) {
+            return Err(difference.error());
+        }
+        let appender = self.link.log.appender(&record.channel).await?;
+        Ok(Box::new(LogProducer::new(Arc::clone(&self.link), record, appender)))
+    }
+
+    async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn Consumer>> {
+        self.link.check_open()?;
+        loop {
+            let (number, record) = self.register(subscription).await?;
+            // Whoever unregisters it between the two makes it a new one.
+            let Some(me) = self.join(&subscription.channel, number).await? else { continue };
+            let shared = Arc::new(Shared::new(
+                Arc::clone(&self.link.log),
+                record.channel,
+                number,
+                subscription.window,
+                self.link.settings,
+                Arc::clone(&self.link.clock),
+            ));
+            lock(&self.link.consumers).push(Arc::clone(&shared));
+            return Ok(Box::new(LogConsumer::new(Arc::clone(&self.link), shared, subscription, me)));
+        }
+    }
+
+    async fn unregister(&self, subscription: &Subscription) -> Result<()> {
+        self.link.check_open()?;
+        let name = &subscription.channel;
+        if self.channel(name).await?.is_none() {
+            return Ok(());
+        }
+        let gone = |record: &mut ChannelRecord| {
+            let number = record.subscriptions.remove(&subscription.name);
+            record.leaving.extend(number);
+        };
+        let ((), record) = self.change(name, gone).await?;
+        self.sweep(&record).await?;
+        tidy::all(&*self.link.log, name, self.link.clock.now()).await
+    }
+
+    async fn close(&self, deadline: Duration) -> Result<Leftover> {
+        self.link.is_closing.store(true, Ordering::Release);
+        let clock = &self.link.clock;
+        let until = clock.elapsed() + deadline;
+        for shared in &*lock(&self.link.consumers) {
+            shared.lock().end.get_or_insert(Finish::Drained);
+            shared.changed.notify_one();
+        }
+        loop {
+            let mut left = std::pin::pin!(self.link.left.notified());
+            left.as_mut().enable();
+            let rest = until.saturating_sub(clock.elapsed());
+            if lock(&self.link.consumers).is_empty() || rest.is_zero() {
+                break;
+            }
+            tokio::select! {
+                () = left => {}
+                () = clock.sleep(rest) => {}
+            }
+        }
+        let mut leftover = Leftover::default();
+        let consumers = std::mem::take(&mut *lock(&self.link.consumers));
+        for shared in consumers {
+            {
+                let mut inner = shared.lock();
+                leftover.released += inner.hand.end_all(End::Untried);
+                let lanes: Vec<Lane> = inner.lanes.keys().copied().collect();
+                lanes.into_iter().for_each(|lane| _ = inner.touch(lane));
+            }
+            let _ = super::keeper::write(&shared).await;
+            shared.lock().abandon();
+        }
+        let chores = std::mem::take(&mut *lock(&self.link.chores));
+        chores.join().await?;
+        Ok(leftover)
+    }
+}

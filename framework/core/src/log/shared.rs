@@ -1,0 +1,237 @@
+//! What a consumer, its settlers and its tasks share.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::documents::LaneRecord;
+use super::{Log, Settings};
+use crate::channel::Channel;
+use crate::clock::Clock;
+use crate::error::{Error, code};
+use crate::hand::Hand;
+use crate::lane::Lane;
+use crate::unsettled::Place;
+
+/// A consumer's memory, and what wakes its tasks.
+#[derive(Debug)]
+pub(super) struct Shared<L: ?Sized> {
+    pub(super) channel: Channel,
+    /// The number of the subscription.
+    pub(super) subscription: u64,
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    inner: Mutex<Inner>,
+    /// Something came, or changed: for whoever receives, or waits for the end.
+    pub(super) changed: Notify,
+    /// Other lanes are to be read, or there is room again.
+    pub(super) reading: Notify,
+    /// There is something to write, and somebody waits for it.
+    pub(super) writing: Notify,
+    pub(super) urgent: Notify,
+    /// There is something to do about seats.
+    pub(super) tending: Notify,
+    pub(super) log: Arc<L>,
+}
+
+/// What the lock is for.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) hand: Hand,
+    pub(super) lanes: BTreeMap<Lane, Kept>,
+    /// Who waits for which writing.
+    waiters: Vec<Waiter>,
+    /// What is being written: its end is not known.
+    writing: Vec<Writing>,
+    /// Until when others take this member for alive, whatever it does.
+    pub(super) valid_until: Duration,
+    /// How the consumer ended, if it did.
+    pub(super) end: Option<Finish>,
+    /// A lane was passed over for lack of room when messages were fetched last.
+    pub(super) is_starved: bool,
+}
+
+/// Why nothing more comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// The subscription is gone.
+    Gone,
+    /// The broker is being closed here.
+    Drained,
+}
+
+/// What is written of a lane.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) epoch: u64,
+    /// The revision of its document.
+    pub(super) revision: u64,
+    /// The number of the last writing that is durable, and of the one that everything until now belongs to.
+    pub(super) written: u64,
+    pub(super) number: u64,
+    /// Up to where everything is settled, durably; and up to where it was tidied.
+    pub(super) low: Place,
+    pub(super) tidied: Place,
+    /// Until when the lane is to be kept.
+    pub(super) held_until: Duration,
+    /// How many deliveries are to be written before they are given: behind an owner who died with the lane in its hand.
+    pub(super) careful: usize,
+}
+
+/// A writing of a lane, under one ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Writing {
+    pub(super) lane: Lane,
+    pub(super) epoch: u64,
+    pub(super) number: u64,
+}
+
+/// Somebody who waits until a writing is durable.
+#[derive(Debug)]
+struct Waiter {
+    what: Writing,
+    tell: oneshot::Sender<Written>,
+}
+
+/// How that ended.
+#[derive(Debug)]
+pub(super) enum Written {
+    Done,
+    /// Somebody else has the lane. It was not written.
+    Lost,
+    Unknown(Error),
+}
+
+impl<L: Log + ?Sized> Shared<L> {
+    pub(super) fn new(
+        log: Arc<L>,
+        channel: Channel,
+        subscription: u64,
+        window: usize,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let inner = Inner {
+            hand: Hand::new(window),
+            lanes: BTreeMap::new(),
+            waiters: Vec::new(),
+            writing: Vec::new(),
+            valid_until: Duration::ZERO,
+            end: None,
+            is_starved: false,
+        };
+        Self {
+            channel,
+            subscription,
+            settings,
+            clock,
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            reading: Notify::new(),
+            writing: Notify::new(),
+            urgent: Notify::new(),
+            tending: Notify::new(),
+            log,
+        }
+    }
+
+    /// Locks what is shared. If others may have the lanes by now, since nothing was heard of this member for a lease, they
+    /// are let go first.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if !inner.lanes.is_empty() && self.clock.elapsed() > inner.valid_until {
+            let what =
+                "the broker could not be reached for as long as a lease, so that others may have the lanes";
+            tracing::warn!(channel = %self.channel.name, "{what}");
+            let lanes: Vec<Lane> = inner.lanes.keys().copied().collect();
+            inner.lose(lanes, || Written::Unknown(Error::new(code::TIMED_OUT, what)));
+            self.changed.notify_one();
+        }
+        inner
+    }
+}
+
+impl Inner {
+    /// Forgets lanes that are somebody else's.
+    pub(super) fn lose(&mut self, lanes: impl IntoIterator<Item = Lane>, answer: impl Fn() -> Written) {
+        let lanes: Vec<Lane> = lanes.into_iter().filter(|lane| self.lanes.remove(lane).is_some()).collect();
+        self.hand.lose(lanes.iter().copied());
+        for lane in lanes {
+            // Of what is being written the end will tell.
+            let writing = self.writing.iter().find(|writing| writing.lane == lane).copied();
+            let is_open = |what: Writing| {
+                writing.is_some_and(|writing| writing.epoch == what.epoch && what.number <= writing.number)
+            };
+            self.answer(|what| (what.lane == lane && !is_open(what)).then(&answer));
+        }
+    }
+
+    /// Says that a lane is not as it was written, and which writing will have what is now.
+    pub(super) fn touch(&mut self, lane: Lane) -> u64 {
+        self.lanes.get_mut(&lane).map_or(0, |kept| {
+            kept.number += 1;
+            kept.number
+        })
+    }
+
+    /// Whether everything of a lane is durable.
+    pub(super) fn is_written(&self, lane: Lane) -> bool {
+        self.lanes.get(&lane).is_none_or(|kept| kept.written == kept.number)
+    }
+
+    /// Begins to write every lane that is not as it was written: what stands there, and the revision before it.
+    pub(super) fn begin(&mut self) -> Vec<(Writing, LaneRecord, u64)> {
+        let mut begun = Vec::new();
+        for (lane, kept) in self.lanes.iter().filter(|(_, kept)| kept.written != kept.number) {
+            let Some(unsettled) = self.hand.unsettled(*lane) else { continue };
+            let writing = Writing { lane: *lane, epoch: kept.epoch, number: kept.number };
+            begun.push((writing, LaneRecord::of(kept.epoch, kept.number, unsettled), kept.revision));
+        }
+        self.writing.extend(begun.iter().map(|(writing, ..)| *writing));
+        begun
+    }
+
+    /// Ends a writing, with what those are told who wait for it; `None` if it is to be tried again.
+    pub(super) fn end(&mut self, writing: Writing, answer: Option<impl Fn() -> Written>) {
+        self.writing.retain(|known| *known != writing);
+        let Some(answer) = answer else { return };
+        self.answer(|what| {
+            let is_of_it = (what.lane, what.epoch) == (writing.lane, writing.epoch);
+            (is_of_it && what.number <= writing.number).then(&answer)
+        });
+    }
+
+    /// Waits for a writing of a lane.
+    pub(super) fn wait(&mut self, lane: Lane, number: u64) -> oneshot::Receiver<Written> {
+        let (tell, told) = oneshot::channel();
+        match self.lanes.get(&lane) {
+            Some(kept) => {
+                let what = Writing { lane, epoch: kept.epoch, number };
+                self.waiters.push(Waiter { what, tell });
+            }
+            None => _ = tell.send(Written::Lost),
+        }
+        told
+    }
+
+    /// Forgets everything: nobody writes any more.
+    pub(super) fn abandon(&mut self) {
+        self.writing.clear();
+        self.answer(|_| Some(Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"))));
+        let lanes: Vec<Lane> = self.lanes.keys().copied().collect();
+        self.lose(lanes, || Written::Lost);
+    }
+
+    /// Tells those who wait for what there is an answer for.
+    fn answer(&mut self, answer: impl Fn(Writing) -> Option<Written>) {
+        let mut at = 0;
+        while let Some(waiter) = self.waiters.get(at) {
+            match answer(waiter.what) {
+                Some(written) => _ = self.waiters.swap_remove(at).tell.send(written),
+                None => at += 1,
+            }
+        }
+    }
+}
