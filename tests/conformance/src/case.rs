@@ -248,6 +248,27 @@ pub(crate) async fn publish(
     Ok(answers)
 }
 
+/// Publishes everything, again if it is refused for now or its answer is lost, until it is stored.
+pub(crate) async fn publish_until_stored(
+    producer: &mut dyn Producer,
+    oracle: &Oracle,
+    all: &[Message],
+) -> Check {
+    let until = Instant::now() + ARRIVAL;
+    for batch in all.chunks(200) {
+        oracle.announce(batch);
+        let mut open = batch.to_vec();
+        while !open.is_empty() {
+            let sent = producer.publish(&open).await;
+            oracle.answered(&open, &sent)?;
+            let first = sent.iter().position(|sent| !sent.is_stored()).unwrap_or(open.len());
+            ensure!(first == open.len() || Instant::now() < until, "it cannot be stored: {:?}", sent[first]);
+            open.drain(..first);
+        }
+    }
+    Ok(())
+}
+
 /// Receives until so many are there, or nothing has come for a long time.
 pub(crate) async fn take(consumer: &mut dyn Consumer, count: usize, most: Duration) -> Check<Vec<Delivery>> {
     let (mut out, until) = (Vec::new(), Instant::now() + most);

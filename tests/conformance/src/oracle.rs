@@ -43,6 +43,8 @@ struct Seen {
     acked: HashSet<Arc<str>>,
     /// Acknowledged, with the answer still to come.
     acking: HashSet<Arc<str>>,
+    /// Acknowledged, and whether it is done nobody can say: it may come again, or not.
+    unknown: HashSet<Arc<str>>,
     in_hand: HashMap<(u64, Token), Arc<str>>,
     /// Deliveries of what was settled before. They are no fault as long as settling them is lost: the consumer may have
     /// had them since before its lane went to another one.
@@ -195,9 +197,13 @@ impl Oracle {
             if *settlement != Settlement::Ack {
                 continue;
             }
+            if matches!(answer, Settled::Unknown(_)) {
+                seen.unknown.insert(Arc::clone(&id));
+            }
             if !answer.is_done() {
                 continue;
             }
+            seen.unknown.remove(&id);
             seen.acking.remove(&id);
             seen.acked.insert(Arc::clone(&id));
             let published = &book.messages[&id];
@@ -226,7 +232,8 @@ impl Oracle {
         let book = self.lock();
         let stored = book.messages.iter().filter(|(_, published)| published.state == State::Stored);
         let seen = book.subscriptions.get(subscription);
-        stored.filter(|(id, _)| !seen.is_some_and(|seen| seen.acked.contains(*id))).count()
+        let may_be_gone = |seen: &Seen, id| seen.acked.contains(id) || seen.unknown.contains(id);
+        stored.filter(|(id, _)| !seen.is_some_and(|seen| may_be_gone(seen, *id))).count()
     }
 
     /// How many messages a subscription has acknowledged.

@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep};
 
 use super::worker::{Crew, Manner};
 use crate::case::{
-    ARRIVAL, Check, Context, Stop, ack, dropped_after, ensure, message, messages, publish, settle, take,
-    take_exactly,
+    ARRIVAL, Check, Context, Stop, ack, dropped_after, ensure, message, messages, publish,
+    publish_until_stored, settle, take, take_exactly,
 };
 
 const SLOW: Manner = Manner { failing: 0, slow: Duration::from_millis(2), hasty: false };
@@ -77,7 +77,7 @@ pub(crate) async fn reconnect(context: &mut Context<'_>) -> Check {
     let mut producer = context.broker.producer(&channel).await?;
     let mut can_cut = true;
     for part in &parts[..3] {
-        publish(&mut *producer, &context.oracle, part).await?;
+        publish_until_stored(&mut *producer, &context.oracle, part).await?;
         sleep(Duration::from_millis(30)).await;
         let hook = context.fixture.cut().await?;
         can_cut = can_cut && context.needs(hook);
@@ -88,7 +88,7 @@ pub(crate) async fn reconnect(context: &mut Context<'_>) -> Check {
     let mut producer = context.broker.producer(&channel).await?;
     crew.hire(context.broker.subscribe(&subscription).await?, "s", SLOW);
     for part in &parts[3..] {
-        publish(&mut *producer, &context.oracle, part).await?;
+        publish_until_stored(&mut *producer, &context.oracle, part).await?;
         if can_cut {
             context.fixture.cut().await?;
         }
