@@ -1,0 +1,133 @@
+//! What a URL says.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use tidegate_core::error::code;
+use tidegate_core::log::Settings;
+use tidegate_core::{Endpoint, Error, Result};
+
+/// Where the server is, and how to talk to it.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) location: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) database: i64,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) has_tls: bool,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) dedupe: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) settings: Settings,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(code::URL_INVALID, what)
+}
+
+impl Config {
+    pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
+        let url = endpoint.url()?;
+        let decoded = |text: &str| {
+            let text = percent_decode_str(text).decode_utf8();
+            text.map(String::from).map_err(|_| invalid("the user or the password is no UTF-8"))
+        };
+        let host = url.host_str().ok_or_else(|| invalid("a redis URL names a host: redis://host:6379"))?;
+        let database = match url.path().trim_matches('/') {
+            "" => 0,
+            path => path.parse().map_err(|_| invalid(format!("{path:?} is no number of a database")))?,
+        };
+        let mut config = Self {
+            location: endpoint.to_string(),
+            // An address of IPv6 stands in brackets in a URL.
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: url.port().unwrap_or(6379),
+            database,
+            user: Some(decoded(url.username())?).filter(|user| !user.is_empty()),
+            password: url.password().map(decoded).transpose()?,
+            has_tls: endpoint.scheme() == "rediss",
+            ca: None,
+            dedupe: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+            settings: Settings::default(),
+        };
+        for (name, value) in url.query_pairs() {
+            config.take(&name, &value)?;
+        }
+        Ok(config)
+    }
+
+    fn take(&mut self, name: &str, value: &str) -> Result<()> {
+        if self.settings.take(name, value)? {
+            return Ok(());
+        }
+        let number = || {
+            let number = value.parse::<u64>().ok().filter(|number| *number > 0);
+            number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
+        };
+        match name {
+            "ca" => self.ca = Some(value.into()),
+            "password-file" => {
+                let text = std::fs::read_to_string(value);
+                let text = text.map_err(|error| {
+                    invalid(format!("the password's file {value} cannot be read")).because(error)
+                })?;
+                self.password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
+            }
+            "dedupe_s" => self.dedupe = Duration::from_secs(number()?),
+            "timeout_ms" => self.timeout = Duration::from_millis(number()?),
+            _ => {
+                return Err(invalid(format!("a redis URL has no setting {name}")).hint(
+                    "ca, password-file, dedupe_s, timeout_ms, lease_ms, grace_ms and patience_ms are known",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(url: &str) -> Result<Config> {
+        Config::of(&Endpoint::parse(url).unwrap())
+    }
+
+    #[test]
+    fn a_url_is_taken_apart_and_its_password_is_not_shown() {
+        let config = config("rediss://me:p%40ss@[::1]:7000/2?ca=/ca.pem&lease_ms=900&dedupe_s=5").unwrap();
+        assert_eq!((&*config.host, config.port, config.database), ("::1", 7000, 2));
+        assert_eq!((config.user.as_deref(), config.password.as_deref()), (Some("me"), Some("p@ss")));
+        assert!(config.has_tls && config.ca.is_some());
+        assert_eq!((config.dedupe.as_secs(), config.settings.lease.as_millis()), (5, 900));
+        assert!(
+            !format!("{config:?}").contains("p@ss") && !format!("{config:?}").contains("p%40"),
+            "{config:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_no_setting_is_refused_by_name() {
+        for (url, named) in [
+            ("redis://h?lease=1", "lease"),
+            ("redis://h?dedupe_s=0", "dedupe_s"),
+            ("redis://h?lease_ms=x", "lease_ms"),
+            ("redis://h/x", "x"),
+            ("redis://h?password-file=/no/such", "/no/such"),
+        ] {
+            let error = config(url).unwrap_err();
+            assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Reads entries, and waits for them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::aio::MultiplexedConnection;
+use redis::{Value, cmd};
+use tidegate_core::error::code;
+use tidegate_core::hand::Fetched;
+use tidegate_core::log::Reader;
+use tidegate_core::port::Attempt;
+use tidegate_core::unsettled::Place;
+use tidegate_core::{Error, Lane, Message, Name, Result};
+
+use crate::codec::{decode, entry_id, place, stored_at, text};
+use crate::config::Config;
+use crate::connect::{Shared, open};
+use crate::error::from_driver;
+use crate::log::key;
+
+/// How much longer than the server waits an answer may take.
+const MARGIN: Duration = Duration::from_secs(5);
+/// How long the server waits at most.
+const BLOCK_MAX: Duration = Duration::from_secs(1);
+
+pub(crate) struct RedisReader {
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    channel: Name,
+    /// Its own: while the server waits for entries, nothing else is answered on a connection.
+    connection: MultiplexedConnection,
+    /// The connection's number at the server.
+    number: i64,
+    /// A call was dropped while the server waited for it.
+    is_waiting: bool,
+}
+
+impl RedisReader {
+    pub(crate) async fn open(config: Arc<Config>, shared: Arc<Shared>, channel: &Name) -> Result<Self> {
+        let mut connection = open(&config, BLOCK_MAX + MARGIN).await?;
+        let number = cmd("CLIENT").arg("ID").query_async(&mut connection).await;
+        let number = number.map_err(|error| from_driver(error, "ask for the connection's number"))?;
+        Ok(Self { config, shared, channel: channel.clone(), connection, number, is_waiting: false })
+    }
+
+    /// Ends the wait of a call that was dropped.
+    async fn wake(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.is_waiting) {
+            let mut shared = self.shared.get(&self.config).await?;
+            let woken = cmd("CLIENT").arg("UNBLOCK").arg(self.number).query_async::<Value>(&mut shared).await;
+            if let Err(error) = woken {
+                self.shared.lose();
+                return Err(from_driver(error, "end a wait"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Reader for RedisReader {
+    async fn read(
+        &mut self,
+        wanted: &[(Lane, Place, usize)],
+        wait: Duration,
+        out: &mut Vec<(Lane, Fetched)>,
+    ) -> Result<()> {
+        self.wake().await?;
+        let count = wanted.iter().map(|(.., count)| *count).max().unwrap_or(1);
+        let mut command = cmd("XREAD");
+        command.arg("COUNT").arg(count.max(1));
+        let millis = u64::try_from(wait.min(BLOCK_MAX).as_millis()).unwrap_or(u64::MAX);
+        if millis > 0 {
+            command.arg("BLOCK").arg(millis);
+        }
+        command.arg("STREAMS");
+        for (lane, ..) in wanted {
+            command.arg(key(&self.channel, &format!("lane:{}", lane.0)));
+        }
+        for (_, after, _) in wanted {
+            command.arg(entry_id(*after));
+        }
+        self.is_waiting = millis > 0;
+        let answer: redis::RedisResult<Value> = command.query_async(&mut self.connection).await;
+        self.is_waiting = false;
+        let streams = match answer.map_err(|error| from_driver(error, "read messages"))? {
+            Value::Nil => return Ok(()),
+            answer => list(answer)?,
+        };
+        for stream in streams {
+            let mut stream = list(stream)?.into_iter();
+            let (Some(name), Some(entries)) = (stream.next(), stream.next()) else { continue };
+            let name = text(name)?;
+            let lane = name.rsplit(':').next().and_then(|lane| lane.parse().ok()).map(Lane);
+            let lane = lane.ok_or_else(|| malformed(format!("a stream is called {name}")))?;
+            for entry in list(entries)? {
+                let mut entry = list(entry)?.into_iter();
+                let (Some(id), Some(fields)) = (entry.next(), entry.next()) else { continue };
+                out.push((lane, self.fetched(lane, place(&text(id)?)?, fields)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RedisReader {
+    fn fetched(&self, lane: Lane, place: Place, fields: Value) -> Result<Fetched> {
+        let message = decode(list(fields)?)
+            .unwrap_or_else(|(error, body)| Message::undecodable(&self.channel, lane, place, &error, body));
+        let attempt = Attempt::AtLeast(1);
+        Ok(Fetched { place, message, stored_at: Some(stored_at(place)), attempt, has_position: true })
+    }
+}
+
+fn malformed(what: String) -> Error {
+    Error::new(code::STREAM_MALFORMED, what)
+}
+
+fn list(value: Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(list) => Ok(list),
+        Value::Nil => Ok(Vec::new()),
+        other => Err(malformed(format!("{other:?} came where a list was expected"))),
+    }
+}

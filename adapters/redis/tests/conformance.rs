@@ -1,0 +1,117 @@
+//! What every adapter has to do, done by a real server.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_conformance::{Fixture, Hook, Killed, Proxy, Traffic, kill_while_publishing};
+use tidegate_core::error::code;
+use tidegate_core::port::Broker;
+use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_services::broker::{Broker as Service, Options, Server};
+
+/// One server for all cases, and a network before it.
+#[derive(Default)]
+struct Redis {
+    running: Option<(Server, Proxy)>,
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(code::INTERNAL, "the fixture failed").because(error)
+}
+
+impl Redis {
+    fn running(&self) -> Result<&(Server, Proxy)> {
+        self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
+    }
+
+    /// What the server says to a command, beside the adapter.
+    async fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Result<T> {
+        let client = redis::Client::open(self.running()?.0.url()).map_err(failed)?;
+        let mut connection = client.get_multiplexed_async_connection().await.map_err(failed)?;
+        command.query_async(&mut connection).await.map_err(failed)
+    }
+}
+
+#[async_trait]
+impl Fixture for Redis {
+    fn adapter(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn start(&mut self) -> Result<Arc<dyn Broker>> {
+        if self.running.is_none() {
+            let server = Server::start(Service::Redis, Options::default()).await.map_err(failed)?;
+            let proxy = Proxy::start(server.port()).await?;
+            self.running = Some((server, proxy));
+        }
+        self.ask::<()>(&redis::cmd("FLUSHALL")).await?;
+        self.connect().await
+    }
+
+    async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url =
+            format!("redis://127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=300&timeout_ms=1000");
+        tidegate_redis::open_broker(&Endpoint::parse(&url)?)
+    }
+
+    async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
+        self.running()?.0.restart().await.map_err(failed)?;
+        self.connect().await
+    }
+
+    async fn kill(&mut self, channel: &Channel, prefix: &str) -> Result<Killed> {
+        let broker = self.connect().await?;
+        let server = self.running()?.0.clone();
+        let confirmed = kill_while_publishing(&*broker, channel, prefix, server.kill()).await?;
+        server.restart().await.map_err(failed)?;
+        Ok(Killed { broker: self.connect().await?, confirmed })
+    }
+
+    /// The server is not heard of for longer than a lease, and its connections are gone then.
+    async fn cut(&mut self) -> Result<Hook> {
+        let proxy = &self.running()?.1;
+        proxy.set(Traffic::Silent);
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        proxy.set(Traffic::Closed);
+        proxy.set(Traffic::Open);
+        Ok(Hook::Done)
+    }
+
+    async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
+        // Of all that is asked, only what appends names the sizes of lanes and the ids of messages.
+        self.running()?.1.lose_answers("}:ids:", calls);
+        Ok(Hook::Done)
+    }
+
+    async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
+        let mut kept = 0;
+        for lane in 0..channel.lanes {
+            let stream = format!("tidegate:{{{}}}:lane:{lane}", channel.name);
+            kept += self.ask::<u64>(redis::cmd("XLEN").arg(stream)).await?;
+        }
+        // What limits are kept by has to be what is there.
+        let record = format!("tidegate:{{{}}}:record", channel.name);
+        let bytes: Option<i64> = self.ask(redis::cmd("HGET").arg(record).arg("bytes")).await?;
+        if (kept == 0) != (bytes.unwrap_or_default() == 0) {
+            return Err(Error::new(
+                code::INTERNAL,
+                format!("{kept} messages are there, and {bytes:?} bytes counted"),
+            ));
+        }
+        Ok(Some(kept))
+    }
+
+    async fn clean_up(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    if tidegate_services::skipped(Service::Redis.service()) {
+        return ExitCode::SUCCESS;
+    }
+    tidegate_conformance::program(|| Box::new(Redis::default()))
+}
