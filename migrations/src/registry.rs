@@ -30,7 +30,7 @@ impl Registry {
         Self::default()
     }
 
-    /// A registry with every store and broker that Tidegate brings, but for stores whose feature is off.
+    /// A registry with every store and broker that Tidegate brings, but for those whose feature is off.
     pub fn standard() -> Self {
         let mut registry = Self::new();
         registry.add_codec(Arc::new(Canonical));
@@ -56,6 +56,10 @@ impl Registry {
         }
         for scheme in tidegate_sqlite::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_sqlite::open_broker);
+        }
+        #[cfg(feature = "redis")]
+        for scheme in tidegate_redis::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_redis::open_broker);
         }
         registry
     }
@@ -113,12 +117,14 @@ impl Registry {
     }
 }
 
-/// The schemes of stores that this build has not, each with the feature that brings it.
+/// The schemes that this build has not, each with the feature that brings it.
 const LEFT_OUT: &[(&[&str], &str)] = &[
     #[cfg(not(feature = "postgres"))]
     (&["postgres", "postgresql"], "postgres"),
     #[cfg(not(feature = "mongodb"))]
     (&["mongodb", "mongodb+srv"], "mongodb"),
+    #[cfg(not(feature = "redis"))]
+    (&["redis", "rediss"], "redis"),
 ];
 
 fn find<T: ?Sized>(

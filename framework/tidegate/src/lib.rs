@@ -2,7 +2,7 @@
 //!
 //! This crate is the door to the others and has no logic of its own: the vocabulary and the ports
 //! ([`core`]), sending and receiving over a broker ([`runtime`]), crawl and capture from one store to another
-//! ([`flow`]), and the stores whose features are on.
+//! ([`flow`]), and the stores and brokers whose features are on.
 //!
 //! ```
 //! use tidegate::prelude::*;
@@ -23,6 +23,8 @@ pub use tidegate_memory as memory;
 pub use tidegate_mongodb as mongodb;
 #[cfg(feature = "postgres")]
 pub use tidegate_postgres as postgres;
+#[cfg(feature = "redis")]
+pub use tidegate_redis as redis;
 #[cfg(feature = "sqlite")]
 pub use tidegate_sqlite as sqlite;
 

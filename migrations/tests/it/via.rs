@@ -1,5 +1,7 @@
 //! Everything goes through a broker, in one process or in two.
 
+use tidegate_services::broker::{Broker, shared};
+
 use crate::pairs::{CHANGES, POSTGRES, SQLITE, abort, psql};
 use crate::runner::Runner;
 use crate::{shop, sqlite, sqlite_rows, tidegate};
@@ -71,7 +73,11 @@ fn what_cannot_work_is_refused_by_name() {
         "TG0030 capability-missing: memory: has no processes",
         &["--via sqlite:PATH is shared by the processes of one machine"],
     );
-    refused(&["--via", "kafka9://localhost"]).failed(2, "TG0002 url-invalid", &["known: memory: sqlite:"]);
+    refused(&["--via", "kafka9://localhost"]).failed(
+        2,
+        "TG0002 url-invalid",
+        &["known: memory: redis: rediss: sqlite:"],
+    );
     let via = broker(&folder);
     refused(&["--role", "target", "--via", &via, "--until", "caught-up"]).failed(
         2,
@@ -139,5 +145,33 @@ async fn between_kinds_of_stores_and_with_a_mapping() {
         psql(&from, CHANGES);
         run(&from, &to, &more);
         abort("via_mongodb", &from, &to);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_carries_it_and_each_half_may_be_killed() {
+    let Some(redis) = shared(Broker::Redis).await else { return };
+    let via = format!("{}?lease_ms=1000&grace_ms=200", redis.url());
+    tokio::task::block_in_place(|| {
+        let (folder, from, to) = shop(SQLITE);
+        let file = folder.path().join("shop.db");
+        let half = |role| Runner::start(&from, &to, &["--via", &via, "--role", role, "--name", "via_redis"]);
+        let mut halves = (half("source"), half("target"));
+        for n in 0..6 {
+            let changes = format!("UPDATE orders SET note = 'n{n}' WHERE id % 10 = {n} AND id > 0");
+            sqlite(&file, &changes);
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            // Dropped is killed.
+            if n % 2 == 0 {
+                halves.1 = half("target");
+            } else {
+                halves.0 = half("source");
+            }
+        }
+        drop(halves.0);
+        let more = ["--via", &via, "--role", "source", "--timeout", "60s", "--name", "via_redis"];
+        run(&from, &to, &more);
+        let rows = "SELECT count(*) || ' ' || sum(note = 'n5') FROM orders WHERE id > 0";
+        assert_eq!(sqlite_rows(&folder.path().join("new.db"), rows), sqlite_rows(&file, rows));
     });
 }
