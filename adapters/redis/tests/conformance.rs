@@ -53,7 +53,7 @@ impl Fixture for Redis {
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
         let port = self.running()?.1.port();
         let url =
-            format!("redis://127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=300&timeout_ms=1000");
+            format!("redis://127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=1500&timeout_ms=1000");
         tidegate_redis::open_broker(&Endpoint::parse(&url)?)
     }
 

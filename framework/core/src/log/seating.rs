@@ -265,6 +265,10 @@ mod tests {
         }
 
         fn tend(&mut self, seating: &mut Seating, seconds: u64) -> Tended {
+            self.tend_with(seating, seconds, &SETTINGS)
+        }
+
+        fn tend_with(&mut self, seating: &mut Seating, seconds: u64, settings: &Settings) -> Tended {
             let elapsed = self.offset + Duration::from_secs(seconds);
             let mine = |(lane, epoch): (&Lane, &u64)| {
                 let (is_free, held_until) = (!self.is_busy, self.held_until);
@@ -272,7 +276,7 @@ mod tests {
             };
             let mine = self.lanes.iter().map(mine).collect();
             seating.beat(self.number);
-            let tended = seating.tend(self.number, &mine, &mut self.watch, elapsed, &SETTINGS);
+            let tended = seating.tend(self.number, &mine, &mut self.watch, elapsed, settings);
             for lane in tended.given_up.iter().chain(&tended.lost) {
                 self.lanes.remove(lane);
             }
@@ -315,7 +319,8 @@ mod tests {
                     taken_at.get_or_insert(second_now);
                 }
             }
-            let right = if held == 0 { 7 } else { 3 + 18 + 1 };
+            // The one who asks counts from when it reads its wish: at 3.
+            let right = if held == 0 { 3 + 5 + 1 } else { 3 + 18 + 1 };
             assert_eq!(taken_at, Some(right), "held for {held}");
             assert_eq!(first.tend(&mut seating, 41).lost.len(), 1);
         }
@@ -327,10 +332,12 @@ mod tests {
         let mut first = Me::join(&mut seating, 1_000_000);
         first.tend(&mut seating, 0);
         let mut second = Me::join(&mut seating, 0);
+        // Nobody has to give anything up before its lease is over.
+        let patient = Settings { grace: Duration::from_secs(60), ..SETTINGS };
         for second_now in 0..=10 {
-            assert!(second.tend(&mut seating, second_now).taken.is_empty());
+            assert!(second.tend_with(&mut seating, second_now, &patient).taken.is_empty());
         }
-        let taken = second.tend(&mut seating, 11).taken;
+        let taken = second.tend_with(&mut seating, 11, &patient).taken;
         assert_eq!(taken.len(), 3);
         assert!(taken.iter().all(|taken| taken.by_force));
         // It wakes up.

@@ -51,6 +51,8 @@ struct Data {
     revision: AtomicUsize,
     changed: Notify,
     is_away: AtomicBool,
+    /// What is read cannot be understood.
+    is_malformed: AtomicBool,
     /// How many answers to appending are to be lost.
     to_lose: AtomicUsize,
     /// Of how many calls that write a document one answer is lost.
@@ -81,7 +83,7 @@ impl Model {
         let settings = Settings {
             lease: Duration::from_millis(1_000),
             grace: Duration::from_millis(300),
-            patience: Duration::from_millis(200),
+            patience: Duration::from_millis(1_000),
         };
         Arc::new(LogBroker::new(self.clone(), settings, Arc::clone(&self.clock)))
     }
@@ -259,6 +261,9 @@ impl Reader for ModelReader {
             let mut changed = std::pin::pin!(data.changed.notified());
             changed.as_mut().enable();
             self.model.reach().await?;
+            if data.is_malformed.load(Ordering::Acquire) {
+                return Err(Error::new(code::STREAM_MALFORMED, "an entry is none"));
+            }
             {
                 let channels = lock(&data.channels);
                 let stored = channels.get(&self.channel.name);
@@ -372,4 +377,26 @@ fn a_log_and_documents_are_enough_for_a_broker() {
         );
     }
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Found by reading: a consumer that could not understand what it read waited in silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_is_told_to_whoever_receives() {
+    let model = Model::new();
+    let broker = model.broker();
+    let channel = Channel::new("malformed").unwrap();
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    model.data.is_malformed.store(true, Ordering::Release);
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    let mut out = Vec::new();
+    let told = async {
+        loop {
+            if let Err(error) = consumer.receive(1, Duration::from_secs(1), &mut out).await {
+                return error;
+            }
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(10), told).await;
+    assert_eq!(told.expect("it is told in time").code(), code::STREAM_MALFORMED);
 }
