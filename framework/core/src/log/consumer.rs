@@ -87,6 +87,9 @@ impl<L: Log> LogConsumer<L> {
         if let Some(signal) = inner.hand.news() {
             return Ok(Step::Say(signal));
         }
+        if let Some(error) = inner.failed.take() {
+            return Err(error);
+        }
         match inner.end {
             Some(Finish::Gone) => {
                 let text = format!("{} of {} is gone", self.subscription.name, self.subscription.channel);

@@ -53,7 +53,7 @@ pub(super) async fn fetch<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()>
         match read {
             Ok(()) => pause = PAUSES.0,
             Err(error) => {
-                tracing::debug!(%error, "messages cannot be fetched now");
+                shared.failed(error, "messages cannot be fetched now");
                 reader = None;
                 shared.clock.sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);

@@ -46,7 +46,7 @@ impl<L: Log + ?Sized> Membership<L> {
                     self.shared.changed.notify_one();
                     return Ok(());
                 }
-                Err(error) => tracing::debug!(%error, "the seats cannot be looked at now"),
+                Err(error) => self.shared.failed(error, "the seats cannot be looked at now"),
             }
             tidy::own(&self.shared).await;
             tokio::select! {

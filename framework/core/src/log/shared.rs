@@ -10,7 +10,7 @@ use super::documents::LaneRecord;
 use super::{Log, Settings};
 use crate::channel::Channel;
 use crate::clock::Clock;
-use crate::error::{Error, code};
+use crate::error::{Error, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
 use crate::unsettled::Place;
@@ -49,6 +49,8 @@ pub(super) struct Inner {
     pub(super) valid_until: Duration,
     /// How the consumer ended, if it did.
     pub(super) end: Option<Finish>,
+    /// What a task met that will be so when it is tried again: for whoever receives next.
+    pub(super) failed: Option<Error>,
     /// A lane was passed over for lack of room when messages were fetched last.
     pub(super) is_starved: bool,
 }
@@ -120,6 +122,7 @@ impl<L: Log + ?Sized> Shared<L> {
             writing: Vec::new(),
             valid_until: Duration::ZERO,
             end: None,
+            failed: None,
             is_starved: false,
         };
         Self {
@@ -134,6 +137,16 @@ impl<L: Log + ?Sized> Shared<L> {
             urgent: Notify::new(),
             tending: Notify::new(),
             log,
+        }
+    }
+
+    /// Takes an error of a task. One that may pass is only noted: the task goes on.
+    pub(super) fn failed(&self, error: Error, what: &'static str) {
+        if error.verdict() == Verdict::Never {
+            self.lock().failed = Some(error);
+            self.changed.notify_one();
+        } else {
+            tracing::debug!(%error, "{what}");
         }
     }
 
