@@ -26,11 +26,10 @@ impl Redis {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 
-    /// What the server says to a command, beside the adapter.
-    async fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Result<T> {
+    /// A connection beside the adapter.
+    async fn connection(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.running()?.0.url()).map_err(failed)?;
-        let mut connection = client.get_multiplexed_async_connection().await.map_err(failed)?;
-        command.query_async(&mut connection).await.map_err(failed)
+        client.get_multiplexed_async_connection().await.map_err(failed)
     }
 }
 
@@ -46,7 +45,7 @@ impl Fixture for Redis {
             let proxy = Proxy::start(server.port()).await?;
             self.running = Some((server, proxy));
         }
-        self.ask::<()>(&redis::cmd("FLUSHALL")).await?;
+        redis::cmd("FLUSHALL").exec_async(&mut self.connection().await?).await.map_err(failed)?;
         self.connect().await
     }
 
@@ -87,14 +86,18 @@ impl Fixture for Redis {
     }
 
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
-        let mut kept = 0;
+        // In one piece: what is settled goes at any moment.
+        let mut look = redis::pipe();
+        look.atomic();
         for lane in 0..channel.lanes {
-            let stream = format!("tidegate:{{{}}}:lane:{lane}", channel.name);
-            kept += self.ask::<u64>(redis::cmd("XLEN").arg(stream)).await?;
+            look.cmd("XLEN").arg(format!("tidegate:{{{}}}:lane:{lane}", channel.name));
         }
+        look.cmd("HGET").arg(format!("tidegate:{{{}}}:record", channel.name)).arg("bytes");
+        let found: Vec<Option<u64>> =
+            look.query_async(&mut self.connection().await?).await.map_err(failed)?;
+        let (bytes, lanes) = found.split_last().ok_or_else(|| Error::new(code::INTERNAL, "no answer"))?;
+        let kept: u64 = lanes.iter().flatten().sum();
         // What limits are kept by has to be what is there.
-        let record = format!("tidegate:{{{}}}:record", channel.name);
-        let bytes: Option<i64> = self.ask(redis::cmd("HGET").arg(record).arg("bytes")).await?;
         if (kept == 0) != (bytes.unwrap_or_default() == 0) {
             return Err(Error::new(
                 code::INTERNAL,
