@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Script, Value, cmd};
 use tidegate_core::error::Verdict;
 use tidegate_core::log::{Appended, Appender};
-use tidegate_core::{Channel, Error, Message, Result};
+use tidegate_core::{Channel, Message, Result};
 
 use crate::codec::{encode, name, place, text};
 use crate::config::Config;
@@ -44,14 +44,12 @@ impl RedisAppender {
         }
         call.arg(channel.lanes).arg(channel.messages_max).arg(channel.bytes_max);
         call.arg(self.config.dedupe.as_secs());
-        let mut fields = Vec::new();
         for message in batch {
             call.arg(message.lane(channel.lanes).0).arg(name(message)).arg(message.size());
-            fields.clear();
-            let count = encode(message, |part| fields.push(part.to_vec()));
-            call.arg(count);
+            let fields = encode(message);
+            call.arg(fields.len() / 2);
             for part in &fields {
-                call.arg(part.as_slice());
+                call.arg(&**part);
             }
         }
         self.is_open = true;
@@ -68,10 +66,7 @@ impl Appender for RedisAppender {
         let answers = match self.call(batch).await {
             Ok(answers) => answers,
             Err(error) => {
-                let again = || {
-                    let copy = Error::new(error.code(), error.message().to_owned());
-                    copy.verdict_is(error.verdict()).with("cause", format!("{error:?}"))
-                };
+                let again = || error.again().with("cause", format!("{error:?}"));
                 let failed = |_: &&Message| match error.verdict() {
                     Verdict::Unknown => Appended::Unknown(again()),
                     Verdict::Retry | Verdict::Never => Appended::Refused(again()),

@@ -1,5 +1,7 @@
 //! Messages as fields of an entry, and places as its id.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use redis::Value;
 use tidegate_core::error::code;
@@ -14,21 +16,20 @@ const BODY: &str = "data";
 const NUMBER_BITS: u32 = 20;
 
 /// The fields of a message: names and values in turn.
-pub(crate) fn encode(message: &Message, mut add: impl FnMut(&[u8])) -> usize {
-    let mut count = 1;
+pub(crate) fn encode(message: &Message) -> Vec<Cow<'_, [u8]>> {
+    let mut fields = Vec::new();
     for (name, value) in message.attributes() {
-        add([ATTRIBUTE, &name].concat().as_bytes());
-        add(value.as_bytes());
-        count += 1;
+        fields.push(Cow::Owned([ATTRIBUTE, &name].concat().into_bytes()));
+        fields.push(match value {
+            Cow::Borrowed(value) => Cow::Borrowed(value.as_bytes()),
+            Cow::Owned(value) => Cow::Owned(value.into_bytes()),
+        });
     }
     for (name, value) in message.headers.iter() {
-        add(name.as_bytes());
-        add(value.as_bytes());
-        count += 1;
+        fields.extend([Cow::Borrowed(name.as_bytes()), Cow::Borrowed(value.as_bytes())]);
     }
-    add(BODY.as_bytes());
-    add(&message.data);
-    count
+    fields.extend([Cow::Borrowed(BODY.as_bytes()), Cow::Borrowed(&*message.data)]);
+    fields
 }
 
 /// A message of the fields of an entry; without one, why, and the body as it came.
@@ -107,10 +108,7 @@ mod tests {
     use super::*;
 
     fn fields(message: &Message) -> Vec<Value> {
-        let mut fields = Vec::new();
-        let count = encode(message, |part| fields.push(Value::BulkString(part.to_vec())));
-        assert_eq!(fields.len(), 2 * count);
-        fields
+        encode(message).into_iter().map(|part| Value::BulkString(part.into_owned())).collect()
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl SqliteProducer {
                 Ok(puts) => puts,
                 Err(error) if error.verdict() == Verdict::Unknown => {
                     // What was asked for may have happened; what stands behind it was not asked for.
-                    sent.extend(range.map(|_| Sent::Unknown(again(&error))));
+                    sent.extend(range.map(|_| Sent::Unknown(error.again())));
                     return Err(error.verdict_is(Verdict::Retry));
                 }
                 Err(error) => return Err(error),
@@ -101,14 +101,6 @@ impl SqliteProducer {
     }
 }
 
-fn again(error: &Error) -> Error {
-    let copy = Error::new(error.code(), error.message().to_owned()).verdict_is(error.verdict());
-    match error.hint_text() {
-        Some(hint) => copy.hint(hint.to_owned()),
-        None => copy,
-    }
-}
-
 #[async_trait]
 impl Producer for SqliteProducer {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
@@ -129,7 +121,7 @@ impl Producer for SqliteProducer {
             Some(error) => Sent::Refused(error),
             None => sent.next().unwrap_or_else(|| {
                 let missing = || Error::new(code::INTERNAL, "a message has no answer");
-                Sent::Refused(ended.as_ref().map_or_else(missing, again))
+                Sent::Refused(ended.as_ref().map_or_else(missing, Error::again))
             }),
         };
         refused.into_iter().map(answer).collect()

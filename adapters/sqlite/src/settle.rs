@@ -45,9 +45,7 @@ impl SqliteSettle {
             (Asked::Refused(error), _) => Settled::Refused(error),
             (Asked::Of(lane), Ok(lost)) if lost.contains(&lane) => Settled::Lost,
             (Asked::Of(_), Ok(_)) => Settled::Done,
-            (Asked::Of(_), Err(error)) => {
-                Settled::Unknown(Error::new(error.code(), error.message().to_owned()))
-            }
+            (Asked::Of(_), Err(error)) => Settled::Unknown(error.again()),
         };
         asked.into_iter().map(settled).collect()
     }

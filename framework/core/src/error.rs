@@ -113,6 +113,19 @@ impl Error {
         self
     }
 
+    /// The same once more, for several who are to be told of one failure. Its cause stays with the first.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self(Box::new(Inner {
+            code: self.0.code,
+            verdict: self.0.verdict,
+            message: self.0.message.clone(),
+            context: self.0.context.clone(),
+            hint: self.0.hint.clone(),
+            source: None,
+        }))
+    }
+
     /// The stable code.
     pub fn code(&self) -> Code {
         self.0.code

@@ -98,7 +98,7 @@ fn finish(inner: &mut Inner, writing: Writing, low: u64, end: End) -> Option<Err
             None
         }
         End::Unknown(error) => {
-            let again = || Written::Unknown(Error::new(error.code(), error.message().to_owned()));
+            let again = || Written::Unknown(error.again());
             inner.end(writing, Some(again));
             inner.lose([writing.lane], again);
             None

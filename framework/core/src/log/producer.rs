@@ -95,7 +95,7 @@ impl<L: Log> LogProducer<L> {
                     }
                     Appended::Refused(error) => sent.push(Sent::Refused(error)),
                     Appended::Unknown(error) => {
-                        ended.get_or_insert(Error::new(error.code(), error.message().to_owned()));
+                        ended.get_or_insert_with(|| error.again());
                         sent.push(Sent::Unknown(error));
                     }
                     Appended::Full => {
@@ -142,14 +142,6 @@ fn piece<'a, 'm>(messages: &'a [&'m Message]) -> &'a [&'m Message] {
     &messages[..count.min(messages.len())]
 }
 
-fn again(error: &Error) -> Error {
-    let copy = Error::new(error.code(), error.message().to_owned()).verdict_is(error.verdict());
-    match error.hint_text() {
-        Some(hint) => copy.hint(hint.to_owned()),
-        None => copy,
-    }
-}
-
 #[async_trait]
 impl<L: Log> Producer for LogProducer<L> {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
@@ -163,7 +155,7 @@ impl<L: Log> Producer for LogProducer<L> {
             Some(error) => Sent::Refused(error),
             None => sent.next().unwrap_or_else(|| {
                 let missing = || Error::new(code::INTERNAL, "a message has no answer");
-                Sent::Refused(ended.as_ref().map_or_else(missing, again))
+                Sent::Refused(ended.as_ref().map_or_else(missing, Error::again))
             }),
         };
         refused.into_iter().map(answer).collect()

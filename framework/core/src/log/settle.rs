@@ -72,9 +72,7 @@ impl<L: Log> Settle for LogSettle<L> {
             Err(known) => known,
             Ok(lane) => match written.get(&lane) {
                 Some(Written::Done) => Settled::Done,
-                Some(Written::Unknown(error)) => {
-                    Settled::Unknown(Error::new(error.code(), error.message().to_owned()))
-                }
+                Some(Written::Unknown(error)) => Settled::Unknown(error.again()),
                 Some(Written::Lost) | None => Settled::Lost,
             },
         };
