@@ -135,17 +135,17 @@ impl Hand {
         true
     }
 
-    /// How many more messages of a lane are worth fetching, and behind which place.
-    pub fn wanted(&self, lane: Lane) -> Option<(Place, usize)> {
+    /// Under which epoch a lane is there, behind which place messages of it are worth fetching, and how many.
+    pub fn wanted(&self, lane: Lane) -> Option<(u64, Place, usize)> {
         let held = self.lanes.get(&lane).filter(|held| !held.is_revoked)?;
         let read_to = held.unsettled.read_to();
         let last = held.messages.last_key_value().map_or(read_to, |(place, _)| (*place).max(read_to));
         if self.bytes >= BYTES_MAX || held.unsettled.len() >= UNSETTLED_MAX {
-            return Some((last, 0));
+            return Some((held.epoch, last, 0));
         }
         let fresh = held.messages.len() - held.messages.range(..=read_to).count();
         let share = self.window.div_ceil(self.lanes.len().max(1));
-        Some((last, (2 * share).max(16).saturating_sub(fresh)))
+        Some((held.epoch, last, (2 * share).max(16).saturating_sub(fresh)))
     }
 
     /// How many deliveries may be in hand.
@@ -153,14 +153,9 @@ impl Hand {
         self.window
     }
 
-    /// The lanes that are there, with their epochs.
-    pub fn lanes(&self) -> impl Iterator<Item = (Lane, u64)> {
-        self.lanes.iter().map(|(lane, held)| (*lane, held.epoch))
-    }
-
-    /// The epoch under which a lane is there.
-    pub fn epoch(&self, lane: Lane) -> Option<u64> {
-        self.lanes.get(&lane).map(|held| held.epoch)
+    /// The lanes that are there.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> {
+        self.lanes.keys().copied()
     }
 
     /// What is not settled of a lane.
@@ -333,7 +328,7 @@ mod tests {
         assert!(give(&mut hand, 0, 10).is_empty());
         hand.end(first[0].token, End::Done);
         assert_eq!(give(&mut hand, 0, 10).len(), 1);
-        assert_eq!(hand.wanted(Lane(0)).map(|(last, _)| last), Some(10));
+        assert_eq!(hand.wanted(Lane(0)).map(|(_, last, _)| last), Some(10));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::error::{Error, Result, code};
 use crate::lane::Lane;
 use crate::port::{Broker, Consumer, Effective, Leftover, Producer};
 use crate::scope::Scope;
-use crate::unsettled::{End, Place};
+use crate::unsettled::Place;
 
 /// A broker of a system that keeps messages and documents.
 #[derive(Debug)]
@@ -352,12 +352,7 @@ impl<L: Log> Broker for LogBroker<L> {
         let mut leftover = Leftover::default();
         let consumers = std::mem::take(&mut *lock(&self.link.consumers));
         for shared in consumers {
-            {
-                let mut inner = shared.lock();
-                leftover.released += inner.hand.end_all(End::Untried);
-                let lanes: Vec<Lane> = inner.lanes.keys().copied().collect();
-                lanes.into_iter().for_each(|lane| _ = inner.touch(lane));
-            }
+            leftover.released += shared.lock().release();
             let _ = super::keeper::write(&shared).await;
             shared.lock().abandon();
         }

@@ -209,13 +209,7 @@ impl<L: Log> Consumer for LogConsumer<L> {
 
 /// Ends a consumer whose tasks have ended: what is in its hand is released, and its lanes are free.
 pub(super) async fn end<L: Log>(shared: &Shared<L>, me: Member) -> Result<usize> {
-    let released = {
-        let mut inner = shared.lock();
-        let released = inner.hand.end_all(End::Untried);
-        let lanes: Vec<_> = inner.lanes.keys().copied().collect();
-        lanes.into_iter().for_each(|lane| _ = inner.touch(lane));
-        released
-    };
+    let released = shared.lock().release();
     let written = tokio::select! {
         written = write(shared) => written,
         () = shared.clock.sleep(LAST_WRITE) => {

@@ -1,5 +1,6 @@
 //! Fetches messages of a consumer's lanes ahead of their being asked for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,15 +22,11 @@ pub(super) async fn fetch<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()>
     let mut out: Vec<(Lane, Fetched)> = Vec::new();
     let mut pause = PAUSES.0;
     loop {
-        let wanted = wanted(&shared);
+        let (wanted, epochs) = wanted(&shared);
         if wanted.is_empty() {
             shared.reading.notified().await;
             continue;
         }
-        let epochs: Vec<(Lane, Option<u64>)> = {
-            let inner = shared.lock();
-            wanted.iter().map(|(lane, ..)| (*lane, inner.hand.epoch(*lane))).collect()
-        };
         let read = async {
             let reader = match &mut reader {
                 Some(reader) => reader,
@@ -44,8 +41,9 @@ pub(super) async fn fetch<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()>
         if !out.is_empty() {
             let mut inner = shared.lock();
             for (lane, fetched) in out.drain(..) {
-                let epoch = epochs.iter().find(|(known, _)| *known == lane).and_then(|(_, epoch)| *epoch);
-                inner.hand.arrive(lane, epoch.unwrap_or_default(), fetched);
+                if let Some(epoch) = epochs.get(&lane) {
+                    inner.hand.arrive(lane, *epoch, fetched);
+                }
             }
             drop(inner);
             shared.changed.notify_one();
@@ -62,14 +60,24 @@ pub(super) async fn fetch<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()>
     }
 }
 
-/// What is to be fetched of which lane, and behind which place.
-fn wanted<L: Log + ?Sized>(shared: &Shared<L>) -> Vec<(Lane, Place, usize)> {
+/// Lanes, each with a place and a number of messages; and the epochs of these lanes.
+type Wanted = (Vec<(Lane, Place, usize)>, BTreeMap<Lane, u64>);
+
+/// What is to be fetched of which lane, behind which place and under which epoch. All in one look: behind a place of an
+/// ownership of before, messages could be passed over.
+fn wanted<L: Log + ?Sized>(shared: &Shared<L>) -> Wanted {
     let mut inner = shared.lock();
-    let lanes: Vec<Lane> = inner.hand.lanes().map(|(lane, _)| lane).collect();
-    let wanted = |lane: &Lane| inner.hand.wanted(*lane).map(|(after, count)| (*lane, after, count));
-    let mut wanted: Vec<_> = lanes.iter().filter_map(wanted).collect();
-    let all = wanted.len();
-    wanted.retain(|(_, _, count)| *count > 0);
-    inner.is_starved = wanted.len() < all;
-    wanted
+    let (mut wanted, mut epochs, mut is_starved) = (Vec::new(), BTreeMap::new(), false);
+    for lane in inner.hand.lanes() {
+        match inner.hand.wanted(lane) {
+            Some((_, _, 0)) => is_starved = true,
+            Some((epoch, after, count)) => {
+                wanted.push((lane, after, count));
+                epochs.insert(lane, epoch);
+            }
+            None => {}
+        }
+    }
+    inner.is_starved = is_starved;
+    (wanted, epochs)
 }

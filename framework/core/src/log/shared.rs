@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
-use crate::unsettled::Place;
+use crate::unsettled::{End, Place};
 
 /// A consumer's memory, and what wakes its tasks.
 #[derive(Debug)]
@@ -227,6 +227,13 @@ impl Inner {
             None => _ = tell.send(Written::Lost),
         }
         told
+    }
+
+    /// Releases everything that is in hand, to be written; how much it was.
+    pub(super) fn release(&mut self) -> usize {
+        let released = self.hand.end_all(End::Untried);
+        self.lanes.values_mut().for_each(|kept| kept.number += 1);
+        released
     }
 
     /// Forgets everything: nobody writes any more.
