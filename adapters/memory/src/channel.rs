@@ -83,7 +83,7 @@ impl ChannelState {
                 ),
             ));
         }
-        let id = (Arc::clone(&message.source), Arc::clone(&message.id));
+        let id = (Arc::clone(&message.source), message.dedupe_id());
         if let Some(place) = self.ids.get(&id) {
             return Ok(Put::Stored { place: *place, duplicate: true });
         }

@@ -60,7 +60,7 @@ pub(crate) fn decode(fields: Vec<Value>) -> std::result::Result<Message, (Error,
 /// The id of a message among those of a channel.
 pub(crate) fn name(message: &Message) -> String {
     // No attribute has a control character.
-    format!("{}\n{}", message.source, message.id)
+    format!("{}\n{}", message.source, message.dedupe_id())
 }
 
 /// The id of an entry.

@@ -21,6 +21,9 @@ pub const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// The version of CloudEvents that is written.
 pub const SPEC_VERSION: &str = "1.0";
 
+/// The header that tells a copy, made to be handled once more, from the message that it is a copy of.
+pub const COPY: &str = "tg_copy";
+
 /// The kind of a message that stands in the place of one that cannot be read.
 pub const UNDECODABLE: &str = "tidegate.undecodable.v1";
 
@@ -153,6 +156,15 @@ impl Message {
     /// If there are no lanes.
     pub fn lane(&self, lanes: u32) -> Lane {
         Lane::of(self.subject.as_ref().unwrap_or(&self.id).as_bytes(), lanes)
+    }
+
+    /// The id by which a broker knows a message of this source again: its own, and which copy it is. A dead letter that is
+    /// replayed keeps its id for whoever handles it, and is no duplicate of the one that failed.
+    pub fn dedupe_id(&self) -> Arc<str> {
+        match self.headers.get(COPY) {
+            Some(copy) => format!("{}\n{copy}", self.id).into(),
+            None => Arc::clone(&self.id),
+        }
     }
 
     /// How much room it takes: the body, attributes and headers.

@@ -1,10 +1,39 @@
-//! The delivery runtime: what stands between a broker's ports and whoever has something to say.
+//! The delivery runtime: what stands between a broker's ports and an application.
 //!
-//! A broker answers *unknown* and refuses for a while; consumers lose lanes. [`Publisher`] publishes until every
-//! message is stored, [`Receiver`] gives messages one by one, in their order.
+//! ```text
+//! Sender ──▶ Publisher ──▶ broker ──▶ Receiver                  one message after the other
+//! Caller ──▶                   │ ──▶ Service ─▶ handlers        by kind, subjects in order and beside each other
+//!   ▲                          │        │ │ failed
+//!   └──────── reply ◀──────────┼────────┘ └─▶ Policy: later, or a dead letter
+//! ```
+//!
+//! A broker answers *unknown* and refuses for a while; consumers lose lanes; handlers fail. All of that is dealt with here,
+//! once for every broker. Start with [`Service`].
+//!
+//! - `publisher`, `sender`: until it is stored, one task or many
+//! - `receiver`: one by one
+//! - `service`: how an application says what it handles
+//! - `delivery`: how it is handled
+//! - `policy`, `dead_letter`: what happens to what fails
+//! - `call`, `outbox`: questions and replies
 
+mod call;
+pub mod dead_letter;
+mod delivery;
+mod outbox;
+mod policy;
 mod publisher;
 mod receiver;
+mod sender;
+mod service;
 
+pub use call::{CALL, Caller, FAILED, REPLY_TO};
+pub use delivery::{Counted, Counts};
+pub use policy::{Exhausted, Policy};
 pub use publisher::Publisher;
 pub use receiver::Receiver;
+pub use sender::Sender;
+pub use service::{
+    ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,
+    Json, Ready, Replies, Running, Service, Startable, State, Typed,
+};

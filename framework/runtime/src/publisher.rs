@@ -45,32 +45,41 @@ impl Publisher {
     /// anything newer: a broker that does not know it by its id stores it twice, so receivers have to.
     ///
     /// # Errors
-    /// What the broker answered last, when it refused for good or the patience was over. Messages of the call may be
-    /// stored all the same.
+    /// What the broker answered last, when it refused for good or the patience was over. Other messages of the call may
+    /// be stored all the same.
     pub async fn publish(&mut self, messages: &[Message]) -> Result<()> {
+        self.publish_each(messages).await.into_iter().collect()
+    }
+
+    /// The same, with an answer for each message: one that is refused for good does not keep the others.
+    pub async fn publish_each(&mut self, messages: &[Message]) -> Vec<Result<()>> {
         let until = self.clock.elapsed() + self.patience;
         let schedule = ExponentialBuilder::new().with_min_delay(PAUSES.0).with_max_delay(PAUSES.1);
         let mut pauses = schedule.with_jitter().without_max_times().build();
-        let mut left: Vec<Message> = Vec::new();
+        let mut results: Vec<Result<()>> = messages.iter().map(|_| Ok(())).collect();
+        // Which messages are tried again, and those.
+        let mut left: Option<(Vec<usize>, Vec<Message>)> = None;
         loop {
-            let batch = if left.is_empty() { messages } else { &left };
+            let batch = left.as_ref().map_or(messages, |(_, again)| again);
             let answers = self.producer.publish(batch).await;
-            let mut failed = None;
             let mut again = Vec::new();
-            for (message, answer) in batch.iter().zip(answers) {
-                match answer {
-                    Sent::Stored { .. } => continue,
-                    Sent::Refused(error) if error.verdict() == Verdict::Never => return Err(error),
-                    Sent::Refused(error) | Sent::Unknown(error) => failed = Some(error),
-                }
-                again.push(message.clone());
+            for (at, answer) in answers.into_iter().enumerate() {
+                let at = left.as_ref().map_or(at, |(which, _)| which[at]);
+                results[at] = match answer {
+                    Sent::Stored { .. } => Ok(()),
+                    Sent::Refused(error) if error.verdict() == Verdict::Never => Err(error),
+                    Sent::Refused(error) | Sent::Unknown(error) => {
+                        again.push(at);
+                        Err(error)
+                    }
+                };
             }
-            let Some(error) = failed else { return Ok(()) };
-            if self.clock.elapsed() >= until {
-                return Err(error);
+            if again.is_empty() || self.clock.elapsed() >= until {
+                return results;
             }
-            tracing::debug!(%error, messages = again.len(), "published again");
-            left = again;
+            tracing::debug!(messages = again.len(), "published again");
+            let batch = again.iter().map(|at| messages[*at].clone()).collect();
+            left = Some((again, batch));
             self.clock.sleep(pauses.next().unwrap_or(PAUSES.1)).await;
         }
     }

@@ -42,7 +42,7 @@ impl Line {
             .map_err(|error| Error::new(code::INTERNAL, "a message cannot be written down").because(error))?;
         Ok(Self {
             lane: message.lane(lanes).0,
-            id: Arc::clone(&message.id),
+            id: message.dedupe_id(),
             source: Arc::clone(&message.source),
             subject: message.subject.clone(),
             envelope,

@@ -1,0 +1,187 @@
+//! Asks over a broker, and waits for the reply.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate_core::error::code;
+use tidegate_core::port::Broker;
+use tidegate_core::{
+    Apply, Channel, Clock, Error, Ids, Message, Name, Result, Scope, Subscription, Topology,
+};
+use tokio::sync::oneshot;
+
+use crate::receiver::Receiver;
+use crate::sender::Sender;
+use crate::service::{FromMessage as _, Json, Typed};
+
+/// The header that names the channel of the reply.
+pub const REPLY_TO: &str = "tg_reply_to";
+/// The header of a reply that names the message that asked.
+pub const CALL: &str = "tg_call";
+/// The kind of a reply that says that the message became a dead letter; its body is why.
+pub const FAILED: &str = "tidegate.failed.v1";
+
+/// How long the receiving of replies waits at a time.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// The channel of replies of this name.
+pub(crate) fn reply_channel(name: &Name) -> Channel {
+    let mut channel = Channel::new("replies").expect("the name is a good one").with_lanes(1);
+    channel.name = name.clone();
+    channel
+}
+
+type Pending = Mutex<HashMap<Arc<str>, oneshot::Sender<Message>>>;
+
+/// Sends messages that are answered, for all who have a copy of it.
+///
+/// Each process has its own channel of replies, by a name that it keeps when it is started again. A reply that comes when
+/// nobody waits for it any more is counted, and dropped.
+#[derive(Clone)]
+pub struct Caller(Arc<Inner>);
+
+struct Inner {
+    sender: Sender,
+    replies: Name,
+    source: Arc<str>,
+    ids: Arc<dyn Ids>,
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+    _task: Scope,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: Pending,
+    late: AtomicU64,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller").field("replies", &self.0.replies).finish_non_exhaustive()
+    }
+}
+
+impl Caller {
+    /// A caller of whoever handles the messages of a channel that is there. Its replies come on the channel
+    /// `replies.NAME`, which is made.
+    ///
+    /// # Errors
+    /// As [`Broker::producer`] and [`Broker::subscribe`].
+    pub async fn open(
+        broker: &dyn Broker,
+        channel: &Channel,
+        name: &str,
+        ids: Arc<dyn Ids>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let replies = reply_channel(&Name::new(format!("replies.{name}"))?);
+        let subscription = Subscription::new(&replies, "caller")?;
+        broker.apply(&Topology::of(&replies).and(&subscription), Apply::Create).await?;
+        let receiver = Receiver::open(broker, &subscription, Arc::clone(&clock)).await?;
+        let sender = Sender::open(broker, channel, Arc::clone(&clock), Duration::from_secs(30)).await?;
+        let shared = Arc::new(Shared::default());
+        let mut task = Scope::new();
+        task.spawn(receive(receiver, Arc::clone(&shared), Arc::clone(&clock)));
+        let source = name.into();
+        Ok(Self(Arc::new(Inner { sender, replies: replies.name, source, ids, clock, shared, _task: task })))
+    }
+
+    /// Asks, and waits for the reply.
+    ///
+    /// # Errors
+    /// `timed-out` if none comes in time: whoever was asked may still do it. `call-failed` if the message became a dead
+    /// letter. Otherwise as [`Sender::send`].
+    pub async fn call<Q, R>(&self, question: Q, timeout: Duration) -> Result<R>
+    where
+        Q: Typed + Serialize,
+        R: Typed + DeserializeOwned,
+    {
+        let message = Json(question).to_message(&*self.0.ids, &self.0.source)?;
+        let reply = self.call_message(message, timeout).await?;
+        if *reply.kind != *R::KIND {
+            let what = format!("a reply of the kind {} came where {} was expected", reply.kind, R::KIND);
+            return Err(Error::new(code::MESSAGE_INVALID, what));
+        }
+        Json::from_message(&reply).map(|Json(reply)| reply)
+    }
+
+    /// The same for a message of any form.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn call_message(&self, message: Message, timeout: Duration) -> Result<Message> {
+        let message = message.with_header(REPLY_TO, self.0.replies.to_string())?;
+        let id = Arc::clone(&message.id);
+        let (tell, told) = oneshot::channel();
+        self.0.shared.lock().insert(Arc::clone(&id), tell);
+        let _forget = Forget(&self.0.shared, Arc::clone(&id));
+        let asked = async {
+            self.0.sender.send(message).await?;
+            told.await.map_err(|_| Error::new(code::STOPPED, "the caller has ended"))
+        };
+        let reply = tokio::select! {
+            reply = asked => reply?,
+            () = self.0.clock.sleep(timeout) => {
+                let what = format!("no reply came within {timeout:?}");
+                return Err(Error::new(code::TIMED_OUT, what).with("message", id)
+                    .hint("whoever was asked may still do it: ask again with the same id, or look"));
+            }
+        };
+        if *reply.kind == *FAILED {
+            let why = String::from_utf8_lossy(&reply.data).into_owned();
+            return Err(Error::new(code::CALL_FAILED, why).with("message", id));
+        }
+        Ok(reply)
+    }
+
+    /// How many replies came when nobody waited for them any more.
+    pub fn late(&self) -> u64 {
+        self.0.shared.late.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, oneshot::Sender<Message>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nobody waits any more, however the call ended.
+struct Forget<'a>(&'a Shared, Arc<str>);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.lock().remove(&self.1);
+    }
+}
+
+async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clock>) -> Result<()> {
+    loop {
+        let delivery = match receiver.next(WAIT).await {
+            Ok(Some(delivery)) => delivery,
+            Ok(None) => continue,
+            Err(error) if error.verdict() == tidegate_core::error::Verdict::Never => {
+                tracing::error!(%error, "no replies come any more");
+                shared.lock().clear();
+                return Err(error);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "receiving replies failed, and is tried again");
+                clock.sleep(WAIT).await;
+                continue;
+            }
+        };
+        let asked = delivery.message.headers.get(CALL);
+        let waiting = asked.and_then(|id| shared.lock().remove(id));
+        if waiting.is_none_or(|tell| tell.send(delivery.message).is_err()) {
+            shared.late.fetch_add(1, Ordering::Relaxed);
+        }
+        receiver.settle(&[delivery.token]).await?;
+    }
+}

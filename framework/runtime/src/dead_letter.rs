@@ -1,0 +1,217 @@
+//! Messages that could not be handled: what is written beside them, and where they are.
+//!
+//! A dead letter is the message as it was, with its id, body and headers, and with the headers of this module beside them. It is
+//! on the channel [`channel`] of its channel's name, for all subscriptions of that channel.
+
+use std::sync::Arc;
+
+use tidegate_core::error::code;
+use tidegate_core::message::COPY;
+use tidegate_core::{Channel, Error, Message, Name, Result, Subscription};
+
+/// Why it is here: a word of [`Reason`].
+pub const REASON: &str = "tg_dlq_reason";
+/// What the handler said last.
+pub const ERROR: &str = "tg_dlq_error";
+/// How often it was tried.
+pub const ATTEMPTS: &str = "tg_dlq_attempts";
+/// The channel it came from.
+pub const CHANNEL: &str = "tg_dlq_source";
+/// The subscription that could not handle it.
+pub const SUBSCRIPTION: &str = "tg_dlq_subscription";
+/// When it became a dead letter for the first time, in RFC 3339.
+pub const FIRST_AT: &str = "tg_dlq_first_at";
+/// When it became one for the last time.
+pub const LAST_AT: &str = "tg_dlq_last_at";
+/// The only subscription that a replayed message is for.
+pub const ONLY: &str = "tg_only";
+
+/// The kind of a message that says that a dead letter will not be replayed; its id is the dead letter's.
+pub const RELEASE: &str = "tidegate.release.v1";
+
+/// How long what a handler said may be.
+const ERROR_CHARS: usize = 1_000;
+
+/// Why a message is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It was tried as often as the policy says.
+    Exhausted,
+    /// Its handler said that it will fail for ever.
+    Refused,
+    /// What the broker carried is no message, or not what its kind says.
+    Undecodable,
+    /// Nothing handles its kind.
+    Unhandled,
+    /// An earlier message of its subject is a dead letter.
+    Behind,
+}
+
+impl Reason {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Exhausted => "exhausted",
+            Reason::Refused => "refused",
+            Reason::Undecodable => "undecodable",
+            Reason::Unhandled => "unhandled",
+            Reason::Behind => "behind",
+        }
+    }
+}
+
+/// The channel of the dead letters of a channel. It has one lane, so that they are in the order in which they came.
+///
+/// # Errors
+/// `config-invalid` if the channel's name leaves no room for the ending `.dead`.
+pub fn channel(of: &Name) -> Result<Channel> {
+    Ok(Channel::new(format!("{of}.dead"))?.with_lanes(1))
+}
+
+/// Who reads the dead letters of a channel.
+///
+/// # Errors
+/// As [`channel`].
+pub fn subscription(of: &Name) -> Result<Subscription> {
+    Subscription::new(&channel(of)?, "dead")
+}
+
+/// Makes a dead letter of a message that this subscription could not handle.
+///
+/// # Errors
+/// `message-invalid` if the headers have no room for what is to be written beside them.
+pub(crate) fn bury(
+    message: &Message,
+    (from, subscription): (&Name, &Name),
+    reason: Reason,
+    error: &str,
+    attempts: u32,
+    now: i64,
+) -> Result<Message> {
+    let mut dead = message.clone();
+    let round = copy_number(message);
+    let at = jiff::Timestamp::from_microsecond(now).unwrap_or_default().to_string();
+    let error: String = error.chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
+    if dead.headers.get(FIRST_AT).is_none() {
+        dead.headers.set(FIRST_AT, at.clone())?;
+    }
+    for (name, value) in [
+        (REASON, reason.word().to_owned()),
+        (ERROR, error),
+        (ATTEMPTS, attempts.to_string()),
+        (CHANNEL, from.to_string()),
+        (SUBSCRIPTION, subscription.to_string()),
+        (LAST_AT, at),
+        // Each subscription's dead letter is another one, and so is each time that a copy fails again.
+        (COPY, format!("{subscription}/{round}")),
+    ] {
+        dead.headers.set(name, value)?;
+    }
+    dead.headers.remove(ONLY);
+    Ok(dead)
+}
+
+/// Makes of a dead letter the message that its subscription is to try again, and the channel where it belongs.
+///
+/// # Errors
+/// `message-invalid` if it is no dead letter.
+pub fn replay(dead: &Message) -> Result<(Name, Message)> {
+    let (from, subscription) = origin(dead)?;
+    let mut message = dead.clone();
+    let round = copy_number(dead) + 1;
+    for name in [REASON, ERROR, ATTEMPTS, CHANNEL, SUBSCRIPTION, LAST_AT] {
+        message.headers.remove(name);
+    }
+    message.headers.set(COPY, format!("{subscription}/{round}"))?;
+    message.headers.set(ONLY, subscription.to_string())?;
+    Ok((from, message))
+}
+
+/// Makes the message that says that a dead letter will not be replayed, and the channel where it belongs: what waits behind
+/// it may be.
+///
+/// # Errors
+/// `message-invalid` if it is no dead letter.
+pub fn release(dead: &Message) -> Result<(Name, Message)> {
+    let (from, message) = replay(dead)?;
+    let mut release = Message::with_id(Arc::clone(&dead.id), Arc::clone(&dead.source), RELEASE);
+    release.subject = dead.subject.clone();
+    for name in [COPY, ONLY] {
+        release.headers.set(name, message.headers.get(name).unwrap_or_default())?;
+    }
+    // It is no duplicate of the copy that it stands for.
+    let copy = format!("{}/gone", release.headers.get(COPY).unwrap_or_default());
+    release.headers.set(COPY, copy)?;
+    Ok((from, release))
+}
+
+/// The channel and the subscription of a dead letter.
+///
+/// # Errors
+/// `message-invalid` if it is none.
+pub fn origin(dead: &Message) -> Result<(Name, Name)> {
+    let name = |header| {
+        let name = dead.headers.get(header).ok_or_else(|| {
+            Error::new(code::MESSAGE_INVALID, format!("the message {} is no dead letter", dead.id))
+                .with("header", header)
+        })?;
+        Name::new(name)
+    };
+    Ok((name(CHANNEL)?, name(SUBSCRIPTION)?))
+}
+
+/// Which copy of a message it is: 0 for the message itself.
+fn copy_number(message: &Message) -> u64 {
+    let number = message.headers.get(COPY).and_then(|copy| copy.split('/').nth(1));
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_letter_is_the_message_and_why_and_comes_back_as_it_was() {
+        let message = Message::with_id("7", "shop", "order.placed")
+            .with_subject("k")
+            .with_data("application/json", "{}")
+            .with_header("region", "eu")
+            .unwrap();
+        let names = (Name::new("orders").unwrap(), Name::new("billing").unwrap());
+        let died = |message: &Message, now| {
+            bury(message, (&names.0, &names.1), Reason::Exhausted, "no\nmoney", 5, now).unwrap()
+        };
+        let dead = died(&message, 1_700_000_000_000_000);
+        let headers: Vec<_> = dead.headers.iter().collect();
+        assert_eq!(
+            headers,
+            [
+                ("region", "eu"),
+                (COPY, "billing/0"),
+                (ATTEMPTS, "5"),
+                (ERROR, "nomoney"),
+                (FIRST_AT, "2023-11-14T22:13:20Z"),
+                (LAST_AT, "2023-11-14T22:13:20Z"),
+                (REASON, "exhausted"),
+                (CHANNEL, "orders"),
+                (SUBSCRIPTION, "billing"),
+            ]
+        );
+        assert_eq!((&dead.id, &dead.data, &dead.subject), (&message.id, &message.data, &message.subject));
+        assert_eq!(origin(&dead).unwrap(), names);
+        let (channel, again) = replay(&dead).unwrap();
+        assert_eq!(channel, names.0);
+        let headers: Vec<_> = again.headers.iter().collect();
+        let kept =
+            [("region", "eu"), (COPY, "billing/1"), (FIRST_AT, "2023-11-14T22:13:20Z"), (ONLY, "billing")];
+        assert_eq!(headers, kept);
+        let twice = died(&again, 1_800_000_000_000_000);
+        assert_eq!(twice.headers.get(FIRST_AT), Some("2023-11-14T22:13:20Z"));
+        assert_eq!(twice.headers.get(COPY), Some("billing/1"));
+        let ids: std::collections::BTreeSet<_> =
+            [&message, &dead, &again, &release(&dead).unwrap().1].map(Message::dedupe_id).into();
+        assert_eq!(ids.len(), 4, "no two of them are one message for a broker that knows ids: {ids:?}");
+        assert_eq!(replay(&twice).unwrap().1.headers.get(COPY), Some("billing/2"));
+        assert!(replay(&message).is_err());
+    }
+}

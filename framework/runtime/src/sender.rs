@@ -1,0 +1,144 @@
+//! Sends from many tasks at once, in windows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::Broker;
+use tidegate_core::{Channel, Clock, Error, Message, Name, Result, Scope};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::publisher::Publisher;
+
+/// How many messages are published together.
+const WINDOW: usize = 1_024;
+
+/// Puts messages on one channel, for all who have a copy of it. What they send meanwhile is published together.
+///
+/// Dropping the last copy ends it; what was not answered then is unknown.
+#[derive(Clone, Debug)]
+pub struct Sender(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    channel: Channel,
+    waiting: mpsc::Sender<Waiting>,
+    _task: Scope,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    message: Message,
+    tell: oneshot::Sender<Result<()>>,
+}
+
+impl Sender {
+    /// A sender to a channel that is there. Each message is tried for `patience`.
+    ///
+    /// # Errors
+    /// As [`Broker::producer`].
+    pub async fn open(
+        broker: &dyn Broker,
+        channel: &Channel,
+        clock: Arc<dyn Clock>,
+        patience: Duration,
+    ) -> Result<Self> {
+        let publisher = Publisher::open(broker, channel, clock, patience).await?;
+        let (waiting, taken) = mpsc::channel(WINDOW);
+        let mut task = Scope::new();
+        task.spawn(publish(publisher, taken));
+        Ok(Self(Arc::new(Inner { channel: channel.clone(), waiting, _task: task })))
+    }
+
+    /// Where it sends to.
+    pub fn channel(&self) -> &Name {
+        &self.0.channel.name
+    }
+
+    /// Returns when the message is stored. Messages that one task sends one behind the other are stored in that order.
+    ///
+    /// # Errors
+    /// What the broker answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
+    pub async fn send(&self, message: Message) -> Result<()> {
+        self.enqueue(message).await?.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// Returns when all of them are stored, in their order.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), for the first that is not; the others may be stored.
+    pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<()> {
+        let mut answers = Vec::new();
+        for message in messages {
+            answers.push(self.enqueue(message).await?);
+        }
+        let mut result = Ok(());
+        for answer in answers {
+            result = result.and(answer.await.unwrap_or_else(|_| Err(ended())));
+        }
+        result
+    }
+
+    async fn enqueue(&self, message: Message) -> Result<oneshot::Receiver<Result<()>>> {
+        let (tell, told) = oneshot::channel();
+        self.0.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
+        Ok(told)
+    }
+}
+
+fn ended() -> Error {
+    Error::new(code::STOPPED, "the sender has ended")
+}
+
+async fn publish(mut publisher: Publisher, mut taken: mpsc::Receiver<Waiting>) -> Result<()> {
+    let (mut window, mut messages, mut tell) = (Vec::new(), Vec::new(), Vec::new());
+    while taken.recv_many(&mut window, WINDOW).await > 0 {
+        for waiting in window.drain(..) {
+            messages.push(waiting.message);
+            tell.push(waiting.tell);
+        }
+        for (tell, answer) in tell.drain(..).zip(publisher.publish_each(&messages).await) {
+            // Whoever does not wait any more does not want to know.
+            let _ = tell.send(answer);
+        }
+        messages.clear();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use tidegate_core::{Apply, Subscription, SystemClock, Topology};
+    use tidegate_memory::MemoryBroker;
+
+    use super::*;
+    use crate::Receiver;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_send_at_once_and_one_that_is_refused_hurts_nobody() {
+        let broker = MemoryBroker::default();
+        let channel = Channel::new("orders").unwrap().with_lanes(2);
+        let subscription = Subscription::new(&channel, "all").unwrap();
+        broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+        let clock = SystemClock::shared();
+        let sender =
+            Sender::open(&broker, &channel, Arc::clone(&clock), Duration::from_secs(5)).await.unwrap();
+        broker.lose_answers(2);
+        let sent = join_all((0..100).map(|number| {
+            let id = if number == 50 { String::new() } else { number.to_string() };
+            let sender = sender.clone();
+            async move { sender.send(Message::with_id(id, "test", "t")).await }
+        }))
+        .await;
+        let refused: Vec<_> = sent.iter().filter_map(|sent| sent.as_ref().err()).collect();
+        assert!(refused.len() == 1 && refused[0].code() == code::MESSAGE_INVALID);
+        sender.send_all((200..300).map(|n| Message::with_id(n.to_string(), "test", "t"))).await.unwrap();
+        let mut receiver = Receiver::open(&broker, &subscription, clock).await.unwrap();
+        let mut ids = std::collections::BTreeSet::new();
+        while let Some(delivery) = receiver.next(Duration::from_millis(50)).await.unwrap() {
+            ids.insert(delivery.message.id);
+        }
+        assert_eq!(ids.len(), 199);
+    }
+}

@@ -1,0 +1,321 @@
+//! A service: handlers of the messages of some channels.
+
+mod extract;
+mod failure;
+mod handler;
+mod handlers;
+mod running;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::code;
+use tidegate_core::port::{Broker, StateStore};
+use tidegate_core::{
+    Apply, Channel, Clock, Error, FlowName, Ids, Result, Scope, Subscription, SystemClock, SystemIds,
+    Topology, capability,
+};
+use tokio::sync::watch;
+
+pub use extract::{Context, FromContext, FromMessage, Info, Json, State, Typed};
+pub use failure::{Failure, IntoEnded};
+pub(crate) use handler::Ended;
+pub use handler::{ByMethod, Handle, Handler, Replies};
+pub use handlers::Handlers;
+pub use running::Running;
+
+use crate::dead_letter;
+use crate::delivery::{Counts, Dispatch, Parked, Worker};
+use crate::outbox::Outbox;
+use crate::policy::Exhausted;
+use crate::sender::Sender;
+
+/// How long a dead letter is tried before its message waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A service that handles nothing yet.
+#[derive(Debug)]
+pub enum Idle {}
+
+/// A service with handlers.
+#[derive(Debug)]
+pub enum Ready {}
+
+/// Whether a service can be started.
+#[diagnostic::on_unimplemented(
+    message = "this service has no handlers yet",
+    label = "nothing to start",
+    note = "say what it handles first: Service::new(\"billing\").on(&channel, Handlers::new().handle(handler))"
+)]
+pub trait Startable {}
+
+impl Startable for Ready {}
+
+/// A service, as it is put together: its name is that of its subscriptions, its handlers get what comes there.
+///
+/// ```
+/// # use std::time::Duration;
+/// use serde::{Deserialize, Serialize};
+/// use tidegate_core::{Channel, Endpoint, Result, SystemIds};
+/// use tidegate_runtime::{Failure, Handlers, Json, Policy, Service, Typed};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct OrderPlaced {
+///     order: String,
+/// }
+///
+/// impl Typed for OrderPlaced {
+///     const KIND: &str = "order.placed.v1";
+///
+///     fn subject(&self) -> Option<String> {
+///         Some(self.order.clone())
+///     }
+/// }
+///
+/// async fn bill(Json(placed): Json<OrderPlaced>) -> Result<(), Failure> {
+///     println!("a bill for {}", placed.order);
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let broker = tidegate_memory::open_broker(&Endpoint::parse("memory:")?)?;
+/// let orders = Channel::new("orders")?;
+/// let billing = Service::new("billing")
+///     .on(&orders, Handlers::new().handle(bill).with_policy(Policy::skip()))
+///     .start(&broker)
+///     .await?;
+///
+/// let placed = Json(OrderPlaced { order: "17".into() });
+/// broker.producer(&orders).await?.publish(&[placed.to_message(&SystemIds, "shop")?]).await;
+/// # while billing.counted().handled == 0 { tokio::time::sleep(Duration::from_millis(1)).await; }
+/// billing.drain(Duration::from_secs(5)).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Service<S = (), R = Idle> {
+    name: String,
+    state: S,
+    store: Option<Arc<dyn StateStore>>,
+    inputs: Vec<Input<S>>,
+    topology: Apply,
+    ids: Arc<dyn Ids>,
+    clock: Arc<dyn Clock>,
+    is_ready: PhantomData<fn() -> R>,
+}
+
+/// The messages of one channel, and what handles them.
+struct Input<S> {
+    channel: Channel,
+    handlers: Handlers<S>,
+}
+
+impl<S, R> fmt::Debug for Service<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let channels: Vec<_> = self.inputs.iter().map(|input| &input.channel.name).collect();
+        f.debug_struct("Service")
+            .field("name", &self.name)
+            .field("channels", &channels)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// A service of this name. All processes that start it share its messages.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            state: (),
+            store: None,
+            inputs: Vec::new(),
+            topology: Apply::Create,
+            ids: Arc::new(SystemIds),
+            clock: SystemClock::shared(),
+            is_ready: PhantomData,
+        }
+    }
+
+    /// What its handlers can ask for as [`State`]: connections, settings. Each call gets a copy.
+    pub fn with_state<S: Clone>(self, state: S) -> Service<S> {
+        Service {
+            name: self.name,
+            state,
+            store: self.store,
+            inputs: Vec::new(),
+            topology: self.topology,
+            ids: self.ids,
+            clock: self.clock,
+            is_ready: PhantomData,
+        }
+    }
+}
+
+impl<S, R> Service<S, R> {
+    /// Where it is noted which subjects wait behind a dead letter, so that whoever has their lane next knows. It is needed
+    /// for [`Exhausted::ParkKey`].
+    #[must_use]
+    pub fn with_store(mut self, store: Arc<dyn StateStore>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Whether channels and subscriptions that are not there are made at the start, as is the default, or missed.
+    #[must_use]
+    pub fn with_topology(mut self, apply: Apply) -> Self {
+        self.topology = apply;
+        self
+    }
+
+    /// Another clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Another source of the ids of replies.
+    #[must_use]
+    pub fn with_ids(mut self, ids: Arc<dyn Ids>) -> Self {
+        self.ids = ids;
+        self
+    }
+
+    /// Handles the messages of a channel.
+    pub fn on(self, channel: &Channel, handlers: Handlers<S>) -> Service<S, Ready> {
+        let mut inputs = self.inputs;
+        inputs.push(Input { channel: channel.clone(), handlers });
+        Service {
+            name: self.name,
+            state: self.state,
+            store: self.store,
+            inputs,
+            topology: self.topology,
+            ids: self.ids,
+            clock: self.clock,
+            is_ready: PhantomData,
+        }
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
+    /// Checks everything, makes or compares channels and subscriptions, and begins to handle messages.
+    ///
+    /// # Errors
+    /// `config-invalid` if something is missing or stands twice, `capability-missing` if the broker cannot do what is asked
+    /// of it, `channel-missing` or `channel-differs` if the broker has other channels.
+    pub async fn start(self, broker: &Arc<dyn Broker>) -> Result<Running> {
+        let (stop, stopped) = watch::channel(None);
+        let mut workers = Vec::new();
+        let counts = Arc::new(Counts::default());
+        let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
+        let prepared = self.prepare(&**broker)?;
+        self.apply(&**broker, &prepared).await?;
+        let Self { name, state, store, ids, clock, .. } = self;
+        let source: Arc<str> = name.as_str().into();
+        for (channel, subscription, handlers) in prepared {
+            let policy = handlers.policy().clone();
+            let dead = match policy.exhausted {
+                Exhausted::Block => None,
+                Exhausted::ParkKey | Exhausted::Skip => {
+                    let dead = dead_letter::channel(&channel.name)?;
+                    Some(Sender::open(&**broker, &dead, Arc::clone(&clock), PATIENCE).await?)
+                }
+            };
+            let parked = match (&store, policy.exhausted) {
+                (Some(store), Exhausted::ParkKey) => {
+                    let flow = FlowName::new(name.replace(['-', '.'], "_"))?;
+                    Some(Parked::new(Arc::clone(store), flow, channel.name.clone()))
+                }
+                _ => None,
+            };
+            let (members, concurrency) = (handlers.members(), handlers.concurrency());
+            let interval = handlers.interval();
+            let dispatch = Arc::new(Dispatch {
+                channel: channel.name.clone(),
+                subscription: subscription.name.clone(),
+                handlers,
+                state: state.clone(),
+                policy,
+                parked,
+                dead,
+                replies: Replies { ids: Arc::clone(&ids), source: Arc::clone(&source) },
+                outbox: Arc::clone(&outbox),
+                counts: Arc::clone(&counts),
+                clock: Arc::clone(&clock),
+            });
+            for _ in 0..members {
+                workers.push(Worker {
+                    consumer: broker.subscribe(&subscription).await?,
+                    dispatch: Arc::clone(&dispatch),
+                    clock: Arc::clone(&clock),
+                    concurrency,
+                    interval,
+                    stop: stopped.clone(),
+                });
+            }
+        }
+        let mut tasks = Scope::new();
+        for worker in workers {
+            tasks.spawn(worker.run());
+        }
+        Ok(Running::new(name, tasks, stop, counts, clock))
+    }
+
+    /// Looks at everything that can be wrong before the broker is asked.
+    fn prepare(&self, broker: &dyn Broker) -> Result<Vec<(Channel, Subscription, Handlers<S>)>> {
+        let invalid = |what: String| Error::new(code::CONFIG_INVALID, what).with("service", &self.name);
+        let mut channels = HashSet::new();
+        let mut prepared = Vec::new();
+        for Input { channel, handlers } in &self.inputs {
+            if !channels.insert(&channel.name) {
+                return Err(invalid(format!("the channel {} stands twice", channel.name))
+                    .hint("give all handlers of a channel at once"));
+            }
+            handlers
+                .check()
+                .map_err(|error| error.with("service", &self.name).with("channel", &channel.name))?;
+            let policy = handlers.policy();
+            if policy.exhausted == Exhausted::ParkKey && self.store.is_none() {
+                let what =
+                    format!("the channel {} parks subjects, and the service has no store", channel.name);
+                return Err(invalid(what).hint(
+                    "a subject that waits behind a dead letter is noted in a store: add .with_store(store.state().await?), or choose Policy::skip() or Policy::block()",
+                ));
+            }
+            let capabilities = broker.capabilities();
+            if let tidegate_core::How::No(why) = capabilities.retry_later {
+                return Err(capability::missing(&broker.location(), "retry_later", why));
+            }
+            let subscription = Subscription::new(channel, self.name.as_str())?.with_window(handlers.window());
+            prepared.push((channel.clone(), subscription, handlers.clone()));
+        }
+        Ok(prepared)
+    }
+
+    async fn apply(
+        &self,
+        broker: &dyn Broker,
+        prepared: &[(Channel, Subscription, Handlers<S>)],
+    ) -> Result<()> {
+        let mut topology = Topology::default();
+        for (channel, subscription, handlers) in prepared {
+            topology.channels.push(channel.clone());
+            topology.subscriptions.push(subscription.clone());
+            if handlers.policy().exhausted != Exhausted::Block {
+                topology.channels.push(dead_letter::channel(&channel.name)?);
+                topology.subscriptions.push(dead_letter::subscription(&channel.name)?);
+            }
+        }
+        let differences = broker.apply(&topology, self.topology).await?;
+        if let (Apply::Verify, Some(difference)) = (self.topology, differences.first()) {
+            return Err(Error::new(code::CHANNEL_DIFFERS, difference.to_string())
+                .with("service", &self.name)
+                .with("differences", differences.len())
+                .hint("make them first: tidegate channel apply, or a start with Apply::Create"));
+        }
+        Ok(())
+    }
+}

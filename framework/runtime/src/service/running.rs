@@ -1,0 +1,74 @@
+//! A service that has been started.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::{Clock, Result, Scope};
+use tokio::sync::watch;
+
+use crate::delivery::{Counted, Counts};
+
+/// A service that handles messages. Dropping it is a crash: what is in hand comes again elsewhere.
+pub struct Running {
+    name: String,
+    tasks: Scope,
+    /// By when everything is to be at its end, by the clock.
+    stop: watch::Sender<Option<Duration>>,
+    counts: Arc<Counts>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running")
+            .field("name", &self.name)
+            .field("counted", &self.counted())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    pub(super) fn new(
+        name: String,
+        tasks: Scope,
+        stop: watch::Sender<Option<Duration>>,
+        counts: Arc<Counts>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { name, tasks, stop, counts, clock }
+    }
+
+    /// What it has done so far.
+    pub fn counted(&self) -> Counted {
+        self.counts.read()
+    }
+
+    /// Handles messages until `signal` is there, then drains.
+    ///
+    /// # Errors
+    /// What ended a consumer in a way that does not pass, as when its subscription was unregistered. The others are
+    /// drained then.
+    pub async fn until(mut self, signal: impl Future<Output = ()>, deadline: Duration) -> Result<()> {
+        let ended = tokio::select! {
+            () = signal => Ok(()),
+            ended = self.tasks.next() => ended.unwrap_or(Ok(())),
+        };
+        ended.and(self.drain(deadline).await)
+    }
+
+    /// Takes no more messages, lets handlers end until the deadline, settles what they did and releases the rest.
+    ///
+    /// # Errors
+    /// As [`until`](Self::until).
+    pub async fn drain(self, deadline: Duration) -> Result<()> {
+        self.stop.send_replace(Some(self.clock.elapsed() + deadline));
+        let mut tasks = self.tasks;
+        let mut result = Ok(());
+        while let Some(ended) = tasks.next().await {
+            result = result.and(ended);
+        }
+        result
+    }
+}

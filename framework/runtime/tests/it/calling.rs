@@ -1,0 +1,50 @@
+use futures::future::join_all;
+use tidegate_core::SystemIds;
+use tidegate_core::error::code;
+use tidegate_runtime::{Caller, Failure, Handlers, Json, Policy, Service};
+
+use super::*;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Priced {
+    total: u32,
+}
+
+impl Typed for Priced {
+    const KIND: &str = "order.priced.v1";
+}
+
+async fn price(Json(placed): Json<Placed>) -> Result<Json<Priced>, Failure> {
+    match &*placed.order {
+        "slow" => tokio::time::sleep(Duration::from_secs(3)).await,
+        "bad" => return Err(Failure::never("no such order")),
+        _ => {}
+    }
+    Ok(Json(Priced { total: placed.number * 2 }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_questions_at_once_get_their_own_replies_and_late_ones_are_counted() {
+    let world = World::new().await;
+    let handlers = Handlers::new().handle(price).with_policy(Policy::skip().with_attempts(1));
+    let service = Service::new("pricing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+    let caller =
+        Caller::open(&*world.broker, &world.orders, "shop-1", Arc::new(SystemIds), Arc::clone(&world.clock))
+            .await
+            .unwrap();
+    let ask = |order: &str, number| {
+        let (caller, order) = (caller.clone(), order.to_owned());
+        async move { caller.call::<_, Priced>(Placed { order, number }, Duration::from_secs(2)).await }
+    };
+    let replies = join_all((0..1_000).map(|number| ask("some", number))).await;
+    for (number, reply) in replies.into_iter().enumerate() {
+        assert_eq!(reply.unwrap().total as usize, number * 2);
+    }
+    let error = ask("slow", 1).await.unwrap_err();
+    assert_eq!(error.code(), code::TIMED_OUT);
+    assert!(error.to_string().contains("no reply came within 2s"), "{error}");
+    eventually("the late reply", || caller.late() == 1).await;
+    let error = ask("bad", 1).await.unwrap_err();
+    assert_eq!(error.to_string(), "TG0058 call-failed: no such order");
+    drain(service).await;
+}

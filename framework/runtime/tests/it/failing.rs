@@ -1,0 +1,239 @@
+//! What fails comes again by the wall clock, which no test stops.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tidegate_core::port::Attempt;
+use tidegate_runtime::{Failure, Handlers, Json, Policy, Service, State};
+
+use super::*;
+
+/// Orders that fail, and what was seen.
+#[derive(Clone, Default)]
+struct Desk {
+    seen: Seen,
+    is_broken: Arc<AtomicBool>,
+}
+
+/// Fails for the order `bad` as long as the desk is broken.
+async fn handle(State(desk): State<Desk>, Json(placed): Json<Placed>) -> Result<(), Failure> {
+    if placed.order == "bad" && desk.is_broken.load(Ordering::Relaxed) {
+        return Err(Failure::retry("the desk is broken"));
+    }
+    desk.seen.note(&placed);
+    Ok(())
+}
+
+async fn start(world: &World, desk: &Desk, policy: Policy) -> Running {
+    desk.is_broken.store(true, Ordering::Relaxed);
+    let policy = policy.with_pauses(Duration::from_millis(10), Duration::from_millis(50));
+    let handlers = Handlers::new().handle(handle).with_policy(policy);
+    let service = Service::new("billing").with_state(desk.clone()).with_store(Arc::clone(&world.store));
+    service.on(&world.orders, handlers).start(&world.broker).await.unwrap()
+}
+
+fn ids(messages: &[Message]) -> Vec<&str> {
+    messages.iter().map(|message| &*message.id).collect()
+}
+
+#[tokio::test]
+async fn what_fails_comes_again_later_and_only_its_subject_waits() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::block()).await;
+    world.place(&["bad:1", "bad:2", "good:1", "bad:3", "good:2"]).await;
+    eventually("the others, and many attempts", || {
+        let counted = service.counted();
+        counted.handled == 2 && counted.failed >= 20
+    })
+    .await;
+    assert_eq!(desk.seen.all(), ["good:1", "good:2"]);
+    desk.is_broken.store(false, Ordering::Relaxed);
+    eventually("all of them", || service.counted().handled == 5).await;
+    drain(service).await;
+    assert_eq!(desk.seen.of("bad"), ["bad:1", "bad:2", "bad:3"]);
+}
+
+#[tokio::test]
+async fn a_subject_is_parked_behind_its_dead_letter_and_replayed_in_order() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::park_key().with_attempts(3)).await;
+    world.place(&["bad:1", "bad:2", "good:1", "bad:3"]).await;
+    eventually("three dead letters", || service.counted().dead == 3).await;
+    assert_eq!((service.counted().failed, desk.seen.all()), (3, vec!["good:1".to_owned()]));
+    let dead = world.dead().await;
+    assert_eq!(ids(&dead), ["bad:1", "bad:2", "bad:3"]);
+    let header = |message: &Message, name| message.headers.get(name).unwrap().to_owned();
+    let reasons: Vec<_> = dead.iter().map(|dead| header(dead, dead_letter::REASON)).collect();
+    assert_eq!(reasons, ["exhausted", "behind", "behind"]);
+    assert_eq!(header(&dead[0], dead_letter::ATTEMPTS), "3");
+    assert_eq!(header(&dead[0], dead_letter::ERROR), "the desk is broken");
+    assert_eq!(dead[0].data, placed("bad:1").data);
+    drain(service).await;
+    // The next owner of the lane knows it.
+    let service = start(&world, &desk, Policy::park_key().with_attempts(3)).await;
+    world.place(&["bad:4"]).await;
+    eventually("it is parked too", || service.counted().dead == 1).await;
+    // Replayed while it still fails: everything is parked again, in its order.
+    world.replay(|_| true).await;
+    eventually("all are parked again", || service.counted().dead == 5).await;
+    assert_eq!(ids(&world.dead().await), ["bad:1", "bad:2", "bad:3", "bad:4"]);
+    desk.is_broken.store(false, Ordering::Relaxed);
+    // A later one alone does not overtake.
+    world.replay(|message| *message.id == *"bad:2").await;
+    eventually("it is parked again", || service.counted().dead == 6).await;
+    assert_eq!(desk.seen.of("bad"), Vec::<String>::new());
+    world.replay(|message| *message.id == *"bad:1").await;
+    world.place(&["bad:5"]).await;
+    eventually("the first is handled, the new one parked", || service.counted().dead == 7).await;
+    assert_eq!(desk.seen.of("bad"), ["bad:1"]);
+    assert_eq!(ids(&world.dead().await), ["bad:3", "bad:4", "bad:2", "bad:5"]);
+    drain(service).await;
+}
+
+#[tokio::test]
+async fn a_replay_by_order_frees_the_subject_at_its_place() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::park_key().with_attempts(1)).await;
+    world.place(&["bad:1", "bad:2"]).await;
+    eventually("two dead letters", || service.counted().dead == 2).await;
+    desk.is_broken.store(false, Ordering::Relaxed);
+    world.replay(|_| true).await;
+    eventually("both", || desk.seen.of("bad").len() == 2).await;
+    world.place(&["bad:3"]).await;
+    eventually("it is free", || desk.seen.of("bad").len() == 3).await;
+    assert_eq!(desk.seen.of("bad"), ["bad:1", "bad:2", "bad:3"]);
+    assert!(world.dead().await.is_empty());
+    drain(service).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_purged_frees_what_waits_behind_it() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::park_key().with_attempts(1)).await;
+    world.place(&["bad:1", "bad:2"]).await;
+    eventually("two dead letters", || service.counted().dead == 2).await;
+    desk.is_broken.store(false, Ordering::Relaxed);
+    let dead = world.dead().await;
+    let (_, release) = dead_letter::release(&dead[0]).unwrap();
+    send(&mut *world.broker.producer(&world.orders).await.unwrap(), &[release]).await;
+    world.replay(|message| *message.id == *"bad:2").await;
+    eventually("the second", || desk.seen.of("bad") == ["bad:2"]).await;
+    world.place(&["bad:3"]).await;
+    eventually("it is free", || desk.seen.of("bad") == ["bad:2", "bad:3"]).await;
+    drain(service).await;
+}
+
+#[tokio::test]
+async fn a_replayed_message_is_for_its_subscription_alone() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let billing = start(&world, &desk, Policy::skip().with_attempts(1)).await;
+    let shipped = Desk::default();
+    let handlers = Handlers::new().handle(handle).with_policy(Policy::skip());
+    let shipping = Service::new("shipping").with_state(shipped.clone()).on(&world.orders, handlers);
+    let shipping = shipping.start(&world.broker).await.unwrap();
+    world.place(&["bad:1", "bad:2"]).await;
+    eventually("dead letters", || billing.counted().dead == 2 && shipping.counted().handled == 2).await;
+    desk.is_broken.store(false, Ordering::Relaxed);
+    world.replay(|_| true).await;
+    eventually("handled and ignored", || billing.counted().handled == 2 && shipping.counted().ignored == 2)
+        .await;
+    assert_eq!(
+        (desk.seen.all(), shipped.seen.all()),
+        (vec!["bad:1".into(), "bad:2".into()], desk.seen.all())
+    );
+    drain(billing).await;
+    drain(shipping).await;
+}
+
+#[tokio::test]
+async fn every_way_to_fail_has_its_reason() {
+    let world = World::new().await;
+    async fn handle(attempt: Attempt, Json(placed): Json<Placed>) -> Result<(), Failure> {
+        match &*placed.order {
+            "panics" => panic!("oh"),
+            "hangs" => std::future::pending().await,
+            "never" => Err(Failure::never("it is not for us")),
+            "later" if attempt.number() < 3 => Err(std::io::Error::other("not yet").into()),
+            _ => Ok(()),
+        }
+    }
+    let policy = Policy::skip().with_attempts(3).with_time_limit(Duration::from_millis(300));
+    let handlers = Handlers::new().handle(handle).with_policy(policy);
+    let service = Service::new("billing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+    world.place(&["panics:1", "hangs:1", "never:1", "later:1"]).await;
+    let strange = Message::with_id("strange", "shop", "order.exploded");
+    let unreadable = Message::with_id("unreadable", "shop", Placed::KIND).with_data("text/plain", "{");
+    send(&mut *world.broker.producer(&world.orders).await.unwrap(), &[strange, unreadable]).await;
+    eventually("all of them", || service.counted().dead == 5 && service.counted().handled == 1).await;
+    drain(service).await;
+    let mut dead: Vec<_> = world
+        .dead()
+        .await
+        .iter()
+        .map(|dead| {
+            let header = |name| dead.headers.get(name).unwrap();
+            let (reason, error) = (header(dead_letter::REASON), header(dead_letter::ERROR));
+            format!("{} {reason} {}: {error}", dead.id, header(dead_letter::ATTEMPTS))
+        })
+        .collect();
+    dead.sort();
+    assert_eq!(
+        dead,
+        [
+            "hangs:1 exhausted 3: TG0014 timed-out: the handler took longer than 300ms",
+            "never:1 refused 1: it is not for us",
+            "panics:1 exhausted 3: TG0099 internal: the handler panicked",
+            "strange unhandled 1: nothing handles the kind order.exploded",
+            "unreadable undecodable 1: TG0056 message-invalid: the body is no order.placed.v1: EOF while parsing an object at line 1 column 1",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_kills_its_process_is_found() {
+    let world = World::new().await;
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // A crash: nothing is settled, nothing is said.
+    let killing = |Json(_): Json<Placed>| async {
+        TRIED.fetch_add(1, Ordering::Relaxed);
+        std::future::pending::<()>().await;
+    };
+    world.subscribe("billing").await;
+    world.place(&["bad:1"]).await;
+    for round in 1..=4 {
+        let policy = Policy::skip().with_attempts(3);
+        let handlers = Handlers::new().handle(killing).with_policy(policy);
+        let service = Service::new("billing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+        if round < 4 {
+            eventually("it is tried", || TRIED.load(Ordering::Relaxed) == round).await;
+            drop(service);
+        } else {
+            eventually("it is given up", || service.counted().dead == 1).await;
+            drain(service).await;
+        }
+    }
+    let dead = world.dead().await;
+    assert_eq!(dead[0].headers.get(dead_letter::REASON), Some("exhausted"));
+    assert_eq!(TRIED.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_message_stays_as_long_as_dead_letters_cannot_be_stored() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::park_key().with_attempts(1)).await;
+    let reader = dead_letter::subscription(&world.orders.name).unwrap();
+    world.broker.unregister(&reader).await.unwrap();
+    world.place(&["bad:1", "bad:2", "good:1"]).await;
+    eventually("attempts", || service.counted().received >= 5 && service.counted().handled == 1).await;
+    assert_eq!(service.counted().dead, 0);
+    let topology = Topology { channels: Vec::new(), subscriptions: vec![reader] };
+    world.broker.apply(&topology, Apply::Create).await.unwrap();
+    eventually("both are dead letters", || service.counted().dead == 2).await;
+    assert_eq!(ids(&world.dead().await), ["bad:1", "bad:2"]);
+    drain(service).await;
+}

@@ -1,0 +1,141 @@
+//! Services over a broker in memory.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod calling;
+mod failing;
+mod handling;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidegate_core::port::{Broker, Producer, StateStore, Store as _};
+use tidegate_core::{Apply, Channel, Clock, Message, Subscription, SystemClock, Topology};
+use tidegate_memory::{MemoryBroker, MemoryStore};
+use tidegate_runtime::{Receiver, Running, Typed, dead_letter};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Placed {
+    order: String,
+    number: u32,
+}
+
+impl Typed for Placed {
+    const KIND: &str = "order.placed.v1";
+
+    fn subject(&self) -> Option<String> {
+        Some(self.order.clone())
+    }
+}
+
+/// A broker, a store and a channel of two lanes.
+struct World {
+    broker: Arc<dyn Broker>,
+    store: Arc<dyn StateStore>,
+    orders: Channel,
+    clock: Arc<dyn Clock>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::default());
+        let store = MemoryStore::new("s").state().await.unwrap();
+        let orders = Channel::new("orders").unwrap().with_lanes(2);
+        Self { broker, store, orders, clock: SystemClock::shared() }
+    }
+
+    /// Registers a subscription before anybody is there.
+    async fn subscribe(&self, name: &str) {
+        let subscription = Subscription::new(&self.orders, name).unwrap();
+        let topology = Topology::of(&self.orders).and(&subscription);
+        self.broker.apply(&topology, Apply::Create).await.unwrap();
+    }
+
+    /// Publishes orders with these numbers, as `order:number`.
+    async fn place(&self, orders: &[&str]) {
+        let mut producer = self.broker.producer(&self.orders).await.unwrap();
+        let messages: Vec<_> = orders.iter().map(|text| placed(text)).collect();
+        send(&mut *producer, &messages).await;
+    }
+
+    /// The dead letters, as `id reason attempts`; they stay where they are.
+    async fn dead(&self) -> Vec<Message> {
+        let subscription = dead_letter::subscription(&self.orders.name).unwrap();
+        let mut receiver =
+            Receiver::open(&*self.broker, &subscription, Arc::clone(&self.clock)).await.unwrap();
+        let mut dead = Vec::new();
+        while let Some(delivery) = receiver.next(Duration::from_millis(300)).await.unwrap() {
+            dead.push(delivery.message);
+        }
+        receiver.close(Duration::from_secs(1)).await.unwrap();
+        dead
+    }
+
+    /// Replays the dead letters that are there, in their order, and takes them away.
+    async fn replay(&self, which: impl Fn(&Message) -> bool) {
+        let subscription = dead_letter::subscription(&self.orders.name).unwrap();
+        let mut receiver =
+            Receiver::open(&*self.broker, &subscription, Arc::clone(&self.clock)).await.unwrap();
+        let mut producer = self.broker.producer(&self.orders).await.unwrap();
+        let mut dead = Vec::new();
+        while let Some(delivery) = receiver.next(Duration::from_millis(300)).await.unwrap() {
+            dead.push(delivery);
+        }
+        // What fails again meanwhile is left.
+        for delivery in dead {
+            if which(&delivery.message) {
+                let (channel, message) = dead_letter::replay(&delivery.message).unwrap();
+                assert_eq!(channel, self.orders.name);
+                send(&mut *producer, &[message]).await;
+                receiver.settle(&[delivery.token]).await.unwrap();
+            }
+        }
+        receiver.close(Duration::from_secs(1)).await.unwrap();
+    }
+}
+
+async fn send(producer: &mut dyn Producer, messages: &[Message]) {
+    for sent in producer.publish(messages).await {
+        assert!(sent.is_stored(), "{sent:?}");
+    }
+}
+
+fn placed(text: &str) -> Message {
+    let (order, number) = text.split_once(':').unwrap();
+    let body = serde_json::to_vec(&Placed { order: order.into(), number: number.parse().unwrap() }).unwrap();
+    Message::with_id(text, "shop", Placed::KIND).with_subject(order).with_data("application/json", body)
+}
+
+/// What handlers saw, as `order:number`.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<String>>>);
+
+impl Seen {
+    fn note(&self, placed: &Placed) {
+        self.0.lock().unwrap().push(format!("{}:{}", placed.order, placed.number));
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn of(&self, order: &str) -> Vec<String> {
+        self.all().into_iter().filter(|seen| seen.starts_with(&format!("{order}:"))).collect()
+    }
+}
+
+/// Waits until it is so.
+async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..10_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{what} did not come about");
+}
+
+async fn drain(service: Running) {
+    service.drain(Duration::from_secs(5)).await.unwrap();
+}
