@@ -30,13 +30,14 @@ pub struct Effective {
 /// # Contract
 /// 1. A message that was answered as stored reaches every subscription of its channel, once at least. (A1)
 /// 2. Publishing to a channel that is not there fails with `channel-missing`; to one without subscriptions, that
-///    keeps nothing for later ones, it is refused with `subscription-missing`. (A4)
+///    keeps nothing for later ones, it is refused with `subscription-missing`; those who publish may take a second to
+///    learn that the last one went. (A4, D34)
 /// 3. What was stored survives the kill of the broker, unless its capabilities list that loss. (A10)
 /// 4. Each subscription gets every message; the members of one share them. (B11, B12)
 /// 5. A subscription keeps its place while nobody is there. (B13)
 /// 6. Unregistering frees everything that was kept for the subscription alone; consumers of it get `Cancelled`;
 ///    registered again, it begins as a new one. It is repeatable. (B14)
-/// 7. Channels are apart, whatever their names look like. (B22)
+/// 7. Channels are apart, whatever their names look like, and however many there are. (B22, F51)
 /// 8. A new subscription begins where it says: with the earliest message kept, with the next one published, or after
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)

@@ -123,7 +123,7 @@ pub struct Leftover {
 /// 5. A settled message does not come again, after a clean close of the broker least of all. (B18)
 /// 6. `receive` waits at most `wait`, and returns at once when something has come or changed. (B20)
 /// 7. `close` stops the delivery, waits until what is in hand is settled, and at the deadline releases the rest, which
-///    is no attempt. (B18, B19)
+///    is no attempt. (B18, B19, F48)
 /// 8. A consumer that is dropped without `close` is a crash: nothing is settled. (B15)
 ///
 /// # Capabilities

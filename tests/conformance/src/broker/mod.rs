@@ -4,6 +4,7 @@ mod consume;
 mod order;
 mod publish;
 pub(crate) mod refusal;
+mod service;
 mod worker;
 
 use crate::case::Case;
@@ -72,11 +73,36 @@ pub const CASES: &[Case] = &[
     ),
     case!("C29", "publishing again does not invert", ["order_by_key", "dedupe"], order::publish_again),
     case!("C30", "the lane of a key is the same on every broker", ["order_by_key"], order::lane_map),
+    case!("D32", "each of several delays ends at its own time", ["retry_later"], service::delays),
+    case!(
+        "D33",
+        "what fails too often is a dead letter once, with its cause",
+        ["retry_later", "delivery_count"],
+        service::dead_once
+    ),
+    case!(
+        "D34",
+        "what cannot be a dead letter is not settled",
+        ["retry_later", "unregister"],
+        service::no_grave
+    ),
+    case!(
+        "D35",
+        "a message that kills its handlers is given up",
+        ["retry_later", "delivery_count"],
+        service::killer
+    ),
+    case!("D37", "a dead letter is replayed as it was, in its order", ["retry_later"], service::replay),
     case!(
         "D38",
         "a delivery can be kept for longer",
         ["lock_extend", "competing_consumers"],
         consume::extend
     ),
+    case!("F47", "a service that is drained has handled or gives back", ["retry_later"], service::drain),
+    case!("F48", "consumers may be closed at once", ["competing_consumers"], service::close_at_once),
+    case!("F51", "many channels with one message each", [], service::many_channels),
     case!("G52", "a dead letter is put away", ["dead_letter"], consume::dead_letter_away),
+    case!("H57", "questions get their own replies, in time or not at all", ["retry_later"], service::calls),
+    case!("H61", "the counts of a service add up", ["retry_later", "delivery_count"], service::balance),
 ];

@@ -31,13 +31,14 @@ fn the_pages_of_the_traits_and_the_table_name_the_same_cases() {
         include_str!("../../../../framework/core/src/port/producer.rs"),
         include_str!("../../../../framework/core/src/port/consumer.rs"),
         include_str!("../../../../framework/core/src/port/settle.rs"),
+        include_str!("../../../../framework/runtime/src/service/mod.rs"),
     ];
     let mut named = std::collections::BTreeSet::new();
     for line in pages.iter().flat_map(|page| page.lines()).filter(|line| line.starts_with("/// ")) {
         for group in line.split('(').skip(1).filter_map(|rest| rest.split(')').next()) {
             let is_id = |id: &&str| {
                 let (letter, number) = id.split_at_checked(1).unwrap_or(("", ""));
-                "ABCDG".contains(letter) && number.parse::<u8>().is_ok()
+                "ABCDFGH".contains(letter) && number.parse::<u8>().is_ok()
             };
             named.extend(group.split(", ").filter(is_id).map(str::to_owned));
         }

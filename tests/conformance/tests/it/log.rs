@@ -207,7 +207,7 @@ impl Appender for ModelAppender {
             let mut channels = lock(&self.model.data.channels);
             let stored = channels.entry(self.channel.name.clone()).or_default();
             for message in batch {
-                let id = (Arc::clone(&message.source), Arc::clone(&message.id));
+                let id = (Arc::clone(&message.source), message.dedupe_id());
                 if let Some(place) = stored.ids.get(&id) {
                     answers.push(Appended::Stored { place: *place, duplicate: true });
                     continue;

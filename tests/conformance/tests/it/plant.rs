@@ -12,7 +12,7 @@ use tidegate_core::port::{
     Signal, Token,
 };
 use tidegate_core::{
-    Apply, Capabilities, Channel, Difference, Headers, Lane, Message, Position, Result, Scope, Start,
+    Apply, Capabilities, Channel, Difference, Headers, Lane, Message, Name, Position, Result, Scope, Start,
     Subscription, Topology,
 };
 use tidegate_memory::MemoryBroker;
@@ -57,6 +57,12 @@ pub(crate) enum Bug {
     OtherLanes,
     ExtendPretends,
     DeadLetterPretends,
+    RetryComesLate,
+    StoresForNobody,
+    CopiesAreDuplicates,
+    CloseSettles,
+    NamesAreShort,
+    LosesReplies,
 }
 
 /// Every bug and the case that is meant for it.
@@ -93,8 +99,18 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::RetryBlocksAll, "C28"),
     (Bug::RetriesBackwards, "C29"),
     (Bug::OtherLanes, "C30"),
+    (Bug::RetryComesLate, "D32"),
+    (Bug::AttemptStaysOne, "D33"),
+    (Bug::StoresForNobody, "D34"),
+    (Bug::AttemptStaysOne, "D35"),
+    (Bug::CopiesAreDuplicates, "D37"),
     (Bug::ExtendPretends, "D38"),
+    (Bug::ReleaseCounts, "F47"),
+    (Bug::CloseSettles, "F48"),
+    (Bug::NamesAreShort, "F51"),
     (Bug::DeadLetterPretends, "G52"),
+    (Bug::LosesReplies, "H57"),
+    (Bug::AttemptStaysOne, "H61"),
 ];
 
 /// Each on a thread of its own, so that the sum of their waits is not what this test takes.
@@ -161,25 +177,29 @@ impl Planted {
 
     fn channel(&self, channel: &Channel) -> Channel {
         let mut channel = channel.clone();
-        match self.bug {
-            Bug::HasNoLimits => channel = channel.with_limits(u64::MAX >> 1, u64::MAX >> 1),
-            Bug::DotsAreUnderscores => {
-                channel.name = tidegate_core::Name::new(channel.name.as_str().replace('.', "_")).unwrap();
-            }
-            _ => {}
+        if self.bug == Bug::HasNoLimits {
+            channel = channel.with_limits(u64::MAX >> 1, u64::MAX >> 1);
         }
+        channel.name = self.name(&channel.name);
         channel
+    }
+
+    fn name(&self, name: &Name) -> Name {
+        let name = name.as_str();
+        let name = match self.bug {
+            Bug::DotsAreUnderscores => name.replace('.', "_"),
+            Bug::NamesAreShort => name[..name.len().min(11)].to_owned(),
+            _ => name.to_owned(),
+        };
+        Name::new(name).unwrap()
     }
 
     fn subscription(&self, subscription: &Subscription) -> Subscription {
         let mut subscription = subscription.clone();
-        let name = |name: &str| tidegate_core::Name::new(name).unwrap();
+        subscription.channel = self.name(&subscription.channel);
         match self.bug {
-            Bug::SharesSubscriptions => subscription.name = name("all"),
+            Bug::SharesSubscriptions => subscription.name = Name::new("all").unwrap(),
             Bug::IgnoresWindow => subscription.window = usize::MAX,
-            Bug::DotsAreUnderscores => {
-                subscription.channel = name(&subscription.channel.as_str().replace('.', "_"));
-            }
             Bug::StartsEarlier if matches!(subscription.start, Start::After(_)) => {
                 subscription.start = Start::Earliest;
             }
@@ -212,7 +232,7 @@ impl Broker for Planted {
             && let Some(mut kept) = topology.subscriptions.first().cloned()
         {
             // What it keeps by is never removed.
-            kept.name = tidegate_core::Name::new("kept-for-nobody")?;
+            kept.name = Name::new("kept-for-nobody")?;
             topology.subscriptions.push(kept);
         }
         self.inner.apply(&topology, mode).await
@@ -235,7 +255,7 @@ impl Broker for Planted {
         let mut subscription = self.subscription(subscription);
         if self.bug == Bug::SplitsNothing {
             let number = self.shared.number.fetch_add(1, Ordering::Relaxed);
-            subscription.name = tidegate_core::Name::new(format!("member-{number}"))?;
+            subscription.name = Name::new(format!("member-{number}"))?;
         }
         let inner = match self.inner.subscribe(&subscription).await {
             Err(_) if self.bug == Bug::PassesOverWhatIsGone => {
@@ -277,9 +297,12 @@ struct PlantedProducer {
 impl Producer for PlantedProducer {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
         match self.bug {
-            Bug::LosesConfirmed => {
-                // Of two hundred messages one is confirmed and not stored.
-                let is_lost = |_: &&Message| self.shared.number.fetch_add(1, Ordering::Relaxed) % 200 == 199;
+            Bug::LosesConfirmed | Bug::LosesReplies => {
+                // Of two hundred messages one is confirmed and not stored, or of replies all.
+                let is_lost = |message: &&Message| match self.bug {
+                    Bug::LosesReplies => message.headers.get(tidegate_runtime::CALL).is_some(),
+                    _ => self.shared.number.fetch_add(1, Ordering::Relaxed) % 200 == 199,
+                };
                 let lost: HashSet<_> = batch.iter().filter(is_lost).map(|m| Arc::clone(&m.id)).collect();
                 let rest: Vec<_> = batch.iter().filter(|m| !lost.contains(&m.id)).cloned().collect();
                 let mut sent = self.inner.lock().await.publish(&rest).await.into_iter();
@@ -308,7 +331,12 @@ impl Producer for PlantedProducer {
             sent.reverse();
             return sent;
         }
-        let mut sent = inner.publish(batch).await;
+        let mut batch = std::borrow::Cow::Borrowed(batch);
+        if self.bug == Bug::CopiesAreDuplicates {
+            let forget = |message: &mut Message| message.headers.remove(tidegate_core::message::COPY);
+            batch.to_mut().iter_mut().for_each(forget);
+        }
+        let mut sent = inner.publish(&batch).await;
         let refused = sent.iter().position(|sent| matches!(sent, Sent::Refused(_)));
         match (self.bug, refused) {
             (Bug::AnswersBackwards, _) => sent.reverse(),
@@ -317,6 +345,14 @@ impl Producer for PlantedProducer {
                 sent.truncate(at);
                 let refused = || Sent::Refused(tidegate_core::error::code::BODY_TOO_LARGE.into_error());
                 sent.resize_with(batch.len(), refused);
+            }
+            (Bug::StoresForNobody, _) => {
+                for sent in &mut sent {
+                    let code = sent.error().map(tidegate_core::Error::code);
+                    if code == Some(tidegate_core::error::code::SUBSCRIPTION_MISSING) {
+                        *sent = Sent::Stored { position: Some(Position::from_u64(0)), duplicate: false };
+                    }
+                }
             }
             (Bug::UnknownSaysRefused, _) => {
                 for sent in &mut sent {
@@ -413,7 +449,7 @@ impl Consumer for PlantedConsumer {
                 d.message.headers = headers;
             }),
             Bug::OtherLanes => came.iter_mut().for_each(|d| d.token.lane = Lane(d.token.lane.0 ^ 1)),
-            Bug::CrashSettles | Bug::RedeliversSettled | Bug::RetryGoesToTheBack => {
+            Bug::CrashSettles | Bug::CloseSettles | Bug::RedeliversSettled | Bug::RetryGoesToTheBack => {
                 lock(&self.kept.in_hand).extend(came.iter().cloned());
             }
             // It reads one batch ahead, and does not look whether the lane is still its own.
@@ -440,6 +476,10 @@ impl Consumer for PlantedConsumer {
 
     async fn close(mut self: Box<Self>, deadline: Duration) -> Result<Leftover> {
         self.is_closed = true;
+        if self.bug == Bug::CloseSettles {
+            let acks: Vec<_> = lock(&self.kept.in_hand).iter().map(|d| (d.token, Settlement::Ack)).collect();
+            self.settle.settle(&acks).await;
+        }
         let leftover = self.inner.take().unwrap().close(deadline).await?;
         if self.bug == Bug::ForgetsAbsentees {
             self.broker.unregister(&self.subscription).await?;
@@ -472,6 +512,9 @@ impl PlantedSettle {
     fn asked(&self, token: Token, settlement: &Settlement) -> (Token, Settlement) {
         let mut token = token;
         let settlement = match (self.bug, settlement) {
+            (Bug::RetryComesLate, Settlement::Retry { after }) => {
+                Settlement::Retry { after: *after + Duration::from_secs(2) }
+            }
             (Bug::ReleaseCounts, Settlement::Release) => Settlement::Retry { after: Duration::ZERO },
             (Bug::DeadLetterPretends, Settlement::DeadLetter { .. }) => Settlement::Ack,
             (Bug::RetryGoesToTheBack, Settlement::Retry { after }) => {
