@@ -127,6 +127,9 @@ pub(crate) enum Verb {
     /// Move tables to another database while their application goes on writing
     #[command(subcommand)]
     Migrate(Migrate),
+    /// Look at messages that could not be handled, and have them tried again
+    #[command(subcommand)]
+    Dlq(Dlq),
     /// Check a configuration, or print its JSON Schema
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -245,6 +248,105 @@ pub(crate) enum Migrate {
         /// migration. Needs --from, and --name or what it comes from
         #[arg(long, conflicts_with = "via")]
         source_only: bool,
+        /// Answer the question with yes
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// The channel whose dead letters are meant.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Letters {
+    /// The broker
+    #[arg(long, value_name = "URL")]
+    pub(crate) broker: String,
+    /// The channel that the messages came from
+    #[arg(long)]
+    pub(crate) channel: String,
+    /// How many dead letters are looked at, from the oldest on
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: u32,
+}
+
+/// Which of them: what is said of all of this.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Chosen {
+    /// Those of this subscription
+    #[arg(long)]
+    pub(crate) subscription: Option<String>,
+    /// Those of this subject
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// Those of this kind
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Those that are dead for this reason
+    #[arg(long, value_enum)]
+    pub(crate) reason: Option<ReasonWord>,
+    /// The one of this id; repeat for more
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReasonWord {
+    /// It was tried as often as its policy says
+    Exhausted,
+    /// Its handler said that it will fail for ever
+    Refused,
+    /// It is no message, or not what its kind says
+    Undecodable,
+    /// Nothing handles its kind
+    Unhandled,
+    /// It waits behind another one of its subject
+    Behind,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dlq {
+    /// List them: what each is, and why it is there
+    List {
+        #[command(flatten)]
+        letters: Letters,
+        #[command(flatten)]
+        chosen: Chosen,
+    },
+    /// Show one of them whole: attributes, history, headers, body
+    Show {
+        #[command(flatten)]
+        letters: Letters,
+        /// Its id
+        id: String,
+    },
+    /// Have them tried again by the subscription that could not handle them, in their order
+    Replay {
+        #[command(flatten)]
+        letters: Letters,
+        #[command(flatten)]
+        chosen: Chosen,
+        /// All of them
+        #[arg(long, conflicts_with_all = ["subscription", "subject", "kind", "reason", "ids"])]
+        all: bool,
+    },
+    /// Have one of them tried again with another body
+    Edit {
+        #[command(flatten)]
+        letters: Letters,
+        /// Its id
+        id: String,
+        /// The file with the new body
+        #[arg(long, value_name = "FILE")]
+        body: PathBuf,
+    },
+    /// Take them away for ever; what waits behind them may be replayed then
+    Purge {
+        #[command(flatten)]
+        letters: Letters,
+        #[command(flatten)]
+        chosen: Chosen,
+        /// All of them
+        #[arg(long, conflicts_with_all = ["subscription", "subject", "kind", "reason", "ids"])]
+        all: bool,
         /// Answer the question with yes
         #[arg(long)]
         yes: bool,

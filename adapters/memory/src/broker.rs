@@ -245,6 +245,11 @@ impl Broker for MemoryBroker {
         Ok(differences)
     }
 
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
+        self.check_open()?;
+        Ok(self.data.lock().get(name).map(|found| found.channel.clone()))
+    }
+
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
         self.check_open()?;
         let channels = self.data.lock();

@@ -26,7 +26,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Consumer, Effective, Leftover, Producer};
 use tidegate_core::seats::Member;
 use tidegate_core::{
-    Apply, Capabilities, Channel, Clock, Difference, Endpoint, Error, How, LossCase, LossEvent, Result,
+    Apply, Capabilities, Channel, Clock, Difference, Endpoint, Error, How, LossCase, LossEvent, Name, Result,
     Scope, Subscription, SystemClock, Topology,
 };
 use tokio::sync::{Notify, OnceCell, mpsc};
@@ -324,6 +324,14 @@ impl Broker for SqliteBroker {
             .await?
             .ask(ApplyTopology { topology: topology.clone(), mode, now: self.clock.now() })
             .await
+    }
+
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
+        self.link().await?;
+        let mut reader = self.reader().await?;
+        let found = topology::channel(&mut reader, name).await?;
+        reader.close().await.during("close")?;
+        Ok(found.map(|found| found.channel))
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

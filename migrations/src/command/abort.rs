@@ -1,6 +1,5 @@
 //! `tidegate migrate abort`.
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tidegate_core::{Error, FlowName, Result, SystemClock};
 use tidegate_flow::run::STATUS;
 use tidegate_flow::seal;
 
+use super::question::{agree, require_answer};
 use crate::render::say;
 use crate::settings::Settings;
 
@@ -18,7 +18,7 @@ const HOLDER: &str = "abort";
 const LEASE: Duration = Duration::from_secs(60);
 
 pub(super) async fn abort(settings: &Settings, yes: bool, json: bool) -> Result<ExitCode> {
-    require_answer(yes)?;
+    require_answer("an abort", yes)?;
     let name = &settings.name;
     // The target has records of its own, wherever the state is.
     let (state, target) = (settings.state().await?, settings.target.state().await?);
@@ -99,7 +99,7 @@ pub(super) async fn abort_source(
     yes: bool,
     json: bool,
 ) -> Result<ExitCode> {
-    require_answer(yes)?;
+    require_answer("an abort", yes)?;
     agree(
         yes,
         &format!("Remove what {} keeps for migration {name}, whatever its target is?", source.location()),
@@ -136,28 +136,4 @@ fn answer(name: &FlowName, removed: bool, json: bool) {
     if json {
         say!("{}", serde_json::json!({"name": name.as_str(), "removed_from_source": removed}));
     }
-}
-
-/// Nobody can be asked without a terminal.
-fn require_answer(yes: bool) -> Result<()> {
-    if yes || std::io::stdin().is_terminal() {
-        return Ok(());
-    }
-    Err(Error::new(code::CONFIG_INVALID, "an abort has to be agreed to, and nobody can be asked")
-        .hint("give --yes"))
-}
-
-fn agree(yes: bool, question: &str) -> Result<()> {
-    if yes {
-        return Ok(());
-    }
-    eprint!("{question} [yes/no] ");
-    let broken = |e: std::io::Error| Error::new(code::INTERNAL, "the terminal cannot be read").because(e);
-    std::io::stderr().flush().map_err(broken)?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(broken)?;
-    if answer.trim() == "yes" {
-        return Ok(());
-    }
-    Err(Error::new(code::STOPPED, "nothing was changed").hint("answer yes, or give --yes"))
 }

@@ -4,12 +4,14 @@ mod abort;
 mod completions;
 mod config;
 mod demo;
+mod dlq;
 mod doctor;
 mod explain;
 mod infer;
 mod knobs;
 mod noted;
 mod plan;
+mod question;
 mod run;
 mod serve;
 mod status;
@@ -65,6 +67,7 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
         },
         Verb::Doctor { ends, carrier } => doctor::doctor(&carried(ends, carrier)?, json).await,
         Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user.as_deref(), json).await,
+        Verb::Dlq(verb) => dlq::dlq(verb, registry, json).await,
         Verb::Config(verb) => config::config(verb, &common),
         Verb::Explain { code } => explain::explain(code.as_deref(), json),
         Verb::Completions { shell } => completions::completions(*shell),

@@ -5,6 +5,7 @@
 mod bad_input;
 mod columns;
 mod danger;
+mod dlq;
 mod elections;
 mod gone;
 mod infer;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_core::port::{Broker, Consumer, Effective, Leftover, Producer, Sent, Store};
 use tidegate_core::{
-    Apply, Canonical, Capabilities, Channel, Difference, FlowName, Ids, Message, Result, Subscription,
+    Apply, Canonical, Capabilities, Channel, Difference, FlowName, Ids, Message, Name, Result, Subscription,
     SystemClock, Topology,
 };
 use tidegate_flow::via::{Carried, Via, serve};
@@ -125,6 +125,10 @@ impl Broker for Lossy {
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
         self.inner.apply(topology, mode).await
+    }
+
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
+        self.inner.channel(name).await
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

@@ -87,7 +87,7 @@ impl<L: Log> LogBroker<L> {
         &self.link.log
     }
 
-    async fn channel(&self, name: &Name) -> Result<Option<Read<ChannelRecord>>> {
+    async fn found(&self, name: &Name) -> Result<Option<Read<ChannelRecord>>> {
         documents::read(&*self.link.log, name, documents::CHANNEL).await
     }
 
@@ -233,7 +233,7 @@ impl<L: Log> Broker for LogBroker<L> {
         topology.channels.iter().try_for_each(Channel::check)?;
         let mut differences = Vec::new();
         for wanted in &topology.channels {
-            match self.channel(&wanted.name).await? {
+            match self.found(&wanted.name).await? {
                 Some(found) => differences.extend(Difference::between(wanted, &found.record.channel)),
                 None => differences.push(Difference::ChannelMissing(wanted.name.clone())),
             }
@@ -246,7 +246,7 @@ impl<L: Log> Broker for LogBroker<L> {
         }
         let is_new = |name: &Name| topology.channels.iter().any(|channel| channel.name == *name);
         for wanted in &topology.subscriptions {
-            let found = self.channel(&wanted.channel).await?;
+            let found = self.found(&wanted.channel).await?;
             if found.is_none() && !(mode == Apply::Create && is_new(&wanted.channel)) {
                 let difference = Difference::ChannelMissing(wanted.channel.clone());
                 if mode == Apply::Create {
@@ -283,6 +283,11 @@ impl<L: Log> Broker for LogBroker<L> {
         Ok(differences)
     }
 
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
+        self.link.check_open()?;
+        Ok(self.found(name).await?.map(|found| found.record.channel))
+    }
+
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
         self.link.check_open()?;
         let record = documents::channel(&*self.link.log, &channel.name).await?.record;
@@ -317,7 +322,7 @@ impl<L: Log> Broker for LogBroker<L> {
     async fn unregister(&self, subscription: &Subscription) -> Result<()> {
         self.link.check_open()?;
         let name = &subscription.channel;
-        if self.channel(name).await?.is_none() {
+        if self.found(name).await?.is_none() {
             return Ok(());
         }
         let gone = |record: &mut ChannelRecord| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::capability::Capabilities;
-use crate::channel::{Apply, Channel, Difference, Subscription, Topology};
+use crate::channel::{Apply, Channel, Difference, Name, Subscription, Topology};
 use crate::error::Result;
 use crate::port::{Consumer, Leftover, Producer};
 
@@ -42,7 +42,7 @@ pub struct Effective {
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)
 /// 10. `apply` never changes a channel that is there: verifying names what differs, creating refuses it with
-///     `channel-differs`. It is repeatable. (A4)
+///     `channel-differs`. It is repeatable. [`Broker::channel`] gives a channel as it was made. (A4)
 /// 11. What a capability declares as missing is refused with `capability-missing`. (every case that requires one)
 ///
 /// # Capabilities
@@ -107,6 +107,9 @@ pub trait Broker: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// `channel-differs` if something is to be created that is there with other settings; nothing was changed then.
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>>;
+
+    /// A channel as it is there, if it is.
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>>;
 
     /// A producer of a channel that is there.
     ///

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use tidegate_core::port::{Broker, Producer, StateStore, Store as _};
 use tidegate_core::{Apply, Channel, Clock, Message, Subscription, SystemClock, Topology};
 use tidegate_memory::{MemoryBroker, MemoryStore};
-use tidegate_runtime::{Receiver, Running, Typed, dead_letter};
+use tidegate_runtime::dead_letter::DeadLetters;
+use tidegate_runtime::{Running, Typed, dead_letter};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Placed {
@@ -59,39 +60,24 @@ impl World {
         send(&mut *producer, &messages).await;
     }
 
-    /// The dead letters, as `id reason attempts`; they stay where they are.
+    async fn letters(&self) -> DeadLetters {
+        DeadLetters::open(&*self.broker, &self.orders.name, 1_000, Arc::clone(&self.clock)).await.unwrap()
+    }
+
+    /// The dead letters; they stay where they are.
     async fn dead(&self) -> Vec<Message> {
-        let subscription = dead_letter::subscription(&self.orders.name).unwrap();
-        let mut receiver =
-            Receiver::open(&*self.broker, &subscription, Arc::clone(&self.clock)).await.unwrap();
-        let mut dead = Vec::new();
-        while let Some(delivery) = receiver.next(Duration::from_millis(300)).await.unwrap() {
-            dead.push(delivery.message);
-        }
-        receiver.close(Duration::from_secs(1)).await.unwrap();
+        let mut letters = self.letters().await;
+        let dead = letters.read().await.unwrap().cloned().collect();
+        letters.close().await.unwrap();
         dead
     }
 
-    /// Replays the dead letters that are there, in their order, and takes them away.
+    /// Replays dead letters, in their order.
     async fn replay(&self, which: impl Fn(&Message) -> bool) {
-        let subscription = dead_letter::subscription(&self.orders.name).unwrap();
-        let mut receiver =
-            Receiver::open(&*self.broker, &subscription, Arc::clone(&self.clock)).await.unwrap();
-        let mut producer = self.broker.producer(&self.orders).await.unwrap();
-        let mut dead = Vec::new();
-        while let Some(delivery) = receiver.next(Duration::from_millis(300)).await.unwrap() {
-            dead.push(delivery);
-        }
-        // What fails again meanwhile is left.
-        for delivery in dead {
-            if which(&delivery.message) {
-                let (channel, message) = dead_letter::replay(&delivery.message).unwrap();
-                assert_eq!(channel, self.orders.name);
-                send(&mut *producer, &[message]).await;
-                receiver.settle(&[delivery.token]).await.unwrap();
-            }
-        }
-        receiver.close(Duration::from_secs(1)).await.unwrap();
+        let mut letters = self.letters().await;
+        letters.read().await.unwrap().for_each(drop);
+        letters.replay(which).await.unwrap();
+        letters.close().await.unwrap();
     }
 }
 

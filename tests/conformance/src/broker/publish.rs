@@ -100,10 +100,14 @@ pub(crate) async fn missing_target(context: &mut Context<'_>) -> Check {
     ensure!(verified == [Difference::ChannelMissing(channel.name.clone())], "verifying found {verified:?}");
     let found = broker.producer(&channel).await.err().map(|error| error.code());
     ensure!(found == Some(code::CHANNEL_MISSING), "verifying made the channel");
+    let found = broker.channel(&channel.name).await?;
+    ensure!(found.is_none(), "a channel that is not there is there as {found:?}");
 
     broker.apply(&Topology::of(&channel), Apply::Create).await?;
     let again = broker.apply(&Topology::of(&channel), Apply::Create).await?;
     ensure!(again.is_empty(), "creating again found {again:?}");
+    let found = broker.channel(&channel.name).await?;
+    ensure!(found.as_ref() == Some(&channel), "the channel is there as {found:?}");
     let other = channel.clone().with_lanes(channel.lanes + 1);
     let found = broker.apply(&Topology::of(&other), Apply::Create).await.err().map(|error| error.code());
     ensure!(found == Some(code::CHANNEL_DIFFERS), "creating with other lanes: {found:?}");

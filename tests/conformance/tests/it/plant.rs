@@ -238,6 +238,10 @@ impl Broker for Planted {
         self.inner.apply(&topology, mode).await
     }
 
+    async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
+        self.inner.channel(&self.name(name)).await
+    }
+
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
         let channel = self.channel(channel);
         if self.bug == Bug::MakesMissingChannels {

@@ -3,11 +3,15 @@
 //! A dead letter is the message as it was, with its id, body and headers, and with the headers of this module beside them. It is
 //! on the channel [`channel`] of its channel's name, for all subscriptions of that channel.
 
+mod letters;
+
 use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::message::COPY;
 use tidegate_core::{Channel, Error, Message, Name, Result, Subscription};
+
+pub use letters::DeadLetters;
 
 /// Why it is here: a word of [`Reason`].
 pub const REASON: &str = "tg_dlq_reason";

@@ -1,0 +1,158 @@
+//! Looks at dead letters, and decides about them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidegate_core::error::code;
+use tidegate_core::port::{Broker, Delivery};
+use tidegate_core::{Clock, Error, Message, Name, Result};
+
+use super::{channel, release, replay, subscription};
+use crate::publisher::Publisher;
+use crate::receiver::Receiver;
+
+/// How long the first dead letter may take to come, and each further one.
+const WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(500));
+/// How long a message that is replayed is tried.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The dead letters of one channel, in the order in which they came, in the hand of whoever looks at them: others see them
+/// when it is closed, or dropped.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tidegate_core::{Endpoint, Name, Result, SystemClock};
+/// use tidegate_runtime::dead_letter::{DeadLetters, SUBSCRIPTION};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// # let broker = tidegate_memory::open_broker(&Endpoint::parse("memory:")?)?;
+/// # let orders = tidegate_core::Channel::new("orders")?;
+/// # let topology = tidegate_core::Topology::of(&orders);
+/// # broker.apply(&topology, tidegate_core::Apply::Create).await?;
+/// # let dead = tidegate_core::Topology::of(&tidegate_runtime::dead_letter::channel(&orders.name)?);
+/// # broker.apply(&dead, tidegate_core::Apply::Create).await?;
+/// let mut dead = DeadLetters::open(&*broker, &Name::new("orders")?, 1_000, SystemClock::shared()).await?;
+/// for letter in dead.read().await? {
+///     println!("{}: {:?}", letter.id, letter.headers.get(SUBSCRIPTION));
+/// }
+/// let replayed = dead.replay(|letter| letter.subject.as_deref() == Some("order-17")).await?;
+/// println!("{replayed} are tried again");
+/// dead.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct DeadLetters {
+    receiver: Receiver,
+    back: Publisher,
+    held: Vec<Delivery>,
+    limit: usize,
+}
+
+impl std::fmt::Debug for DeadLetters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadLetters").field("held", &self.held.len()).finish_non_exhaustive()
+    }
+}
+
+impl DeadLetters {
+    /// The dead letters of a channel, at most so many of them.
+    ///
+    /// # Errors
+    /// `channel-missing` if the channel is not there, or never had a dead letter; otherwise as [`Broker::subscribe`].
+    pub async fn open(broker: &dyn Broker, of: &Name, limit: usize, clock: Arc<dyn Clock>) -> Result<Self> {
+        let missing = |name: &Name| {
+            Error::new(code::CHANNEL_MISSING, format!("there is no channel {name}"))
+                .with("broker", broker.location())
+        };
+        let from = broker.channel(of).await?.ok_or_else(|| missing(of))?;
+        let dead = channel(of)?;
+        broker.channel(&dead.name).await?.ok_or_else(|| {
+            missing(&dead.name).hint(
+                "no service that handles the channel has ever been started, or none that makes dead letters",
+            )
+        })?;
+        let subscription = subscription(of)?.with_window(limit);
+        Ok(Self {
+            receiver: Receiver::open(broker, &subscription, Arc::clone(&clock)).await?,
+            back: Publisher::open(broker, &from, clock, PATIENCE).await?,
+            held: Vec::new(),
+            limit,
+        })
+    }
+
+    /// Those that are there.
+    ///
+    /// # Errors
+    /// As [`Receiver::next`].
+    pub async fn read(&mut self) -> Result<impl Iterator<Item = &Message>> {
+        while self.held.len() < self.limit {
+            let wait = if self.held.is_empty() { WAITS.0 } else { WAITS.1 };
+            let Some(delivery) = self.receiver.next(wait).await? else { break };
+            self.held.push(delivery);
+        }
+        Ok(self.held.iter().map(|delivery| &delivery.message))
+    }
+
+    /// Has these tried again by the subscription that could not handle them, in their order: how many. Those of a subject
+    /// that stay keep later ones of it waiting.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`]. Those that were replayed until then are no dead letters any more.
+    pub async fn replay(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
+        self.take(which, |letter| replay(letter).map(|(_, message)| Some(message))).await
+    }
+
+    /// The same for one of them, with another body.
+    ///
+    /// # Errors
+    /// As [`replay`](Self::replay).
+    pub async fn replay_with(&mut self, id: &str, body: &Bytes) -> Result<usize> {
+        let edited = |letter: &Message| {
+            let (_, mut message) = replay(letter)?;
+            message.data = body.clone();
+            Ok(Some(message))
+        };
+        self.take(|letter| *letter.id == *id, edited).await
+    }
+
+    /// Takes these away for ever: how many. What waits behind them may be replayed then.
+    ///
+    /// # Errors
+    /// As [`replay`](Self::replay).
+    pub async fn purge(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
+        let release = |letter: &Message| match &letter.subject {
+            Some(_) => release(letter).map(|(_, message)| Some(message)),
+            None => Ok(None),
+        };
+        self.take(which, release).await
+    }
+
+    async fn take(
+        &mut self,
+        which: impl Fn(&Message) -> bool,
+        instead: impl Fn(&Message) -> Result<Option<Message>>,
+    ) -> Result<usize> {
+        let mut taken = 0;
+        while let Some(at) = self.held.iter().position(|delivery| which(&delivery.message)) {
+            if let Some(message) = instead(&self.held[at].message)? {
+                self.back.publish(&[message]).await?;
+            }
+            // If that is not known to be done it comes again, and so does its copy.
+            let delivery = self.held.remove(at);
+            self.receiver.settle(&[delivery.token]).await?;
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Gives back what is still here.
+    ///
+    /// # Errors
+    /// As [`Receiver::close`].
+    pub async fn close(self) -> Result<()> {
+        self.back.close(PATIENCE).await?;
+        self.receiver.close(Duration::ZERO).await
+    }
+}

@@ -1,0 +1,190 @@
+//! `tidegate dlq`: messages that could not be handled.
+
+use std::process::ExitCode;
+
+use serde_json::{Map, Value, json};
+use tidegate_core::error::code;
+use tidegate_core::{Endpoint, Error, Message, Name, Result, SystemClock};
+use tidegate_runtime::dead_letter::{self, DeadLetters};
+
+use super::question::{agree, require_answer};
+use crate::arguments::{Chosen, Dlq, Letters, ReasonWord};
+use crate::registry::Registry;
+use crate::render::{say, table};
+
+pub(super) async fn dlq(verb: &Dlq, registry: &Registry, json: bool) -> Result<ExitCode> {
+    match verb {
+        Dlq::List { letters, chosen } => {
+            let mut dead = open(letters, registry).await?;
+            let listed: Vec<_> = dead.read().await?.filter(|letter| chosen.has(letter)).cloned().collect();
+            dead.close().await?;
+            list(&listed, letters, json);
+        }
+        Dlq::Show { letters, id } => {
+            let mut dead = open(letters, registry).await?;
+            let found = dead.read().await?.find(|letter| *letter.id == **id).cloned();
+            dead.close().await?;
+            show(&found.ok_or_else(|| missing(letters, id))?, json);
+        }
+        Dlq::Replay { letters, chosen, all } => {
+            chosen.require(*all, "replay")?;
+            let mut dead = open(letters, registry).await?;
+            dead.read().await?.for_each(drop);
+            let count = dead.replay(|letter| chosen.has(letter)).await?;
+            dead.close().await?;
+            done("replayed", count, letters, json);
+        }
+        Dlq::Edit { letters, id, body } => {
+            let read = std::fs::read(body).map_err(|error| {
+                let text = format!("the body {} cannot be read", body.display());
+                Error::new(code::CONFIG_INVALID, text).because(error)
+            })?;
+            let mut dead = open(letters, registry).await?;
+            dead.read().await?.for_each(drop);
+            let count = dead.replay_with(id, &read.into()).await?;
+            dead.close().await?;
+            if count == 0 {
+                return Err(missing(letters, id));
+            }
+            done("replayed", count, letters, json);
+        }
+        Dlq::Purge { letters, chosen, all, yes } => {
+            chosen.require(*all, "purge")?;
+            require_answer("a purge", *yes)?;
+            let mut dead = open(letters, registry).await?;
+            let count = dead.read().await?.filter(|letter| chosen.has(letter)).count();
+            if count > 0 {
+                agree(*yes, &format!("Take {count} dead letters of {} away for ever?", letters.channel))?;
+            }
+            let count = dead.purge(|letter| chosen.has(letter)).await?;
+            dead.close().await?;
+            done("purged", count, letters, json);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open(letters: &Letters, registry: &Registry) -> Result<DeadLetters> {
+    let broker = registry.open_broker(&Endpoint::parse(&letters.broker)?)?;
+    let channel = Name::new(letters.channel.as_str())?;
+    DeadLetters::open(&*broker, &channel, letters.limit as usize, SystemClock::shared()).await
+}
+
+fn missing(letters: &Letters, id: &str) -> Error {
+    let text = format!("there is no dead letter {id} of channel {}", letters.channel);
+    Error::new(code::CONFIG_INVALID, text)
+        .hint("tidegate dlq list shows their ids; --limit says how many are looked at")
+}
+
+fn done(what: &str, count: usize, letters: &Letters, json: bool) {
+    if json {
+        let mut document = Map::from_iter([("channel".to_owned(), json!(letters.channel))]);
+        document.insert(what.to_owned(), json!(count));
+        say!("{}", Value::from(document));
+    } else {
+        say!("{count} {what}");
+    }
+}
+
+impl Chosen {
+    /// Whether it was said which ones are meant.
+    fn require(&self, all: bool, verb: &str) -> Result<()> {
+        let is_said = self.subscription.is_some()
+            || self.subject.is_some()
+            || self.kind.is_some()
+            || self.reason.is_some()
+            || !self.ids.is_empty();
+        if all || is_said {
+            return Ok(());
+        }
+        Err(Error::new(code::CONFIG_INVALID, format!("it was not said which dead letters to {verb}"))
+            .hint("give --id, --subject, --kind, --reason or --subscription, or --all"))
+    }
+
+    fn has(&self, letter: &Message) -> bool {
+        let is = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| Some(wanted) == found)
+        };
+        is(&self.subscription, letter.headers.get(dead_letter::SUBSCRIPTION))
+            && is(&self.subject, letter.subject.as_deref())
+            && is(&self.kind, Some(&letter.kind))
+            && self.reason.is_none_or(|reason| letter.headers.get(dead_letter::REASON) == Some(reason.word()))
+            && (self.ids.is_empty() || self.ids.iter().any(|id| **id == *letter.id))
+    }
+}
+
+impl ReasonWord {
+    fn word(self) -> &'static str {
+        match self {
+            ReasonWord::Exhausted => dead_letter::Reason::Exhausted,
+            ReasonWord::Refused => dead_letter::Reason::Refused,
+            ReasonWord::Undecodable => dead_letter::Reason::Undecodable,
+            ReasonWord::Unhandled => dead_letter::Reason::Unhandled,
+            ReasonWord::Behind => dead_letter::Reason::Behind,
+        }
+        .word()
+    }
+}
+
+fn list(listed: &[Message], letters: &Letters, json: bool) {
+    if json {
+        say!("{}", Value::from_iter(listed.iter().map(|letter| document(letter, false))));
+        return;
+    }
+    if listed.is_empty() {
+        say!("no dead letters of channel {}", letters.channel);
+        return;
+    }
+    let header = |letter: &Message, name| letter.headers.get(name).unwrap_or_default().to_owned();
+    let row = |letter: &Message| {
+        vec![
+            letter.id.to_string(),
+            letter.kind.to_string(),
+            letter.subject.as_deref().unwrap_or_default().to_owned(),
+            header(letter, dead_letter::SUBSCRIPTION),
+            header(letter, dead_letter::REASON),
+            header(letter, dead_letter::ATTEMPTS),
+            header(letter, dead_letter::LAST_AT),
+            header(letter, dead_letter::ERROR),
+        ]
+    };
+    let head = ["id", "kind", "subject", "subscription", "reason", "attempts", "since", "error"];
+    say!("{}", table(&head, listed.iter().map(row).collect()));
+}
+
+fn show(letter: &Message, json: bool) {
+    if json {
+        say!("{}", document(letter, true));
+        return;
+    }
+    for (name, value) in letter.attributes() {
+        say!("{name}: {value}");
+    }
+    for (name, value) in letter.headers.iter() {
+        say!("{name}: {value}");
+    }
+    say!();
+    match std::str::from_utf8(&letter.data) {
+        Ok(text) => say!("{text}"),
+        Err(_) => say!("({} bytes that are no text; --json has them in base64)", letter.data.len()),
+    }
+}
+
+/// A dead letter as CloudEvents has messages in JSON, with the headers beside its attributes.
+fn document(letter: &Message, has_body: bool) -> Value {
+    use base64::Engine as _;
+    let attributes = letter.attributes().into_iter();
+    let mut document: Map<String, Value> =
+        attributes.map(|(name, value)| (name.into_owned(), value.into_owned().into())).collect();
+    let headers: Map<String, Value> =
+        letter.headers.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    document.insert("headers".to_owned(), headers.into());
+    if has_body {
+        let (name, body) = match std::str::from_utf8(&letter.data) {
+            Ok(text) => ("data", text.to_owned()),
+            Err(_) => ("data_base64", base64::engine::general_purpose::STANDARD.encode(&letter.data)),
+        };
+        document.insert(name.to_owned(), body.into());
+    }
+    document.into()
+}
