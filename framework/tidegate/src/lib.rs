@@ -1,7 +1,7 @@
 //! Tidegate: data that moves.
 //!
 //! This crate is the door to the others and has no logic of its own: the vocabulary and the ports
-//! ([`core`]), sending and receiving over a broker ([`runtime`]), crawl and capture from one store to another
+//! ([`core`]), services that handle the messages of a broker ([`runtime`]), crawl and capture from one store to another
 //! ([`flow`]), and the stores and brokers whose features are on.
 //!
 //! ```
@@ -30,9 +30,21 @@ pub use tidegate_sqlite as sqlite;
 
 /// What nearly every program needs.
 pub mod prelude {
+    pub use tidegate_core::port::{Attempt, Broker};
     pub use tidegate_core::port::{Join, Made, MadeColumn, Recipe, Record, Store, Transform};
     pub use tidegate_core::{
-        Clock, Column, Endpoint, Error, FlowName, Result, SystemClock, Table, Type, Value,
+        Channel, Clock, Column, Endpoint, Error, FlowName, Headers, Message, Result, Subscription,
+        SystemClock, SystemIds, Table, Type, Value,
     };
     pub use tidegate_flow::{Flow, Gauge, Options, Transformed, Until, Wanted, plan, run_once};
+    pub use tidegate_runtime::{
+        Caller, Failure, Handle, Handlers, Info, Json, Policy, Sender, Service, State, Typed,
+    };
+}
+
+/// The programs of the book.
+#[cfg(doctest)]
+mod book {
+    #[doc = include_str!("../../../docs/services.md")]
+    struct Services;
 }
