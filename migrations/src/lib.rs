@@ -70,8 +70,8 @@ fn log_to_stderr(arguments: &Arguments) {
     };
     let filter = EnvFilter::builder()
         .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        // All of ours begin with this word.
-        .parse_lossy(format!("warn,tidegate={level}"));
+        // All of ours begin with this word. The client of NATS logs a lost connection as an error; the adapter tells of it.
+        .parse_lossy(format!("warn,async_nats=off,tidegate={level}"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

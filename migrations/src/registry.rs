@@ -61,6 +61,10 @@ impl Registry {
         for scheme in tidegate_redis::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_redis::open_broker);
         }
+        #[cfg(feature = "nats")]
+        for scheme in tidegate_nats::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_nats::open_broker);
+        }
         registry
     }
 
@@ -125,6 +129,8 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     (&["mongodb", "mongodb+srv"], "mongodb"),
     #[cfg(not(feature = "redis"))]
     (&["redis", "rediss"], "redis"),
+    #[cfg(not(feature = "nats"))]
+    (&["nats", "tls"], "nats"),
 ];
 
 fn find<T: ?Sized>(

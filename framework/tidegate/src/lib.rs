@@ -21,6 +21,8 @@ pub use tidegate_runtime as runtime;
 pub use tidegate_memory as memory;
 #[cfg(feature = "mongodb")]
 pub use tidegate_mongodb as mongodb;
+#[cfg(feature = "nats")]
+pub use tidegate_nats as nats;
 #[cfg(feature = "postgres")]
 pub use tidegate_postgres as postgres;
 #[cfg(feature = "redis")]

@@ -76,7 +76,7 @@ fn what_cannot_work_is_refused_by_name() {
     refused(&["--via", "kafka9://localhost"]).failed(
         2,
         "TG0002 url-invalid",
-        &["known: memory: redis: rediss: sqlite:"],
+        &["known: memory: nats: redis: rediss: sqlite: tls:"],
     );
     let via = broker(&folder);
     refused(&["--role", "target", "--via", &via, "--until", "caught-up"]).failed(
@@ -149,13 +149,23 @@ async fn between_kinds_of_stores_and_with_a_mapping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_carries_it_and_each_half_may_be_killed() {
-    let Some(redis) = shared(Broker::Redis).await else { return };
-    let via = format!("{}?lease_ms=1000&grace_ms=200", redis.url());
+async fn redis_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Redis).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Nats).await;
+}
+
+async fn a_server_carries_it(broker: Broker) {
+    let Some(server) = shared(broker).await else { return };
+    let via = format!("{}?lease_ms=1000&grace_ms=200", server.url());
+    let name = format!("via_{}", broker.service().name());
     tokio::task::block_in_place(|| {
         let (folder, from, to) = shop(SQLITE);
         let file = folder.path().join("shop.db");
-        let half = |role| Runner::start(&from, &to, &["--via", &via, "--role", role, "--name", "via_redis"]);
+        let half = |role| Runner::start(&from, &to, &["--via", &via, "--role", role, "--name", &name]);
         let mut halves = (half("source"), half("target"));
         for n in 0..6 {
             let changes = format!("UPDATE orders SET note = 'n{n}' WHERE id % 10 = {n} AND id > 0");
@@ -169,7 +179,7 @@ async fn a_server_carries_it_and_each_half_may_be_killed() {
             }
         }
         drop(halves.0);
-        let more = ["--via", &via, "--role", "source", "--timeout", "60s", "--name", "via_redis"];
+        let more = ["--via", &via, "--role", "source", "--timeout", "60s", "--name", &name];
         run(&from, &to, &more);
         let rows = "SELECT count(*) || ' ' || sum(note = 'n5') FROM orders WHERE id > 0";
         assert_eq!(sqlite_rows(&folder.path().join("new.db"), rows), sqlite_rows(&file, rows));

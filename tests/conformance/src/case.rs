@@ -256,9 +256,9 @@ pub(crate) async fn publish_until_stored(
 ) -> Check {
     let until = Instant::now() + ARRIVAL;
     for batch in all.chunks(200) {
-        oracle.announce(batch);
         let mut open = batch.to_vec();
         while !open.is_empty() {
+            oracle.announce(&open);
             let sent = producer.publish(&open).await;
             oracle.answered(&open, &sent)?;
             let first = sent.iter().position(|sent| !sent.is_stored()).unwrap_or(open.len());

@@ -60,11 +60,14 @@ impl Oracle {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These are about to be published. Again is no news.
+    /// These are about to be published. Again is no news, but that what was refused may come from now on.
     pub fn announce(&self, batch: &[Message]) {
         let book = &mut *self.lock();
         for message in batch {
-            if book.messages.contains_key(&message.id) {
+            if let Some(known) = book.messages.get_mut(&message.id) {
+                if known.state == State::Refused {
+                    known.state = State::Open;
+                }
                 continue;
             }
             let mut version = 0;

@@ -87,13 +87,18 @@ impl<L: Log> LogProducer<L> {
                 Some(appender) => appender,
                 none => none.insert(self.link.log.appender(&self.channel.channel).await?),
             };
-            let (mut is_full, mut ended) = (false, None);
+            let (mut is_full, mut ended, mut refused) = (false, None, None);
             for appended in appender.append(piece(&messages[sent.len()..])).await {
                 match appended {
                     Appended::Stored { place, duplicate } => {
                         sent.push(Sent::Stored { position: Some(Position::from_u64(place)), duplicate });
                     }
-                    Appended::Refused(error) => sent.push(Sent::Refused(error)),
+                    Appended::Refused(error) => {
+                        if error.verdict() == Verdict::Retry {
+                            refused.get_or_insert_with(|| error.again());
+                        }
+                        sent.push(Sent::Refused(error));
+                    }
                     Appended::Unknown(error) => {
                         ended.get_or_insert_with(|| error.again());
                         sent.push(Sent::Unknown(error));
@@ -108,6 +113,10 @@ impl<L: Log> LogProducer<L> {
                 // What stands behind it was not asked for.
                 self.appender = None;
                 return Err(error.verdict_is(Verdict::Retry));
+            }
+            if let Some(error) = refused {
+                // It will be published again, and what stands behind it must not be before it then.
+                return Err(error);
             }
             if !is_full {
                 continue;

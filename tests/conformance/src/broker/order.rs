@@ -155,7 +155,6 @@ pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
     let mut random = fastrand::Rng::with_seed(29);
     let all = messages(5, context.size.count(600));
     for (round, batch) in all.chunks(30).enumerate() {
-        context.oracle.announce(batch);
         if round % 3 == 0 {
             context.fixture.lose_answers(1).await?;
         }
@@ -163,6 +162,7 @@ pub(crate) async fn publish_again(context: &mut Context<'_>) -> Check {
         let mut open: Vec<Message> = batch.to_vec();
         while !open.is_empty() {
             ensure!(Instant::now() < until, "messages could not be stored: {:?}", open[0]);
+            context.oracle.announce(&open);
             let polls = 1 << random.u32(0..15);
             let Some(sent) = dropped_after(polls, producer.publish(&open)).await else { continue };
             context.oracle.answered(&open, &sent)?;

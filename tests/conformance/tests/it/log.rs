@@ -55,6 +55,8 @@ struct Data {
     is_malformed: AtomicBool,
     /// How many answers to appending are to be lost.
     to_lose: AtomicUsize,
+    /// How many calls that append are to be refused.
+    to_refuse: AtomicUsize,
     /// Of how many calls that write a document one answer is lost.
     calls: AtomicUsize,
 }
@@ -200,6 +202,11 @@ impl Appender for ModelAppender {
         if let Err(error) = self.model.reach().await {
             let again = || Error::new(error.code(), error.message().to_owned());
             return batch.iter().map(|_| Appended::Refused(again())).collect();
+        }
+        let less = |left: usize| left.checked_sub(1);
+        if self.model.data.to_refuse.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok() {
+            let refused = || Appended::Refused(Error::new(code::LIMIT_REACHED, "there is no space"));
+            return batch.iter().map(|_| refused()).collect();
         }
         let now = self.model.clock.now();
         let mut answers = Vec::new();
@@ -399,4 +406,23 @@ async fn what_cannot_be_read_is_told_to_whoever_receives() {
     };
     let told = tokio::time::timeout(Duration::from_secs(10), told).await;
     assert_eq!(told.expect("it is told in time").code(), code::STREAM_MALFORMED);
+}
+
+/// A batch goes in pieces. What stands behind one that was refused for now must not be stored before it is tried again.
+#[tokio::test]
+async fn a_piece_behind_one_that_was_refused_is_not_stored() {
+    let model = Model::new();
+    let broker = model.broker();
+    let channel = Channel::new("pieces").unwrap();
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let message = |number: u32| Message::with_id(number.to_string(), "test", "numbered").with_subject("k");
+    let batch: Vec<Message> = (0..2_500).map(message).collect();
+    let mut producer = broker.producer(&channel).await.unwrap();
+    model.data.to_refuse.store(1, Ordering::Release);
+    let sent = producer.publish(&batch).await;
+    let refused = sent.iter().filter(|sent| sent.error().is_some_and(|e| e.code() == code::LIMIT_REACHED));
+    assert_eq!((sent.len(), refused.count()), (2_500, 2_500));
+    assert_eq!(model.last(&channel).await.unwrap(), 0);
+    assert!(producer.publish(&batch).await.iter().all(tidegate_core::port::Sent::is_stored));
 }
