@@ -77,7 +77,7 @@ pub(crate) fn decode(headers: Option<&HeaderMap>, body: Bytes) -> Result<Message
 pub(crate) fn id(message: &Message) -> String {
     // What is encoded has no space.
     let encoded = |text| utf8_percent_encode(text, ENCODED);
-    format!("{} {}", encoded(&message.source), encoded(&message.id))
+    format!("{} {}", encoded(&message.source), encoded(&message.dedupe_id()))
 }
 
 /// What NATS says of a message that a consumer gets.
