@@ -76,7 +76,7 @@ async fn lane_of(
     }
     let mut low = match low {
         Some(low) => low,
-        None => log.last(&record.channel).await?,
+        None => log.last(&record.channel).await?.get(lane.0 as usize).copied().unwrap_or(0),
     };
     if let Some(since) = record.kept_since(now) {
         low = log.stored_before(&record.channel, lane, low, since).await?;
@@ -99,13 +99,18 @@ async fn lane_of(
     Ok(true)
 }
 
-/// The last place that may have been removed of any lane.
-pub(super) async fn removed(log: &(impl Log + ?Sized), channel: &ChannelRecord) -> Result<Place> {
-    let mut last = 0;
-    for lane in 0..channel.channel.lanes {
+/// Whether something behind these places, one a lane, may have been removed.
+pub(super) async fn is_removed(
+    log: &(impl Log + ?Sized),
+    channel: &ChannelRecord,
+    behind: &[Place],
+) -> Result<bool> {
+    for (lane, place) in (0..).zip(behind) {
         let known: Option<Read<Place>> =
             documents::read(log, &channel.channel.name, &documents::removed(Lane(lane))).await?;
-        last = last.max(known.map_or(0, |known| known.record));
+        if known.is_some_and(|known| known.record > *place) {
+            return Ok(true);
+        }
     }
-    Ok(last)
+    Ok(false)
 }

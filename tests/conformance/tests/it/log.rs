@@ -156,9 +156,15 @@ impl Log for Model {
         Ok(())
     }
 
-    async fn last(&self, channel: &Channel) -> Result<u64> {
+    async fn last(&self, channel: &Channel) -> Result<Vec<u64>> {
         self.reach().await?;
-        Ok(lock(&self.data.channels).get(&channel.name).map_or(0, |stored| stored.last))
+        let last = lock(&self.data.channels).get(&channel.name).map_or(0, |stored| stored.last);
+        Ok(vec![last; channel.lanes as usize])
+    }
+
+    async fn at(&self, channel: &Channel, place: u64) -> Result<Option<Vec<u64>>> {
+        let last = self.last(channel).await?;
+        Ok(last.first().is_some_and(|last| place <= *last).then(|| vec![place; channel.lanes as usize]))
     }
 
     async fn stored_before(&self, channel: &Channel, lane: Lane, upto: u64, time: i64) -> Result<u64> {

@@ -57,6 +57,8 @@ fn prepare(site: &Site) -> Result<()> {
     fs::write(&meta, text.replace(TEMPLATE_ID, &id)).map_err(Error::io(meta.display()))?;
 
     let mut own = node(&site.path("data"), site.port(), site.ports[1]);
+    let advertised = site.options.advertised_port.unwrap_or(site.port());
+    own.push(("advertised.listeners", format!("CLIENTS://127.0.0.1:{advertised}")));
     own.extend(
         [
             ("auto.create.topics.enable", "false"),
@@ -101,7 +103,6 @@ fn node(data: &str, port: u16, controller: u16) -> Vec<(&'static str, String)> {
         ("node.id", "1".to_owned()),
         ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
         ("listeners", format!("CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
-        ("advertised.listeners", format!("CLIENTS://127.0.0.1:{port}")),
         ("listener.security.protocol.map", "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
         ("inter.broker.listener.name", "CLIENTS".to_owned()),
         ("controller.listener.names", "CONTROLLER".to_owned()),
