@@ -46,6 +46,10 @@ pub(crate) fn is_waiting(error: &KafkaError) -> bool {
                 | E::NetworkException
                 | E::BrokerNotAvailable
                 | E::DestroyBroker
+                | E::UnknownLeaderEpoch
+                | E::FencedLeaderEpoch
+                | E::OffsetNotAvailable
+                | E::ListenerNotFound
                 | E::KafkaStorageError
         )
     )

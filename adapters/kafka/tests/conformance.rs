@@ -99,7 +99,7 @@ impl Fixture for Kafka {
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
         let port = self.running()?.proxy.port();
         let url =
-            format!("kafka://127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=1500&timeout_ms=8000");
+            format!("kafka://127.0.0.1:{port}?lease_ms=2000&grace_ms=300&patience_ms=1500&timeout_ms=8000");
         tidegate_kafka::open_broker(&Endpoint::parse(&url)?)
     }
 
@@ -120,7 +120,7 @@ impl Fixture for Kafka {
     async fn cut(&mut self) -> Result<Hook> {
         let proxy = &self.running()?.proxy;
         proxy.set(Traffic::Silent);
-        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        tokio::time::sleep(Duration::from_millis(2_300)).await;
         proxy.set(Traffic::Closed);
         proxy.set(Traffic::Open);
         Ok(Hook::Done)

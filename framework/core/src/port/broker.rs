@@ -36,7 +36,8 @@ pub struct Effective {
 /// 5. A subscription keeps its place while nobody is there. (B13)
 /// 6. Unregistering frees everything that was kept for the subscription alone; consumers of it get `Cancelled`;
 ///    registered again, it begins as a new one. It is repeatable. (B14)
-/// 7. Channels are apart, whatever their names look like. (B22)
+/// 7. Channels are apart, whatever their names look like. A broker that cannot tell two names apart which differ only in
+///    `.` and `_` refuses to make the second one, with `name-taken`. (B22)
 /// 8. A new subscription begins where it says: with the earliest message kept, with the next one published, or after
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)
