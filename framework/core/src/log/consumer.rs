@@ -95,6 +95,10 @@ impl<L: Log> LogConsumer<L> {
                 let text = format!("{} of {} is gone", self.subscription.name, self.subscription.channel);
                 return Ok(Step::Say(Signal::Cancelled(Error::new(code::SUBSCRIPTION_GONE, text))));
             }
+            Some(Finish::ChannelGone) => {
+                let text = format!("channel {} is gone", self.subscription.channel);
+                return Ok(Step::Say(Signal::Cancelled(Error::new(code::CHANNEL_MISSING, text))));
+            }
             Some(Finish::Drained) => return Ok(Step::Say(Signal::Drained)),
             None => {}
         }

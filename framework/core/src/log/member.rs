@@ -48,6 +48,9 @@ impl<L: Log + ?Sized> Membership<L> {
                 }
                 Err(error) => self.shared.failed(error, "the seats cannot be looked at now"),
             }
+            if self.shared.is_over() {
+                return Ok(());
+            }
             tidy::own(&self.shared).await;
             tokio::select! {
                 () = self.shared.clock.sleep(LOOK) => {}
