@@ -24,7 +24,17 @@ fn format(_: &Run) -> Tally {
 }
 
 fn lints(_: &Run) -> Tally {
-    let mut tally = cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]);
+    let all = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        workspace::ON_REQUEST,
+        "--",
+        "-D",
+        "warnings",
+    ];
+    let mut tally = cargo("lints", &all, &[]);
     // Targets that a plain `cargo test` leaves out are left out by `--all-targets` as well.
     tally.add(cargo(
         "lints",
