@@ -65,6 +65,10 @@ impl std::fmt::Debug for Ledger {
 impl Ledger {
     /// Begins to read the documents of a channel whose topic is there.
     pub(crate) fn open(link: Arc<Link>, channel: &Name) -> Arc<Self> {
+        Self::with(link, channel, SNAPSHOT.0 + fastrand::i64(0..SNAPSHOT.0))
+    }
+
+    fn with(link: Arc<Link>, channel: &Name, records_max: i64) -> Arc<Self> {
         let inner = Inner { state: State::new(0), waiting: HashMap::new(), writer: None, is_gone: false };
         let ledger = Arc::new(Self {
             link,
@@ -74,7 +78,7 @@ impl Ledger {
             looking: tokio::sync::Mutex::new(0),
             asked: AtomicU64::new(0),
             tasks: Mutex::default(),
-            records_max: SNAPSHOT.0 + fastrand::i64(0..SNAPSHOT.0),
+            records_max,
         });
         ledger.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(follow(Arc::downgrade(&ledger)));
         ledger
@@ -324,5 +328,53 @@ async fn read(ledger: &Weak<Ledger>, link: &Arc<Link>, topic: &str) -> Result<()
         }
         drop(inner);
         here.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::{Channel, Endpoint};
+    use tidegate_services::broker::{Broker, shared};
+
+    use super::*;
+    use crate::config::Config;
+
+    /// Several programs count in one document, each number once, while what is old is removed under them.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_writes_over_what_was_not_read() {
+        const EACH: u64 = 60;
+        let Some(server) = shared(Broker::Kafka).await else { return };
+        let channel = Channel::new(server.name("counted")).unwrap().with_lanes(1);
+        let link =
+            || Arc::new(Link::new(Config::of(&Endpoint::parse(&server.url()).unwrap()).unwrap()).unwrap());
+        let first = link();
+        topics::create(&first, &channel).await.unwrap();
+        let mut programs = Scope::new();
+        for _ in 0..3 {
+            let ledger = Ledger::with(link(), &channel.name, 20);
+            programs.spawn(async move {
+                let mut written = 0;
+                while written < EACH {
+                    let (count, expected) = match ledger.document("count").await? {
+                        Some(Document { value, revision }) => (
+                            String::from_utf8_lossy(&value).parse().unwrap_or(0),
+                            Expected::Revision(revision),
+                        ),
+                        None => (0_u64, Expected::Nothing),
+                    };
+                    let next = Bytes::from((count + 1).to_string());
+                    written += u64::from(ledger.write("count", Some(next), expected).await?.is_some());
+                }
+                Ok(())
+            });
+        }
+        programs.join().await.unwrap();
+        let late = Ledger::open(link(), &channel.name);
+        let count = late.document("count").await.unwrap().unwrap();
+        assert_eq!(count.value, (3 * EACH).to_string());
+        let begin = first.offsets(&topics::documents(&channel.name), 1, Offset::Beginning).await.unwrap();
+        assert!(begin[0].unwrap() > 0, "nothing old was removed");
+        assert!(late.write("count", None, Expected::Anything).await.unwrap().is_some());
+        assert!(late.document("count").await.unwrap().is_none());
     }
 }
