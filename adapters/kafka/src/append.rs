@@ -16,6 +16,10 @@ use crate::link::{Client, Link};
 use crate::topics;
 
 const WHAT: &str = "append messages";
+/// What stands around messages that are sent together, at most.
+const FRAME: usize = 1_000;
+/// How many bytes of them are sent together.
+const BATCH_BYTES: usize = 1_000_000;
 /// How long it is believed that the topic is as it was.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 
@@ -31,7 +35,13 @@ pub(crate) struct KafkaAppender {
 
 impl KafkaAppender {
     pub(crate) async fn open(link: Arc<Link>, channel: &Channel) -> Result<Self> {
-        let producer = link.make(&link.config.writer())?;
+        // The server refuses all that is sent to a partition together if that is too large: so nothing is sent that is.
+        let most = topics::bytes_max(&link, channel).await?.saturating_sub(FRAME).max(FRAME);
+        let mut config = link.config.writer();
+        config
+            .set("message.max.bytes", most.to_string())
+            .set("batch.size", most.min(BATCH_BYTES).to_string());
+        let producer = link.make(&config)?;
         let mut appender = Self { link, channel: channel.clone(), producer, looked: None, room: 0 };
         appender.look().await?;
         Ok(appender)
@@ -99,19 +109,26 @@ impl Appender for KafkaAppender {
         let (mut sent, mut refused) = (Vec::with_capacity(batch.len()), None);
         for message in batch.iter().take(room) {
             match self.send(message) {
-                Ok(future) => sent.push(future),
-                Err(error) => {
-                    // Nothing behind it is sent, so that nothing of its lane comes before it.
+                // Nothing behind it is sent, so that nothing of its lane comes before it.
+                Err(error) if error.verdict() == Verdict::Retry => {
                     refused = Some(error);
                     break;
                 }
+                answer => sent.push(answer),
             }
         }
         self.room -= sent.len() as u64;
         let mut answers = Vec::with_capacity(batch.len());
         let mut late = std::pin::pin!(self.link.clock.sleep(self.link.config.timeout));
         let mut is_late = false;
-        for future in sent {
+        for sent in sent {
+            let future = match sent {
+                Ok(future) => future,
+                Err(error) => {
+                    answers.push(Appended::Refused(error));
+                    continue;
+                }
+            };
             let mut answer = std::pin::pin!(self.answer(future));
             let answered = tokio::select! {
                 biased;

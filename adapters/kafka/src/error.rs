@@ -135,11 +135,15 @@ impl Heard {
     }
 
     /// No server was reached, and nobody knows more.
-    pub(crate) fn unreachable(&self, operation: &'static str, error: &KafkaError) -> Error {
+    pub(crate) fn unreachable(&self, operation: &'static str, has_tls: bool, error: &KafkaError) -> Error {
         let reason = self.lock().as_ref().map_or_else(|| error.to_string(), |(_, reason)| reason.clone());
         Error::new(code::UNREACHABLE, "the server does not answer")
             .with("operation", operation)
-            .hint("a server that speaks TLS is kafkas://")
+            .hint(if has_tls {
+                "a server without TLS is kafka://"
+            } else {
+                "a server that speaks TLS is kafkas://"
+            })
             .because(reason)
     }
 }
@@ -152,9 +156,13 @@ impl ClientContext for Heard {
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(error) = error.rdkafka_error_code() else { return };
         let mut heard = self.lock();
-        // That all servers are away is known after each of them has said why.
-        let is_said = heard.as_ref().is_some_and(|(known, _)| meaning(*known).1 == Verdict::Never);
-        if !is_said && !matches!(error, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
+        // That all servers are away is said after each of them has said why.
+        let is_worse = match &*heard {
+            Some((known, _)) if meaning(*known).1 == Verdict::Never => false,
+            Some(_) => error != RDKafkaErrorCode::AllBrokersDown,
+            None => true,
+        };
+        if is_worse && !matches!(error, RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) {
             *heard = Some((error, reason.to_owned()));
         }
     }

@@ -198,7 +198,7 @@ impl Ledger {
             Some(writer) => Arc::clone(writer),
             None => {
                 let mut config = self.link.config.writer();
-                config.set("compression.type", "lz4");
+                config.set("compression.type", "lz4").set("message.max.bytes", topics::RECORD_BYTES_MAX);
                 Arc::clone(inner.writer.insert(Arc::new(self.link.make(&config)?)))
             }
         })

@@ -9,7 +9,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
-use tidegate_core::error::{Verdict, code};
+use tidegate_core::error::code;
 use tidegate_core::{Clock, Error, Result, SystemClock};
 
 use crate::config::Config;
@@ -17,6 +17,9 @@ use crate::error::{Heard, from_code, from_driver, is_waiting};
 
 /// How long one attempt to reach a server may take: the first one, and the longest.
 const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
+
+/// How many pieces of news of a client are looked at before it is asked again.
+const NEWS: usize = 8;
 
 /// A client that ends beside: its threads are waited for, and whoever lets it go may be a task that must not wait.
 pub(crate) struct Client<T: Send + 'static>(Option<T>);
@@ -113,14 +116,16 @@ impl Link {
             if !is_waiting(&error) {
                 return Err(from_driver(error, operation));
             }
-            // Why no server is reached comes by this way alone.
-            drop(self.asker.poll(Duration::ZERO));
+            // Why no server is reached comes by this way alone, each piece of news by itself.
+            for _ in 0..NEWS {
+                drop(self.asker.poll(Duration::from_millis(2)));
+            }
             if let Some(refusal) = self.heard.refusal() {
                 return Err(refusal);
             }
             let now = self.clock.elapsed();
             if now >= until {
-                return Err(self.heard.unreachable(operation, &error).verdict_is(Verdict::Retry));
+                return Err(self.heard.unreachable(operation, self.config.has_tls, &error));
             }
             // Some failures come at once.
             std::thread::sleep(Duration::from_millis(20).saturating_sub(now - begin));
