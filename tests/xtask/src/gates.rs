@@ -19,6 +19,13 @@ pub(crate) const GATES: &[Step] = &[
     },
 ];
 
+/// Makes sure of what building needs. Where it cannot be had, whatever needs it will say so.
+pub(crate) fn provision() {
+    if let Err(cause) = tidegate_services::provision_build() {
+        println!("{cause}");
+    }
+}
+
 fn format(_: &Run) -> Tally {
     cargo("format", &["fmt", "--all", "--check"], &[])
 }

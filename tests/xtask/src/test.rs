@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tidegate_services::{Running, Service, given_url};
 
-use crate::gates::GATES;
+use crate::gates::{self, GATES};
 use crate::libtest::Reader;
 use crate::outcome::Tally;
 use crate::{bench, conformance, examples, proof, stream, workspace};
@@ -89,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let skip = skip_list(arguments)?;
     let skipped_file =
         tempfile::NamedTempFile::new().map_err(|cause| format!("no temporary file: {cause}"))?;
-    tidegate_services::provision_build().map_err(|cause| cause.to_string())?;
+    gates::provision();
     let mut tally = Tally::default();
     let mut missing = BTreeSet::new();
     let mut servers = Vec::new();

@@ -12,7 +12,7 @@ use tidegate_conformance::{CASES, Fixture, Hook, Killed, Outcome, Size, numbered
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader, Settings};
-use tidegate_core::port::{Attempt, Broker, Effective, Sent};
+use tidegate_core::port::{Attempt, Broker, Effective, Sent, Signal};
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
     Subscription, SystemClock, Topology,
@@ -53,6 +53,8 @@ struct Data {
     is_away: AtomicBool,
     /// What is read cannot be understood.
     is_malformed: AtomicBool,
+    /// There are no messages any more, nor what they stood in.
+    is_gone: AtomicBool,
     /// How many answers to appending are to be lost.
     to_lose: AtomicUsize,
     /// Of how many calls that write a document one answer is lost.
@@ -270,6 +272,9 @@ impl Reader for ModelReader {
             if data.is_malformed.load(Ordering::Acquire) {
                 return Err(Error::new(code::STREAM_MALFORMED, "an entry is none"));
             }
+            if data.is_gone.load(Ordering::Acquire) {
+                return Err(Error::new(code::CHANNEL_MISSING, "somebody removed it"));
+            }
             {
                 let channels = lock(&data.channels);
                 let stored = channels.get(&self.channel.name);
@@ -405,4 +410,25 @@ async fn what_cannot_be_read_is_told_to_whoever_receives() {
     };
     let told = tokio::time::timeout(Duration::from_secs(10), told).await;
     assert_eq!(told.expect("it is told in time").code(), code::STREAM_MALFORMED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_is_gone_ends_its_consumers() {
+    let model = Model::new();
+    let broker = model.broker();
+    let channel = Channel::new("gone").unwrap();
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    model.data.is_gone.store(true, Ordering::Release);
+    let told = async {
+        loop {
+            let signal = consumer.receive(1, Duration::from_secs(1), &mut Vec::new()).await.unwrap();
+            if let Signal::Cancelled(error) = signal {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+    assert_eq!(error.code(), code::CHANNEL_MISSING);
 }
