@@ -99,7 +99,7 @@ impl Fixture for Kafka {
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
         let port = self.running()?.proxy.port();
         let url =
-            format!("kafka://127.0.0.1:{port}?lease_ms=2000&grace_ms=300&patience_ms=1500&timeout_ms=8000");
+            format!("kafka://127.0.0.1:{port}?lease_ms=2000&grace_ms=300&patience_ms=4000&timeout_ms=8000");
         tidegate_kafka::open_broker(&Endpoint::parse(&url)?)
     }
 

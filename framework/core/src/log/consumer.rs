@@ -55,6 +55,7 @@ impl<L: Log> LogConsumer<L> {
         tasks.spawn(Membership::new(Arc::clone(&shared), me).keep());
         tasks.spawn(keep(Arc::clone(&shared)));
         tasks.spawn(fetch(Arc::clone(&shared)));
+        tasks.spawn(tidy::keep(Arc::clone(&shared)));
         let subscription = subscription.clone();
         Self { link, shared, subscription, me, tasks: Some(tasks), noting: None, ready: VecDeque::new() }
     }

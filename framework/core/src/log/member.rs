@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::documents::{self, LaneRecord, Read, micros};
 use super::seating::{Mine, Seating, Taken, Tended, Watch};
 use super::shared::{Finish, Kept, Shared, Written};
-use super::{Log, Reader, tidy};
+use super::{Log, Reader};
 use crate::error::{Error, Result, code};
 use crate::hand::Fetched;
 use crate::lane::Lane;
@@ -51,7 +51,6 @@ impl<L: Log + ?Sized> Membership<L> {
             if self.shared.is_over() {
                 return Ok(());
             }
-            tidy::own(&self.shared).await;
             tokio::select! {
                 () = self.shared.clock.sleep(LOOK) => {}
                 () = self.shared.tending.notified() => {}

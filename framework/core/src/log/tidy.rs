@@ -1,6 +1,8 @@
 //! What every subscription has settled goes, when its time is over.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::Log;
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
@@ -9,6 +11,17 @@ use crate::channel::Name;
 use crate::error::{Error, Result};
 use crate::lane::Lane;
 use crate::unsettled::Place;
+
+/// How often a consumer's lanes are tidied.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Tidies the lanes of a consumer for ever; beside its membership, which must not wait for it.
+pub(super) async fn keep<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()> {
+    loop {
+        shared.clock.sleep(LOOK).await;
+        own(&shared).await;
+    }
+}
 
 /// Tidies the lanes of a consumer in which it has settled more than when they were tidied last. What fails is tried again.
 pub(super) async fn own<L: Log + ?Sized>(shared: &Shared<L>) {
