@@ -57,6 +57,10 @@ impl Registry {
         for scheme in tidegate_sqlite::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_sqlite::open_broker);
         }
+        #[cfg(feature = "kafka")]
+        for scheme in tidegate_kafka::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_kafka::open_broker);
+        }
         #[cfg(feature = "redis")]
         for scheme in tidegate_redis::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_redis::open_broker);
@@ -127,6 +131,8 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     (&["postgres", "postgresql"], "postgres"),
     #[cfg(not(feature = "mongodb"))]
     (&["mongodb", "mongodb+srv"], "mongodb"),
+    #[cfg(not(feature = "kafka"))]
+    (&["kafka", "kafkas"], "kafka"),
     #[cfg(not(feature = "redis"))]
     (&["redis", "rediss"], "redis"),
     #[cfg(not(feature = "nats"))]

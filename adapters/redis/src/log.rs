@@ -161,18 +161,14 @@ impl Log for RedisLog {
         self.ask::<Value>(cmd("DEL").arg(document), "remove a document").await.map(drop)
     }
 
-    async fn last(&self, channel: &Channel) -> Result<Place> {
-        let record = key(&channel.name, "record");
-        let found: (Option<u64>, Option<u64>) =
-            self.ask(cmd("HMGET").arg(record).arg("ms").arg("seq"), "look for the last place").await?;
-        let mut last = match found {
-            (Some(millis), Some(number)) => place(&format!("{millis}-{number}"))?,
-            _ => 0,
-        };
-        for lane in 0..channel.lanes {
-            last = last.max(self.last_of(channel, Lane(lane), "+").await?);
-        }
-        Ok(last)
+    async fn last(&self, channel: &Channel) -> Result<Vec<Place>> {
+        Ok(vec![self.last_of_all(channel).await?; channel.lanes as usize])
+    }
+
+    /// Places rise over all lanes.
+    async fn at(&self, channel: &Channel, place: Place) -> Result<Option<Vec<Place>>> {
+        let is_there = place <= self.last_of_all(channel).await?;
+        Ok(is_there.then(|| vec![place; channel.lanes as usize]))
     }
 
     async fn stored_before(&self, channel: &Channel, lane: Lane, upto: Place, time: i64) -> Result<Place> {
@@ -200,6 +196,20 @@ impl Log for RedisLog {
 }
 
 impl RedisLog {
+    async fn last_of_all(&self, channel: &Channel) -> Result<Place> {
+        let record = key(&channel.name, "record");
+        let found: (Option<u64>, Option<u64>) =
+            self.ask(cmd("HMGET").arg(record).arg("ms").arg("seq"), "look for the last place").await?;
+        let mut last = match found {
+            (Some(millis), Some(number)) => place(&format!("{millis}-{number}"))?,
+            _ => 0,
+        };
+        for lane in 0..channel.lanes {
+            last = last.max(self.last_of(channel, Lane(lane), "+").await?);
+        }
+        Ok(last)
+    }
+
     /// The place of the last entry of a lane up to an id, 0 if there is none.
     async fn last_of(&self, channel: &Channel, lane: Lane, upto: &str) -> Result<Place> {
         let stream = key(&channel.name, &format!("lane:{}", lane.0));

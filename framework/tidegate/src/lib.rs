@@ -17,6 +17,8 @@ pub use tidegate_core as core;
 pub use tidegate_flow as flow;
 pub use tidegate_runtime as runtime;
 
+#[cfg(feature = "kafka")]
+pub use tidegate_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use tidegate_memory as memory;
 #[cfg(feature = "mongodb")]

@@ -73,10 +73,11 @@ fn what_cannot_work_is_refused_by_name() {
         "TG0030 capability-missing: memory: has no processes",
         &["--via sqlite:PATH is shared by the processes of one machine"],
     );
+    let known = if cfg!(feature = "kafka") { "known: kafka: kafkas: memory: " } else { "known: memory: " };
     refused(&["--via", "kafka9://localhost"]).failed(
         2,
         "TG0002 url-invalid",
-        &["known: memory: nats: redis: rediss: sqlite: tls:"],
+        &[known, "nats: redis: rediss: sqlite: tls:"],
     );
     let via = broker(&folder);
     refused(&["--role", "target", "--via", &via, "--until", "caught-up"]).failed(
@@ -148,40 +149,48 @@ async fn between_kinds_of_stores_and_with_a_mapping() {
     });
 }
 
+/// Each half is killed in turn, six times; `broker` is a URL with its settings.
+fn each_half_may_be_killed(via: &str, name: &str) {
+    let (folder, from, to) = shop(SQLITE);
+    let file = folder.path().join("shop.db");
+    let half = |role| Runner::start(&from, &to, &["--via", via, "--role", role, "--name", name]);
+    let mut halves = (half("source"), half("target"));
+    for n in 0..6 {
+        let changes = format!("UPDATE orders SET note = 'n{n}' WHERE id % 10 = {n} AND id > 0");
+        sqlite(&file, &changes);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        // Dropped is killed.
+        if n % 2 == 0 {
+            halves.1 = half("target");
+        } else {
+            halves.0 = half("source");
+        }
+    }
+    drop(halves.0);
+    run(&from, &to, &["--via", via, "--role", "source", "--timeout", "60s", "--name", name]);
+    let rows = "SELECT count(*) || ' ' || sum(note = 'n5') FROM orders WHERE id > 0";
+    assert_eq!(sqlite_rows(&folder.path().join("new.db"), rows), sqlite_rows(&file, rows));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_carries_it_and_each_half_may_be_killed() {
-    a_server_carries_it(Broker::Redis).await;
+    a_server_carries_it(Broker::Redis, 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_carries_it_and_each_half_may_be_killed() {
-    a_server_carries_it(Broker::Nats).await;
+    a_server_carries_it(Broker::Nats, 1_000).await;
 }
 
-async fn a_server_carries_it(broker: Broker) {
+#[cfg(feature = "kafka")]
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Kafka, 2_000).await;
+}
+
+async fn a_server_carries_it(broker: Broker, lease_ms: u32) {
     let Some(server) = shared(broker).await else { return };
-    let via = format!("{}?lease_ms=1000&grace_ms=200", server.url());
+    let via = format!("{}?lease_ms={lease_ms}&grace_ms=200", server.url());
     let name = format!("via_{}", broker.service().name());
-    tokio::task::block_in_place(|| {
-        let (folder, from, to) = shop(SQLITE);
-        let file = folder.path().join("shop.db");
-        let half = |role| Runner::start(&from, &to, &["--via", &via, "--role", role, "--name", &name]);
-        let mut halves = (half("source"), half("target"));
-        for n in 0..6 {
-            let changes = format!("UPDATE orders SET note = 'n{n}' WHERE id % 10 = {n} AND id > 0");
-            sqlite(&file, &changes);
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            // Dropped is killed.
-            if n % 2 == 0 {
-                halves.1 = half("target");
-            } else {
-                halves.0 = half("source");
-            }
-        }
-        drop(halves.0);
-        let more = ["--via", &via, "--role", "source", "--timeout", "60s", "--name", &name];
-        run(&from, &to, &more);
-        let rows = "SELECT count(*) || ' ' || sum(note = 'n5') FROM orders WHERE id > 0";
-        assert_eq!(sqlite_rows(&folder.path().join("new.db"), rows), sqlite_rows(&file, rows));
-    });
+    tokio::task::block_in_place(|| each_half_may_be_killed(&via, &name));
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct State {
-    target: SocketAddr,
+    target: AtomicU16,
     traffic: watch::Sender<Traffic>,
     cut: Notify,
     /// What a request has in it whose answer is to be lost.
@@ -57,7 +57,7 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
         let state = Arc::new(State {
-            target: SocketAddr::from(([127, 0, 0, 1], target)),
+            target: AtomicU16::new(target),
             traffic: watch::Sender::new(Traffic::Open),
             cut: Notify::new(),
             marker: Mutex::default(),
@@ -71,6 +71,11 @@ impl Proxy {
     /// The port that clients connect to.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Leads to another port from now on: a server that tells its clients this one has to be started after it.
+    pub fn lead_to(&self, target: u16) {
+        self.state.target.store(target, Ordering::Release);
     }
 
     /// What becomes of everything from now on.
@@ -113,7 +118,8 @@ async fn accept(listener: TcpListener, state: Arc<State>) -> Result<()> {
 
 async fn carry(client: TcpStream, state: &State) -> io::Result<()> {
     let cut = state.cut.notified();
-    let server = TcpStream::connect(state.target).await?;
+    let target = SocketAddr::from(([127, 0, 0, 1], state.target.load(Ordering::Acquire)));
+    let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();

@@ -51,6 +51,32 @@ pub fn program(name: &str, package: &str) -> Result<PathBuf> {
     find(name).ok_or_else(|| Error::failed(format!("the package {package} has no program {name}")))
 }
 
+/// Makes sure of what building the workspace needs beside Rust and a C compiler: the library for Kafka is built by make, in
+/// C and C++, with the headers of OpenSSL.
+///
+/// # Errors
+/// Something is not there and cannot be installed.
+pub fn provision_build() -> Result<()> {
+    let has_headers = || {
+        let asked = Command::new("pkg-config").args(["--exists", "openssl"]).status();
+        asked.is_ok_and(|status| status.success())
+    };
+    let tools = [("make", "make"), ("c++", "g++"), ("pkg-config", "pkg-config")];
+    let mut lacking: Vec<&str> =
+        tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, package)| *package).collect();
+    if !has_headers() {
+        lacking.push("libssl-dev");
+    }
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    if !can_install() {
+        let text = format!("building needs what is not installed: Debian's packages {}", lacking.join(", "));
+        return Err(Error::failed(text));
+    }
+    install(&lacking)
+}
+
 /// A program on the path.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

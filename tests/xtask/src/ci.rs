@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::gates::GATES;
+use crate::gates::{self, GATES};
 use crate::test::{Run, report};
 
 /// Gates that need more than a toolchain and the registries, and what each needs.
@@ -22,6 +22,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    gates::provision();
     let mut tally = Run::default().steps(GATES.iter());
     let mut not_run = Vec::new();
     if arguments.full {

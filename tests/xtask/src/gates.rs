@@ -19,12 +19,29 @@ pub(crate) const GATES: &[Step] = &[
     },
 ];
 
+/// Makes sure of what building needs. Where it cannot be had, whatever needs it will say so.
+pub(crate) fn provision() {
+    if let Err(cause) = tidegate_services::provision_build() {
+        println!("{cause}");
+    }
+}
+
 fn format(_: &Run) -> Tally {
     cargo("format", &["fmt", "--all", "--check"], &[])
 }
 
 fn lints(_: &Run) -> Tally {
-    let mut tally = cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]);
+    let all = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        workspace::ON_REQUEST,
+        "--",
+        "-D",
+        "warnings",
+    ];
+    let mut tally = cargo("lints", &all, &[]);
     // Targets that a plain `cargo test` leaves out are left out by `--all-targets` as well.
     tally.add(cargo(
         "lints",

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use tidegate_services::{Running, Service, given_url};
 
-use crate::gates::GATES;
+use crate::gates::{self, GATES};
 use crate::libtest::Reader;
 use crate::outcome::Tally;
 use crate::{bench, conformance, examples, proof, stream, workspace};
@@ -89,6 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let skip = skip_list(arguments)?;
     let skipped_file =
         tempfile::NamedTempFile::new().map_err(|cause| format!("no temporary file: {cause}"))?;
+    gates::provision();
     let mut tally = Tally::default();
     let mut missing = BTreeSet::new();
     let mut servers = Vec::new();
@@ -188,7 +189,8 @@ fn tests(run: &Run) -> Tally {
     let mut arguments = vec!["test", "--no-fail-fast"];
     match &run.package {
         Some(package) => arguments.extend(["--package", package]),
-        None => arguments.push("--workspace"),
+        // With what is asked for by name alone.
+        None => arguments.extend(["--workspace", "--features", workspace::ON_REQUEST]),
     }
     let mut command = workspace::cargo(&arguments);
     command.envs(run.environment.iter().cloned());

@@ -8,6 +8,9 @@ use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::stream;
 
+/// Features that are off by default, since building them needs more than a C compiler.
+pub(crate) const ON_REQUEST: &str = "tidegate-migrations/kafka";
+
 /// The folder of the workspace's manifest.
 pub(crate) fn root() -> PathBuf {
     let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));

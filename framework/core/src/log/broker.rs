@@ -133,9 +133,9 @@ impl<L: Log> LogBroker<L> {
                 number
             })
             .await?;
-        let read_to = self.start(subscription, &record).await?;
-        for lane in 0..record.channel.lanes {
-            let lane_record = LaneRecord { read_to, ..LaneRecord::default() };
+        let start = self.start(subscription, &record).await?;
+        for (lane, read_to) in (0..record.channel.lanes).zip(&start) {
+            let lane_record = LaneRecord { read_to: *read_to, ..LaneRecord::default() };
             let value = documents::bytes(&lane_record)?;
             log.write(name, &documents::lane(number, Lane(lane)), value, None).await?;
         }
@@ -153,7 +153,7 @@ impl<L: Log> LogBroker<L> {
             .await?;
         if known == number
             && matches!(subscription.start, Start::After(_))
-            && tidy::removed(log, &record).await? > read_to
+            && tidy::is_removed(log, &record, &start).await?
         {
             self.unregister(subscription).await?;
             return Err(gone(subscription));
@@ -162,16 +162,16 @@ impl<L: Log> LogBroker<L> {
         Ok((known, record))
     }
 
-    /// The place behind which a new subscription begins.
-    async fn start(&self, subscription: &Subscription, record: &ChannelRecord) -> Result<Place> {
+    /// The places behind which a new subscription begins, one a lane.
+    async fn start(&self, subscription: &Subscription, record: &ChannelRecord) -> Result<Vec<Place>> {
         let log = &*self.link.log;
         match &subscription.start {
-            Start::Earliest => Ok(0),
+            Start::Earliest => Ok(vec![0; record.channel.lanes as usize]),
             Start::Latest => log.last(&record.channel).await,
             Start::After(position) => {
-                let (first, last) = (tidy::removed(log, record).await?, log.last(&record.channel).await?);
-                let place = position.to_u64().filter(|place| (first..=last).contains(place));
-                place.ok_or_else(|| gone(subscription))
+                let place = position.to_u64().ok_or_else(|| gone(subscription))?;
+                let start = log.at(&record.channel, place).await?.ok_or_else(|| gone(subscription))?;
+                if tidy::is_removed(log, record, &start).await? { Err(gone(subscription)) } else { Ok(start) }
             }
         }
     }

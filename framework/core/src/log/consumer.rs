@@ -55,6 +55,7 @@ impl<L: Log> LogConsumer<L> {
         tasks.spawn(Membership::new(Arc::clone(&shared), me).keep());
         tasks.spawn(keep(Arc::clone(&shared)));
         tasks.spawn(fetch(Arc::clone(&shared)));
+        tasks.spawn(tidy::keep(Arc::clone(&shared)));
         let subscription = subscription.clone();
         Self { link, shared, subscription, me, tasks: Some(tasks), noting: None, ready: VecDeque::new() }
     }
@@ -94,6 +95,10 @@ impl<L: Log> LogConsumer<L> {
             Some(Finish::Gone) => {
                 let text = format!("{} of {} is gone", self.subscription.name, self.subscription.channel);
                 return Ok(Step::Say(Signal::Cancelled(Error::new(code::SUBSCRIPTION_GONE, text))));
+            }
+            Some(Finish::ChannelGone) => {
+                let text = format!("channel {} is gone", self.subscription.channel);
+                return Ok(Step::Say(Signal::Cancelled(Error::new(code::CHANNEL_MISSING, text))));
             }
             Some(Finish::Drained) => return Ok(Step::Say(Signal::Drained)),
             None => {}

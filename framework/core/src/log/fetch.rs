@@ -52,6 +52,9 @@ pub(super) async fn fetch<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()>
             Ok(()) => pause = PAUSES.0,
             Err(error) => {
                 shared.failed(error, "messages cannot be fetched now");
+                if shared.is_over() {
+                    return Ok(());
+                }
                 reader = None;
                 shared.clock.sleep(pause).await;
                 pause = (pause * 2).min(PAUSES.1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::documents::{self, LaneRecord, Read, micros};
 use super::seating::{Mine, Seating, Taken, Tended, Watch};
 use super::shared::{Finish, Kept, Shared, Written};
-use super::{Log, Reader, tidy};
+use super::{Log, Reader};
 use crate::error::{Error, Result, code};
 use crate::hand::Fetched;
 use crate::lane::Lane;
@@ -48,7 +48,9 @@ impl<L: Log + ?Sized> Membership<L> {
                 }
                 Err(error) => self.shared.failed(error, "the seats cannot be looked at now"),
             }
-            tidy::own(&self.shared).await;
+            if self.shared.is_over() {
+                return Ok(());
+            }
             tokio::select! {
                 () = self.shared.clock.sleep(LOOK) => {}
                 () = self.shared.tending.notified() => {}

@@ -82,7 +82,7 @@ pub enum Appended {
 /// A system that keeps messages in order, and documents.
 ///
 /// # Contract
-/// 1. Places rise with every message of a channel, over all of its lanes.
+/// 1. Places rise with every message of a lane; no two messages of a channel have the same one.
 /// 2. `write` is compare-and-set, and durable as a message is.
 /// 3. Whoever reads behind a place gets every message behind it that was stored before the call and not removed.
 /// 4. An error whose verdict is not unknown means that nothing was done.
@@ -122,8 +122,12 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// Removes a document. Repeatable.
     async fn remove(&self, channel: &Name, name: &str) -> Result<()>;
 
-    /// The place of the last message of a channel, 0 if there was none.
-    async fn last(&self, channel: &Channel) -> Result<Place>;
+    /// The place of the last message of each lane, or one behind it and before the next; 0 if there was none.
+    async fn last(&self, channel: &Channel) -> Result<Vec<Place>>;
+
+    /// Where each lane stands at the time when the message of this place was stored: what was stored later is behind it.
+    /// `None` if there was no such message.
+    async fn at(&self, channel: &Channel, place: Place) -> Result<Option<Vec<Place>>>;
 
     /// The last place, up to `upto`, of a message of a lane that was stored before this time (microseconds since 1970);
     /// 0 if there is none.

@@ -60,6 +60,8 @@ pub(super) struct Inner {
 pub(super) enum Finish {
     /// The subscription is gone.
     Gone,
+    /// The messages of the channel are gone.
+    ChannelGone,
     /// The broker is being closed here.
     Drained,
 }
@@ -140,14 +142,24 @@ impl<L: Log + ?Sized> Shared<L> {
         }
     }
 
-    /// Takes an error of a task. One that may pass is only noted: the task goes on.
+    /// Takes an error of a task. One that may pass is only noted: the task goes on. Without its channel the consumer ends.
     pub(super) fn failed(&self, error: Error, what: &'static str) {
-        if error.verdict() == Verdict::Never {
+        if error.code() == code::CHANNEL_MISSING {
+            let mut inner = self.lock();
+            inner.abandon();
+            inner.end = Some(Finish::ChannelGone);
+            self.changed.notify_one();
+        } else if error.verdict() == Verdict::Never {
             self.lock().failed = Some(error);
             self.changed.notify_one();
         } else {
             tracing::debug!(%error, "{what}");
         }
+    }
+
+    /// Whether the channel is gone, so that there is nothing to do any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().end == Some(Finish::ChannelGone)
     }
 
     /// Locks what is shared. If others may have the lanes by now, since nothing was heard of this member for a lease, they

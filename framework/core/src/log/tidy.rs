@@ -1,6 +1,8 @@
 //! What every subscription has settled goes, when its time is over.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::Log;
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
@@ -9,6 +11,17 @@ use crate::channel::Name;
 use crate::error::{Error, Result};
 use crate::lane::Lane;
 use crate::unsettled::Place;
+
+/// How often a consumer's lanes are tidied.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Tidies the lanes of a consumer for ever; beside its membership, which must not wait for it.
+pub(super) async fn keep<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()> {
+    loop {
+        shared.clock.sleep(LOOK).await;
+        own(&shared).await;
+    }
+}
 
 /// Tidies the lanes of a consumer in which it has settled more than when they were tidied last. What fails is tried again.
 pub(super) async fn own<L: Log + ?Sized>(shared: &Shared<L>) {
@@ -76,7 +89,7 @@ async fn lane_of(
     }
     let mut low = match low {
         Some(low) => low,
-        None => log.last(&record.channel).await?,
+        None => log.last(&record.channel).await?.get(lane.0 as usize).copied().unwrap_or(0),
     };
     if let Some(since) = record.kept_since(now) {
         low = log.stored_before(&record.channel, lane, low, since).await?;
@@ -99,13 +112,18 @@ async fn lane_of(
     Ok(true)
 }
 
-/// The last place that may have been removed of any lane.
-pub(super) async fn removed(log: &(impl Log + ?Sized), channel: &ChannelRecord) -> Result<Place> {
-    let mut last = 0;
-    for lane in 0..channel.channel.lanes {
+/// Whether something behind these places, one a lane, may have been removed.
+pub(super) async fn is_removed(
+    log: &(impl Log + ?Sized),
+    channel: &ChannelRecord,
+    behind: &[Place],
+) -> Result<bool> {
+    for (lane, place) in (0..).zip(behind) {
         let known: Option<Read<Place>> =
             documents::read(log, &channel.channel.name, &documents::removed(Lane(lane))).await?;
-        last = last.max(known.map_or(0, |known| known.record));
+        if known.is_some_and(|known| known.record > *place) {
+            return Ok(true);
+        }
     }
-    Ok(last)
+    Ok(false)
 }

@@ -37,7 +37,8 @@ pub struct Effective {
 /// 5. A subscription keeps its place while nobody is there. (B13)
 /// 6. Unregistering frees everything that was kept for the subscription alone; consumers of it get `Cancelled`;
 ///    registered again, it begins as a new one. It is repeatable. (B14)
-/// 7. Channels are apart, whatever their names look like, and however many there are. (B22, F51)
+/// 7. Channels are apart, whatever their names look like, and however many there are. A broker that cannot tell two names apart which differ only in
+///    `.` and `_` refuses to make the second one, with `name-taken`. (B22, F51)
 /// 8. A new subscription begins where it says: with the earliest message kept, with the next one published, or after
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)

@@ -215,8 +215,8 @@ pub(crate) async fn back_pressure(context: &mut Context<'_>) -> Check {
     let subscription = context.declare(&channel, &["s"]).await?.remove(0);
     let mut producer = context.broker.producer(&channel).await?;
     let batch = messages(5, 300);
-    let (mut stored, mut refused) = (0, 0);
-    for sent in producer.publish(&batch).await {
+    let (mut stored, mut refused) = (0, Vec::new());
+    for (message, sent) in batch.iter().zip(producer.publish(&batch).await) {
         match sent {
             Sent::Stored { .. } => stored += 1,
             Sent::Refused(error) if error.code() == code::LIMIT_REACHED => {
@@ -224,13 +224,13 @@ pub(crate) async fn back_pressure(context: &mut Context<'_>) -> Check {
                     error.verdict() == Verdict::Retry,
                     "a full channel is not to be tried again: {error:?}"
                 );
-                refused += 1;
+                refused.push(message.clone());
             }
             sent => return Err(Stop::Failed(format!("a full channel answers {sent:?}"))),
         }
     }
     ensure!(stored == ROOM, "{stored} messages were stored where {ROOM} have room");
-    ensure!(refused == batch.len() as u64 - ROOM, "{refused} messages were refused");
+    ensure!(refused.len() as u64 == batch.len() as u64 - ROOM, "{} messages were refused", refused.len());
     if let Some(kept) = context.kept(&channel).await? {
         ensure!(kept == ROOM, "{kept} messages are kept where {ROOM} have room");
     }
@@ -238,7 +238,8 @@ pub(crate) async fn back_pressure(context: &mut Context<'_>) -> Check {
     let mut crew = Crew::new(&context.oracle);
     context.oracle.announce(&batch);
     crew.hire(context.broker.subscribe(&subscription).await?, "s", Manner::default());
-    publish(&mut *producer, &context.oracle, &batch).await?;
+    // Only what was refused: what is stored twice comes twice where the broker knows no message again.
+    publish(&mut *producer, &context.oracle, &refused).await?;
     publish(&mut *producer, &context.oracle, &messages(5, 300)).await?;
     crew.finish(&["s"], ARRIVAL).await
 }

@@ -12,7 +12,7 @@ use tidegate_conformance::{CASES, Fixture, Hook, Killed, Outcome, Size, numbered
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader, Settings};
-use tidegate_core::port::{Attempt, Broker, Effective, Sent};
+use tidegate_core::port::{Attempt, Broker, Effective, Sent, Signal};
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
     Subscription, SystemClock, Topology,
@@ -53,6 +53,8 @@ struct Data {
     is_away: AtomicBool,
     /// What is read cannot be understood.
     is_malformed: AtomicBool,
+    /// There are no messages any more, nor what they stood in.
+    is_gone: AtomicBool,
     /// How many answers to appending are to be lost.
     to_lose: AtomicUsize,
     /// How many calls that append are to be refused.
@@ -158,9 +160,15 @@ impl Log for Model {
         Ok(())
     }
 
-    async fn last(&self, channel: &Channel) -> Result<u64> {
+    async fn last(&self, channel: &Channel) -> Result<Vec<u64>> {
         self.reach().await?;
-        Ok(lock(&self.data.channels).get(&channel.name).map_or(0, |stored| stored.last))
+        let last = lock(&self.data.channels).get(&channel.name).map_or(0, |stored| stored.last);
+        Ok(vec![last; channel.lanes as usize])
+    }
+
+    async fn at(&self, channel: &Channel, place: u64) -> Result<Option<Vec<u64>>> {
+        let last = self.last(channel).await?;
+        Ok(last.first().is_some_and(|last| place <= *last).then(|| vec![place; channel.lanes as usize]))
     }
 
     async fn stored_before(&self, channel: &Channel, lane: Lane, upto: u64, time: i64) -> Result<u64> {
@@ -270,6 +278,9 @@ impl Reader for ModelReader {
             self.model.reach().await?;
             if data.is_malformed.load(Ordering::Acquire) {
                 return Err(Error::new(code::STREAM_MALFORMED, "an entry is none"));
+            }
+            if data.is_gone.load(Ordering::Acquire) {
+                return Err(Error::new(code::CHANNEL_MISSING, "somebody removed it"));
             }
             {
                 let channels = lock(&data.channels);
@@ -425,4 +436,25 @@ async fn a_piece_behind_one_that_was_refused_is_not_stored() {
     assert_eq!((sent.len(), refused.count()), (2_500, 2_500));
     assert_eq!(model.last(&channel).await.unwrap(), 0);
     assert!(producer.publish(&batch).await.iter().all(tidegate_core::port::Sent::is_stored));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_is_gone_ends_its_consumers() {
+    let model = Model::new();
+    let broker = model.broker();
+    let channel = Channel::new("gone").unwrap();
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    model.data.is_gone.store(true, Ordering::Release);
+    let told = async {
+        loop {
+            let signal = consumer.receive(1, Duration::from_secs(1), &mut Vec::new()).await.unwrap();
+            if let Signal::Cancelled(error) = signal {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+    assert_eq!(error.code(), code::CHANNEL_MISSING);
 }

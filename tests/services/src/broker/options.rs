@@ -15,6 +15,9 @@ pub struct Options {
     /// TLS instead of plain text at the port of the URL, with a certificate for `localhost` and 127.0.0.1 by an authority
     /// of the server's own.
     pub tls: bool,
+    /// The port at which the server tells its clients to find it, where it tells them one: that of a network before it. Kafka
+    /// alone.
+    pub advertised_port: Option<u16>,
 }
 
 impl Options {
@@ -36,6 +39,13 @@ impl Options {
     #[must_use]
     pub fn with_password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
+        self
+    }
+
+    /// Tells clients to find it at another port.
+    #[must_use]
+    pub fn with_advertised_port(mut self, port: u16) -> Self {
+        self.advertised_port = Some(port);
         self
     }
 

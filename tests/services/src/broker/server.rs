@@ -67,6 +67,9 @@ impl Server {
         if options.tls && !recipe.has_tls {
             return Err(Error::failed(format!("{service} is not set up for TLS here")));
         }
+        if options.advertised_port.is_some() && broker != Broker::Kafka {
+            return Err(Error::failed(format!("{service} tells its clients no port")));
+        }
         let program = program(broker)?;
         let folder = Folder::create(service, None, lifetime)?;
         let path = folder.path().to_owned();

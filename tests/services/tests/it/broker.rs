@@ -225,6 +225,11 @@ async fn kafka_asks_for_the_password() {
     hangs_up_on(Broker::Kafka, &kafka_topic("").0, say(friend, "orders\0\0")).await;
 }
 
+#[tokio::test]
+async fn kafka_speaks_tls_where_asked() {
+    speaks_tls(Broker::Kafka, "kafkas://", "").await;
+}
+
 /// Frames of STOMP after a login.
 fn stomp(password: &str, frames: &str, expected: &'static str) -> Say {
     let login = format!("CONNECT\naccept-version:1.2\nhost:x\nlogin:user\npasscode:{password}\n\n\0\n");
@@ -345,6 +350,8 @@ async fn the_shared_broker_gives_each_test_names_of_its_own() {
 
 #[tokio::test]
 async fn an_option_that_a_broker_lacks_is_refused() {
-    let refused = Server::start(Broker::Kafka, Options::default().with_tls()).await;
-    assert_eq!(refused.unwrap_err().to_string(), "kafka is not set up for TLS here");
+    let refused = Server::start(Broker::Artemis, Options::default().with_tls()).await;
+    assert_eq!(refused.unwrap_err().to_string(), "artemis is not set up for TLS here");
+    let refused = Server::start(Broker::Redis, Options::default().with_advertised_port(1)).await;
+    assert_eq!(refused.unwrap_err().to_string(), "redis tells its clients no port");
 }

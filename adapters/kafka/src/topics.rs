@@ -1,0 +1,130 @@
+//! Topics: what a channel is kept in, and its documents.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::admin::{ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::error::RDKafkaErrorCode;
+use tidegate_core::error::code;
+use tidegate_core::{Channel, Difference, Error, Name, Result};
+
+use crate::error::{from_code, from_driver};
+use crate::link::Link;
+
+/// How large a record may be: a message with everything beside it, and a snapshot of documents.
+pub(crate) const RECORD_BYTES_MAX: &str = "67108864";
+const MESSAGE_RECORD_BYTES_MAX: &str = "20971520";
+/// How long to wait before a topic that was made is looked for again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The topic of the documents of a channel. No channel is called so.
+pub(crate) fn documents(channel: &Name) -> String {
+    format!("_tidegate.{channel}")
+}
+
+/// Makes the topics of a channel, and waits until they are there. One that is there is taken if it can carry the channel.
+pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
+    let (name, documents) = (channel.name.as_str(), documents(&channel.name));
+    let new = |name, partitions: u32, bytes| {
+        // Messages go when they are settled, and not by themselves.
+        NewTopic::new(name, partitions.cast_signed(), TopicReplication::Fixed(link.config.replicas))
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", "-1")
+            .set("retention.bytes", "-1")
+            .set("message.timestamp.type", "LogAppendTime")
+            .set("max.message.bytes", bytes)
+    };
+    // The documents last: what has them is whole.
+    for (topic, partitions, bytes) in
+        [(name, channel.lanes, MESSAGE_RECORD_BYTES_MAX), (&documents, 1, RECORD_BYTES_MAX)]
+    {
+        let made = link.admin.create_topics(&[new(topic, partitions, bytes)], &link.options()).await;
+        let made = made.map_err(|error| from_driver(error, "make a topic"))?;
+        match made.into_iter().next() {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) if topic == name => {
+                check(link, channel).await?;
+            }
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | Some(Ok(_)) | None => {}
+            // No name of ours is invalid for another reason.
+            Some(Err((_, RDKafkaErrorCode::InvalidTopic))) => {
+                let text = format!(
+                    "channel {} cannot be made: there is a topic whose name differs only in . and _, and Kafka keeps only one of these",
+                    channel.name
+                );
+                return Err(Error::new(code::NAME_TAKEN, text).hint("give the channel another name"));
+            }
+            Some(Err((_, error))) => return Err(from_code(error, "make a topic").with("topic", topic)),
+        }
+        while link.partitions(topic).await? != Some(partitions) {
+            link.clock.sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}
+
+/// How large what is sent together to a partition of a channel may be.
+pub(crate) async fn bytes_max(link: &Arc<Link>, channel: &Channel) -> Result<usize> {
+    let found = settings(link, channel.name.as_str()).await?;
+    let found = found.and_then(|found| found.get("max.message.bytes")?.value.clone());
+    let ours = MESSAGE_RECORD_BYTES_MAX.parse().unwrap_or(usize::MAX);
+    // Whoever may not look at it learns it by being refused.
+    Ok(found.and_then(|found| found.parse().ok()).unwrap_or(ours).min(ours))
+}
+
+async fn settings(link: &Arc<Link>, topic: &str) -> Result<Option<ConfigResource>> {
+    let topic = ResourceSpecifier::Topic(topic);
+    let described = link.admin.describe_configs([&topic], &link.options()).await;
+    let described = described.map_err(|error| from_driver(error, "look at a topic"))?;
+    Ok(described.into_iter().next().and_then(std::result::Result::ok))
+}
+
+/// Whether a topic that somebody else made can carry a channel.
+async fn check(link: &Arc<Link>, channel: &Channel) -> Result<()> {
+    if let Some(found) = link.partitions(channel.name.as_str()).await? {
+        lanes(channel, found)?;
+    }
+    let Some(found) = settings(link, channel.name.as_str()).await? else { return Ok(()) };
+    for (setting, wanted) in [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")]
+    {
+        let value = found.get(setting).and_then(|entry| entry.value.clone());
+        if let Some(value) = value.filter(|value| value != wanted) {
+            let difference = Difference::ChannelDiffers {
+                channel: channel.name.clone(),
+                setting,
+                wanted: wanted.to_owned(),
+                found: value,
+            };
+            return Err(difference.error().hint(
+                "the topic was made by somebody else, and would lose messages that nobody has settled: alter its setting",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a topic has as many partitions as its channel has lanes.
+///
+/// # Errors
+/// `channel-differs`: keys would change their lanes.
+pub(crate) fn lanes(channel: &Channel, found: u32) -> Result<()> {
+    if found == channel.lanes {
+        return Ok(());
+    }
+    let difference = Difference::ChannelDiffers {
+        channel: channel.name.clone(),
+        setting: "lanes",
+        wanted: channel.lanes.to_string(),
+        found: found.to_string(),
+    };
+    Err(difference.error().hint(
+        "somebody changed the partitions of its topic: make another channel with as many lanes, and move to it",
+    ))
+}
+
+/// Looks whether the topic of a channel is there as it was made.
+pub(crate) async fn verify(link: &Arc<Link>, channel: &Channel) -> Result<()> {
+    match link.partitions(channel.name.as_str()).await? {
+        Some(found) => lanes(channel, found),
+        None => Err(Difference::ChannelMissing(channel.name.clone()).error()),
+    }
+}
