@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ pub const REPLY_TO: &str = "tg_reply_to";
 pub const CALL: &str = "tg_call";
 /// The kind of a reply that says that the message became a dead letter; its body is why.
 pub const FAILED: &str = "tidegate.failed.v1";
+
+/// What the names of channels of replies begin with.
+pub(crate) const REPLIES: &str = "replies.";
 
 /// How long the receiving of replies waits at a time.
 const WAIT: Duration = Duration::from_secs(1);
@@ -59,6 +62,8 @@ struct Inner {
 struct Shared {
     pending: Pending,
     late: AtomicU64,
+    /// No replies come any more.
+    is_over: AtomicBool,
 }
 
 impl fmt::Debug for Caller {
@@ -80,7 +85,7 @@ impl Caller {
         ids: Arc<dyn Ids>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let replies = reply_channel(&Name::new(format!("replies.{name}"))?);
+        let replies = reply_channel(&Name::new(format!("{REPLIES}{name}"))?);
         let subscription = Subscription::new(&replies, "caller")?;
         broker.apply(&Topology::of(&replies).and(&subscription), Apply::Create).await?;
         let receiver = Receiver::open(broker, &subscription, Arc::clone(&clock)).await?;
@@ -119,7 +124,13 @@ impl Caller {
         let message = message.with_header(REPLY_TO, self.0.replies.to_string())?;
         let id = Arc::clone(&message.id);
         let (tell, told) = oneshot::channel();
-        self.0.shared.lock().insert(Arc::clone(&id), tell);
+        if self.0.shared.is_over.load(Ordering::Acquire) {
+            return Err(Error::new(code::STOPPED, "no replies come any more"));
+        }
+        if self.0.shared.lock().insert(Arc::clone(&id), tell).is_some() {
+            let what = format!("the message {id} is asked twice at once");
+            return Err(Error::new(code::CONFIG_INVALID, what));
+        }
         let _forget = Forget(&self.0.shared, Arc::clone(&id));
         let asked = async {
             self.0.sender.send(message).await?;
@@ -130,7 +141,7 @@ impl Caller {
             () = self.0.clock.sleep(timeout) => {
                 let what = format!("no reply came within {timeout:?}");
                 return Err(Error::new(code::TIMED_OUT, what).with("message", id)
-                    .hint("whoever was asked may still do it: ask again with the same id, or look"));
+                    .hint("whoever was asked may still do it: look before asking again, or ask what may be asked twice"));
             }
         };
         if *reply.kind == *FAILED {
@@ -168,6 +179,7 @@ async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clo
             Ok(None) => continue,
             Err(error) if error.verdict() == tidegate_core::error::Verdict::Never => {
                 tracing::error!(%error, "no replies come any more");
+                shared.is_over.store(true, Ordering::Release);
                 shared.lock().clear();
                 return Err(error);
             }
@@ -182,6 +194,8 @@ async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clo
         if waiting.is_none_or(|tell| tell.send(delivery.message).is_err()) {
             shared.late.fetch_add(1, Ordering::Relaxed);
         }
-        receiver.settle(&[delivery.token]).await?;
+        if let Err(error) = receiver.settle(&[delivery.token]).await {
+            tracing::warn!(%error, "a reply could not be settled");
+        }
     }
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::Verdict;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Broker;
-use tidegate_core::{Clock, Message, Name, Result};
+use tidegate_core::{Clock, Error, Message, Name, Result};
 use tokio::sync::Mutex;
 
-use crate::call::{CALL, FAILED, REPLY_TO, reply_channel};
+use crate::call::{CALL, FAILED, REPLIES, REPLY_TO, reply_channel};
 use crate::sender::Sender;
 
 /// How long a reply is tried.
@@ -29,30 +29,49 @@ impl Outbox {
         Self { broker, clock, senders: Mutex::default() }
     }
 
-    /// Sends the reply to a message, if it asks for one. Whoever has gone meanwhile gets none.
-    pub(crate) async fn reply(&self, asked: &Message, reply: Message) -> Result<()> {
-        let Some(to) = asked.headers.get(REPLY_TO) else { return Ok(()) };
-        let mut reply = reply.caused_by(asked);
-        // Whoever asked finds it by its own id, whatever else both belong to.
-        reply.headers.set(CALL, Arc::clone(&asked.id))?;
-        let sent = match self.sender(to).await {
-            Ok(sender) => sender.send(reply).await,
-            Err(error) => Err(error),
-        };
-        match sent {
-            Err(error) if error.verdict() == Verdict::Never => {
-                self.senders.lock().await.remove(to);
+    /// Sends the reply to a message, if it asks for one. The message is handled, so a reply that cannot be sent is given up:
+    /// whoever asked learns by the time that nothing came.
+    pub(crate) async fn reply(&self, asked: &Message, reply: Message) {
+        let Some(to) = asked.headers.get(REPLY_TO) else { return };
+        match self.send(to, asked, reply).await {
+            Ok(()) => {}
+            Err(error) if [code::CHANNEL_MISSING, code::SUBSCRIPTION_MISSING].contains(&error.code()) => {
                 tracing::info!(%error, id = %asked.id, to, "nobody waits for a reply any more");
-                Ok(())
             }
-            sent => sent,
+            Err(error) if error.verdict() == Verdict::Never => {
+                tracing::warn!(%error, id = %asked.id, to, "a reply cannot be sent, and whoever asked is told so");
+                self.refuse(asked, &format!("the reply cannot be sent: {error}")).await;
+            }
+            Err(error) => tracing::warn!(%error, id = %asked.id, to, "a reply could not be sent in time"),
         }
     }
 
-    /// Tells whoever asked that the message will not be handled.
-    pub(crate) async fn refuse(&self, asked: &Message, error: &str) -> Result<()> {
+    /// Tells whoever asked that there will be no reply, and why.
+    pub(crate) async fn refuse(&self, asked: &Message, error: &str) {
+        let Some(to) = asked.headers.get(REPLY_TO) else { return };
         let failed = Message::with_id(format!("{}/failed", asked.id), Arc::clone(&asked.source), FAILED);
-        self.reply(asked, failed.with_data("text/plain", error.to_owned())).await
+        if let Err(error) = self.send(to, asked, failed.with_data("text/plain", error.to_owned())).await {
+            tracing::info!(%error, id = %asked.id, to, "whoever waits for a reply cannot be told that there is none");
+        }
+    }
+
+    async fn send(&self, to: &str, asked: &Message, reply: Message) -> Result<()> {
+        let to = Name::new(to)?;
+        if !to.as_str().starts_with(REPLIES) {
+            let what = format!("{to} is no channel of replies");
+            return Err(Error::new(code::CHANNEL_MISSING, what));
+        }
+        let mut reply = reply.caused_by(asked);
+        // Whoever asked finds it by its own id, whatever else both belong to.
+        reply.headers.set(CALL, Arc::clone(&asked.id))?;
+        let sent = match self.sender(to.as_str()).await {
+            Ok(sender) => sender.send(reply).await,
+            Err(error) => Err(error),
+        };
+        if sent.is_err() {
+            self.senders.lock().await.remove(to.as_str());
+        }
+        sent
     }
 
     async fn sender(&self, to: &str) -> Result<Sender> {

@@ -8,7 +8,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Delivery};
 use tidegate_core::{Clock, Error, Message, Name, Result};
 
-use super::{channel, release, replay, subscription};
+use super::{channel, origin, release, replay, subscription};
 use crate::publisher::Publisher;
 use crate::receiver::Receiver;
 
@@ -17,8 +17,8 @@ const WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mill
 /// How long a message that is replayed is tried.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The dead letters of one channel, in the order in which they came, in the hand of whoever looks at them: others see them
-/// when it is closed, or dropped.
+/// The dead letters of one channel, in the order in which they came, in the hand of whoever looks at them: another one who
+/// looks meanwhile sees none.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -101,7 +101,9 @@ impl DeadLetters {
     /// # Errors
     /// As [`Publisher::publish`]. Those that were replayed until then are no dead letters any more.
     pub async fn replay(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
-        self.take(which, |letter| replay(letter).map(|(_, message)| Some(message))).await
+        // What somebody else put there belongs nowhere: it can be purged alone.
+        let is_ours = |letter: &Message| which(letter) && origin(letter).is_ok();
+        self.take(is_ours, |letter| replay(letter).map(|(_, message)| Some(message))).await
     }
 
     /// The same for one of them, with another body.
@@ -114,7 +116,10 @@ impl DeadLetters {
             message.data = body.clone();
             Ok(Some(message))
         };
-        self.take(|letter| *letter.id == *id, edited).await
+        let mut is_first = true;
+        let one =
+            |letter: &Message| *letter.id == *id && origin(letter).is_ok() && std::mem::take(&mut is_first);
+        self.take(one, edited).await
     }
 
     /// Takes these away for ever: how many. What waits behind them may be replayed then.
@@ -122,16 +127,16 @@ impl DeadLetters {
     /// # Errors
     /// As [`replay`](Self::replay).
     pub async fn purge(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
-        let release = |letter: &Message| match &letter.subject {
-            Some(_) => release(letter).map(|(_, message)| Some(message)),
-            None => Ok(None),
+        let release = |letter: &Message| match (&letter.subject, origin(letter)) {
+            (Some(_), Ok(_)) => release(letter).map(|(_, message)| Some(message)),
+            (_, _) => Ok(None),
         };
         self.take(which, release).await
     }
 
     async fn take(
         &mut self,
-        which: impl Fn(&Message) -> bool,
+        mut which: impl FnMut(&Message) -> bool,
         instead: impl Fn(&Message) -> Result<Option<Message>>,
     ) -> Result<usize> {
         let mut taken = 0;

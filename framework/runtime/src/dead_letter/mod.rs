@@ -27,7 +27,7 @@ pub const SUBSCRIPTION: &str = "tg_dlq_subscription";
 pub const FIRST_AT: &str = "tg_dlq_first_at";
 /// When it became one for the last time.
 pub const LAST_AT: &str = "tg_dlq_last_at";
-/// The only subscription that a replayed message is for.
+/// The only channel and subscription that a replayed message is for: `orders/billing`.
 pub const ONLY: &str = "tg_only";
 
 /// The kind of a message that says that a dead letter will not be replayed; its id is the dead letter's.
@@ -37,7 +37,8 @@ pub const RELEASE: &str = "tidegate.release.v1";
 const ERROR_CHARS: usize = 1_000;
 
 /// Why a message is a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, std::marker::Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// It was tried as often as the policy says.
     Exhausted,
@@ -80,39 +81,87 @@ pub fn subscription(of: &Name) -> Result<Subscription> {
     Subscription::new(&channel(of)?, "dead")
 }
 
-/// Makes a dead letter of a message that this subscription could not handle.
-///
-/// # Errors
-/// `message-invalid` if the headers have no room for what is to be written beside them.
-pub(crate) fn bury(
-    message: &Message,
-    (from, subscription): (&Name, &Name),
-    reason: Reason,
-    error: &str,
-    attempts: u32,
-    now: i64,
-) -> Result<Message> {
-    let mut dead = message.clone();
-    let round = copy_number(message);
-    let at = jiff::Timestamp::from_microsecond(now).unwrap_or_default().to_string();
-    let error: String = error.chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
-    if dead.headers.get(FIRST_AT).is_none() {
-        dead.headers.set(FIRST_AT, at.clone())?;
+/// Why, and where, a message becomes a dead letter.
+pub(crate) struct Burial<'a> {
+    pub(crate) channel: &'a Name,
+    pub(crate) subscription: &'a Name,
+    pub(crate) reason: Reason,
+    pub(crate) error: &'a str,
+    pub(crate) attempts: u32,
+    pub(crate) now: i64,
+}
+
+impl Burial<'_> {
+    /// The dead letter.
+    ///
+    /// # Errors
+    /// `message-invalid` if the headers have no room for what is to be written beside them.
+    pub(crate) fn letter(&self, message: &Message) -> Result<Message> {
+        let mut dead = self.least(message)?;
+        let at = jiff::Timestamp::from_microsecond(self.now).unwrap_or_default().to_string();
+        let error: String = self.error.chars().filter(|c| !c.is_control()).take(ERROR_CHARS).collect();
+        if dead.headers.get(FIRST_AT).is_none() {
+            dead.headers.set(FIRST_AT, at.clone())?;
+        }
+        for (name, value) in [(ERROR, error), (ATTEMPTS, self.attempts.to_string()), (LAST_AT, at)] {
+            dead.headers.set(name, value)?;
+        }
+        dead.check()?;
+        Ok(dead)
     }
-    for (name, value) in [
-        (REASON, reason.word().to_owned()),
-        (ERROR, error),
-        (ATTEMPTS, attempts.to_string()),
-        (CHANNEL, from.to_string()),
-        (SUBSCRIPTION, subscription.to_string()),
-        (LAST_AT, at),
-        // Each subscription's dead letter is another one, and so is each time that a copy fails again.
-        (COPY, format!("{subscription}/{round}")),
-    ] {
-        dead.headers.set(name, value)?;
+
+    /// With no more than what makes it one.
+    ///
+    /// # Errors
+    /// As [`letter`](Self::letter).
+    pub(crate) fn least(&self, message: &Message) -> Result<Message> {
+        let mut dead = message.clone();
+        let round = copy_number(message);
+        dead.headers.remove(ONLY);
+        for (name, value) in [
+            (REASON, self.reason.word().to_owned()),
+            (CHANNEL, self.channel.to_string()),
+            (SUBSCRIPTION, self.subscription.to_string()),
+            // Each subscription's dead letter is another one, and so is each time that a copy fails again.
+            (COPY, format!("{}/{round}", self.subscription)),
+        ] {
+            dead.headers.set(name, value)?;
+        }
+        Ok(dead)
     }
-    dead.headers.remove(ONLY);
-    Ok(dead)
+}
+
+/// For whom a message is.
+#[derive(Clone, std::marker::Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copy {
+    /// For everybody.
+    None,
+    /// A copy that was replayed for this subscription, or for another one.
+    Ours,
+    Others,
+}
+
+impl Copy {
+    pub(crate) fn of(message: &Message, channel: &Name, subscription: &Name) -> Self {
+        match message.headers.get(ONLY).and_then(|only| only.split_once('/')) {
+            // On another channel it is a message that somebody passed on.
+            Some((from, only)) if from == channel.as_str() => {
+                if only == subscription.as_str() {
+                    Copy::Ours
+                } else {
+                    Copy::Others
+                }
+            }
+            _ => Copy::None,
+        }
+    }
+}
+
+/// Takes away what makes a message a copy.
+pub(crate) fn forget_copy(message: &mut Message) {
+    for name in [COPY, ONLY, FIRST_AT] {
+        message.headers.remove(name);
+    }
 }
 
 /// Makes of a dead letter the message that its subscription is to try again, and the channel where it belongs.
@@ -122,12 +171,12 @@ pub(crate) fn bury(
 pub fn replay(dead: &Message) -> Result<(Name, Message)> {
     let (from, subscription) = origin(dead)?;
     let mut message = dead.clone();
-    let round = copy_number(dead) + 1;
+    let round = copy_number(dead).saturating_add(1);
     for name in [REASON, ERROR, ATTEMPTS, CHANNEL, SUBSCRIPTION, LAST_AT] {
         message.headers.remove(name);
     }
     message.headers.set(COPY, format!("{subscription}/{round}"))?;
-    message.headers.set(ONLY, subscription.to_string())?;
+    message.headers.set(ONLY, format!("{from}/{subscription}"))?;
     Ok((from, message))
 }
 
@@ -183,7 +232,9 @@ mod tests {
             .unwrap();
         let names = (Name::new("orders").unwrap(), Name::new("billing").unwrap());
         let died = |message: &Message, now| {
-            bury(message, (&names.0, &names.1), Reason::Exhausted, "no\nmoney", 5, now).unwrap()
+            let (channel, subscription) = (&names.0, &names.1);
+            let (reason, error) = (Reason::Exhausted, "no\nmoney");
+            Burial { channel, subscription, reason, error, attempts: 5, now }.letter(message).unwrap()
         };
         let dead = died(&message, 1_700_000_000_000_000);
         let headers: Vec<_> = dead.headers.iter().collect();
@@ -206,8 +257,12 @@ mod tests {
         let (channel, again) = replay(&dead).unwrap();
         assert_eq!(channel, names.0);
         let headers: Vec<_> = again.headers.iter().collect();
-        let kept =
-            [("region", "eu"), (COPY, "billing/1"), (FIRST_AT, "2023-11-14T22:13:20Z"), (ONLY, "billing")];
+        let kept = [
+            ("region", "eu"),
+            (COPY, "billing/1"),
+            (FIRST_AT, "2023-11-14T22:13:20Z"),
+            (ONLY, "orders/billing"),
+        ];
         assert_eq!(headers, kept);
         let twice = died(&again, 1_800_000_000_000_000);
         assert_eq!(twice.headers.get(FIRST_AT), Some("2023-11-14T22:13:20Z"));

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use tidegate_core::port::Delivery;
 
-/// Counts of one subscription in this process, from its start. They only rise, but for the lag.
+/// Counts of one service in this process, from its start. They only rise, but for the lag.
 #[derive(Debug, Default)]
 pub struct Counts {
     received: AtomicU64,
     handled: AtomicU64,
-    failed: AtomicU64,
+    retried: AtomicU64,
     dead: AtomicU64,
     ignored: AtomicU64,
     released: AtomicU64,
@@ -26,15 +26,15 @@ pub struct Counted {
     pub received: u64,
     /// Messages whose handler succeeded.
     pub handled: u64,
-    /// Attempts that failed.
-    pub failed: u64,
+    /// Deliveries whose message is tried again, later.
+    pub retried: u64,
     /// Messages that became dead letters.
     pub dead: u64,
     /// Messages that are settled without a handler: replayed for others, or of a kind that is ignored.
     pub ignored: u64,
     /// Messages that were given back untried.
     pub released: u64,
-    /// Settlements that came too late: the message comes again, to whoever has its lane.
+    /// Deliveries whose lane went before they were settled: their messages come again, to whoever has it.
     pub lost: u64,
     /// Settlements whose answer was lost. They are made again.
     pub unknown: u64,
@@ -49,7 +49,7 @@ impl Counts {
         Counted {
             received: read(&self.received),
             handled: read(&self.handled),
-            failed: read(&self.failed),
+            retried: read(&self.retried),
             dead: read(&self.dead),
             ignored: read(&self.ignored),
             released: read(&self.released),
@@ -70,8 +70,8 @@ impl Counts {
         add(&self.handled, 1);
     }
 
-    pub(crate) fn failed(&self) {
-        add(&self.failed, 1);
+    pub(crate) fn retried(&self) {
+        add(&self.retried, 1);
     }
 
     pub(crate) fn dead(&self) {
@@ -86,8 +86,8 @@ impl Counts {
         add(&self.released, count);
     }
 
-    pub(crate) fn lost(&self) {
-        add(&self.lost, 1);
+    pub(crate) fn lost(&self, count: u64) {
+        add(&self.lost, count);
     }
 
     pub(crate) fn unknown(&self) {

@@ -12,11 +12,11 @@ use tidegate_core::{Clock, Error, Message, Name};
 
 use super::parked::{Parked, Rank};
 use super::{Counts, PAUSE};
-use crate::dead_letter::{self, Reason};
+use crate::dead_letter::{self, Burial, Copy, Reason};
 use crate::outbox::Outbox;
 use crate::policy::{Exhausted, Policy};
 use crate::sender::Sender;
-use crate::service::{Context, Ended, Failure, Handlers, Replies};
+use crate::service::{Context, Ended, Erased, Failure, Handlers, Replies};
 
 /// What a subscription's deliveries are handled with.
 pub(crate) struct Dispatch<S> {
@@ -44,30 +44,36 @@ pub(crate) enum Next {
 }
 
 impl<S: Send + Sync + 'static> Dispatch<S> {
+    /// Whether a message may be one that kills those who handle it: it has been in hand more often than it may be tried. So
+    /// may one that was in hand beside such a one, which is why it is tried once more, alone.
+    pub(super) fn is_suspect(&self, delivery: &Delivery) -> bool {
+        self.policy.exhausted != Exhausted::Block
+            && delivery.attempt.number() == self.policy.attempts_max.saturating_add(1)
+    }
+
     /// Starts what is to be done with a delivery.
     pub(super) fn start(self: &Arc<Self>, delivery: &Delivery) -> BoxFuture<'static, Next> {
         let message = &delivery.message;
-        let only = message.headers.get(dead_letter::ONLY);
-        if only.is_some_and(|only| only != self.subscription.as_str()) {
+        let copy = Copy::of(message, &self.channel, &self.subscription);
+        if copy == Copy::Others {
             self.counts.ignored();
             return ready(Next::Ack).boxed();
         }
+        let is_copy = copy == Copy::Ours;
         if *message.kind == *dead_letter::RELEASE {
-            let (this, message, lane) = (Arc::clone(self), message.clone(), delivery.token.lane);
-            return async move { this.release(lane, &message).await }.boxed();
+            self.counts.ignored();
+            return self.let_go(delivery);
         }
         let rank = match (&self.parked, &message.subject) {
-            (Some(parked), Some(subject)) => {
-                parked.rank(delivery.token.lane, subject, &message.id, only.is_some())
-            }
+            (Some(parked), Some(subject)) => parked.rank(delivery.token.lane, subject, message, is_copy),
             _ => Rank::Free,
         };
         let attempt = delivery.attempt.number();
         let bury = |reason, error: String| ready(Next::Bury(reason, error)).boxed();
-        if rank == Rank::Behind {
-            return bury(Reason::Behind, "an earlier message of its subject is a dead letter".to_owned());
+        if let Rank::Dead(reason, error) = rank {
+            return bury(reason, error);
         }
-        if attempt > self.policy.attempts_max && self.policy.exhausted != Exhausted::Block {
+        if attempt > self.policy.attempts_max.saturating_add(1) && self.policy.exhausted != Exhausted::Block {
             let error = "whoever tried it last did not live to say how that ended";
             return bury(Reason::Exhausted, error.to_owned());
         }
@@ -75,43 +81,55 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             return bury(Reason::Undecodable, message.headers.get("tg_error").unwrap_or_default().to_owned());
         }
         let Some(handler) = self.handlers.find(&message.kind) else {
-            if self.handlers.ignores_others() {
-                self.counts.ignored();
-                return ready(Next::Ack).boxed();
+            if !self.handlers.ignores_others() {
+                return bury(Reason::Unhandled, format!("nothing handles the kind {}", message.kind));
             }
-            return bury(Reason::Unhandled, format!("nothing handles the kind {}", message.kind));
+            self.counts.ignored();
+            return if rank == Rank::First { self.let_go(delivery) } else { ready(Next::Ack).boxed() };
         };
+        let started = if is_copy {
+            // What it is a copy of is for us alone: whoever passes the message on passes on the message.
+            let mut delivery = delivery.clone();
+            dead_letter::forget_copy(&mut delivery.message);
+            self.call(handler, &delivery)
+        } else {
+            self.call(handler, delivery)
+        };
+        let future = match started {
+            Ok(Ok(future)) => future,
+            Ok(Err(error)) => return bury(Reason::Undecodable, error.to_string()),
+            Err(_) => return bury(Reason::Refused, "reading it panicked".to_owned()),
+        };
+        let (this, delivery) = (Arc::clone(self), delivery.clone());
+        async move {
+            match this.handle(future).await {
+                Ok(reply) => {
+                    if let Some(reply) = reply {
+                        this.outbox.reply(&delivery.message, reply).await;
+                    }
+                    this.counts.handled();
+                    if rank == Rank::First { this.release(&delivery).await } else { Next::Ack }
+                }
+                Err(failure) => this.failed(&delivery.message, attempt, &failure),
+            }
+        }
+        .boxed()
+    }
+
+    /// Lets a handler read the message.
+    #[allow(clippy::type_complexity, reason = "a panic, or why it cannot be read, or what runs")]
+    fn call(
+        &self,
+        handler: &Arc<dyn Erased<S>>,
+        delivery: &Delivery,
+    ) -> std::thread::Result<tidegate_core::Result<BoxFuture<'static, Ended>>> {
         let context = Context {
             delivery,
             channel: &self.channel,
             subscription: &self.subscription,
             state: &self.state,
         };
-        let started = catch_unwind(AssertUnwindSafe(|| handler.start(&context, &self.replies)));
-        let future = match started {
-            Ok(Ok(future)) => future,
-            Ok(Err(error)) => return bury(Reason::Undecodable, error.to_string()),
-            Err(_) => return bury(Reason::Refused, "reading it panicked".to_owned()),
-        };
-        let (this, message) = (Arc::clone(self), message.clone());
-        let lane = delivery.token.lane;
-        async move {
-            let ended = match this.handle(future).await {
-                Ok(Some(reply)) => this.outbox.reply(&message, reply).await.map_err(Failure::from),
-                ended => ended.map(drop),
-            };
-            match ended {
-                Ok(()) => {
-                    this.counts.handled();
-                    if rank == Rank::First {
-                        return this.release(lane, &message).await;
-                    }
-                    Next::Ack
-                }
-                Err(failure) => this.failed(&message, attempt, &failure),
-            }
-        }
-        .boxed()
+        catch_unwind(AssertUnwindSafe(|| handler.start(&context, &self.replies)))
     }
 
     /// Runs a handler, for as long as it may.
@@ -131,9 +149,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     }
 
     fn failed(&self, message: &Message, attempt: u32, failure: &Failure) -> Next {
-        self.counts.failed();
-        let is_again = !failure.is_final() && self.policy.tries_again(attempt);
-        if is_again || self.policy.exhausted == Exhausted::Block {
+        if !failure.is_final() && self.policy.tries_again(attempt) {
             let after = self.policy.pause(message, attempt);
             tracing::info!(error = %failure, id = %message.id, attempt, ?after, subscription = %self.subscription, "a message failed and is tried again");
             return Next::Retry(after);
@@ -151,51 +167,73 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     ) -> BoxFuture<'static, Next> {
         let (this, delivery) = (Arc::clone(self), delivery.clone());
         async move {
-            match this.try_bury(&delivery, reason, &error).await {
-                Ok(()) => {
-                    this.counts.dead();
-                    if let Err(error) = this.outbox.refuse(&delivery.message, &error).await {
-                        tracing::info!(%error, id = %delivery.message.id, "whoever waits for the reply cannot be told that there is none");
-                    }
-                    tracing::warn!(
-                        id = %delivery.message.id, kind = %delivery.message.kind, reason = reason.word(), error,
-                        channel = %this.channel, subscription = %this.subscription, "a message became a dead letter"
-                    );
-                    Next::Ack
-                }
-                Err(failed) => {
-                    let after = this.policy.pause(&delivery.message, delivery.attempt.number()).max(PAUSE);
-                    tracing::error!(error = %failed, id = %delivery.message.id, ?after, "a message cannot become a dead letter now; it and its subject wait");
-                    Next::Retry(after)
-                }
+            let message = &delivery.message;
+            let Some(dead) = &this.dead else {
+                let after = this.policy.pause_max;
+                tracing::error!(id = %message.id, reason = reason.word(), error, ?after, subscription = %this.subscription, "a message cannot be handled, and is tried for ever; its subject waits");
+                return Next::Retry(after);
+            };
+            if let Err(failed) = this.try_bury(dead, &delivery, reason, &error).await {
+                let after = this.policy.pause(message, delivery.attempt.number()).max(PAUSE);
+                tracing::error!(error = %failed, id = %message.id, ?after, subscription = %this.subscription, "a message cannot become a dead letter now; it and its subject wait");
+                return Next::Retry(after);
             }
+            this.counts.dead();
+            this.outbox.refuse(message, &error).await;
+            tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.channel, subscription = %this.subscription, "a message became a dead letter");
+            Next::Ack
         }
         .boxed()
     }
 
-    async fn try_bury(&self, delivery: &Delivery, reason: Reason, error: &str) -> tidegate_core::Result<()> {
+    async fn try_bury(
+        &self,
+        dead: &Sender,
+        delivery: &Delivery,
+        reason: Reason,
+        error: &str,
+    ) -> tidegate_core::Result<()> {
         let message = &delivery.message;
-        let Some(sender) = &self.dead else {
-            return Err(Error::new(code::INTERNAL, "a policy that tries for ever has no dead letters"));
-        };
-        let names = (&self.channel, &self.subscription);
-        let attempts = delivery.attempt.number();
-        let dead = dead_letter::bury(message, names, reason, error, attempts, self.clock.now())?;
         if let (Some(parked), Some(subject)) = (&self.parked, &message.subject) {
-            parked.park(delivery.token.lane, subject, &message.id).await?;
+            parked.park(delivery.token, subject, message, reason, error).await?;
         }
-        sender.send(dead).await
+        let burial = Burial {
+            channel: &self.channel,
+            subscription: &self.subscription,
+            reason,
+            error,
+            attempts: delivery.attempt.number(),
+            now: self.clock.now(),
+        };
+        let sent = match burial.letter(message) {
+            Ok(letter) => dead.send(letter).await,
+            Err(error) => Err(error),
+        };
+        match sent {
+            // There is no room beside it for everything: the least that makes it a dead letter.
+            Err(error) if error.verdict() == Verdict::Never && error.code() != code::SUBSCRIPTION_MISSING => {
+                dead.send(burial.least(message)?).await
+            }
+            sent => sent,
+        }
+    }
+
+    fn let_go(self: &Arc<Self>, delivery: &Delivery) -> BoxFuture<'static, Next> {
+        let (this, delivery) = (Arc::clone(self), delivery.clone());
+        async move { this.release(&delivery).await }.boxed()
     }
 
     /// Notes that a message is no dead letter any more.
-    async fn release(&self, lane: tidegate_core::Lane, message: &Message) -> Next {
+    async fn release(&self, delivery: &Delivery) -> Next {
+        let message = &delivery.message;
         if let (Some(parked), Some(subject)) = (&self.parked, &message.subject) {
             // It was handled, so it is not to be handled again for the store's sake.
-            while let Err(error) = parked.release(lane, subject, &message.id).await {
-                tracing::warn!(%error, "what is parked cannot be written now, and is tried again");
-                if error.verdict() == Verdict::Never {
-                    return Next::Retry(self.policy.pause_max);
+            while let Err(error) = parked.release(delivery.token, subject, message).await {
+                if error.code() == code::LEASE_LOST {
+                    // It comes again to the owner, who knows that it is the first.
+                    break;
                 }
+                tracing::warn!(%error, "what is parked cannot be written now, and is tried again");
                 self.clock.sleep(PAUSE).await;
             }
         }

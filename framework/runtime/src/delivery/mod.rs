@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All of it is one task: handlers of several subjects run in it at once, and what several of them settle meanwhile is
-//! settled together. What is exhausted is published as a dead letter first, then noted as parked, then settled.
+//! settled together. What is exhausted is noted as parked first, then published as a dead letter, then settled.
 
 mod counts;
 mod dispatch;
@@ -16,15 +16,15 @@ mod parked;
 mod queue;
 mod settling;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tidegate_core::error::Verdict;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Consumer, Delivery, Settlement, Signal, Token};
-use tidegate_core::{Clock, Lane, Result};
+use tidegate_core::{Clock, Error, Lane, Result};
 use tokio::sync::watch;
 
 pub use counts::{Counted, Counts};
@@ -34,8 +34,8 @@ pub(crate) use parked::Parked;
 use queue::{Key, Queue};
 use settling::Settling;
 
-/// How many deliveries are taken at once.
-const BATCH: usize = 256;
+/// How many deliveries wait here at most.
+const WAITING_MAX: usize = 256;
 /// How long a consumer waits at most before it looks whether the service is to end.
 const WAIT: Duration = Duration::from_secs(1);
 /// How long handlers may run on when the broker is closed here.
@@ -63,8 +63,8 @@ pub(crate) struct Worker<S> {
 enum Event {
     /// A message was dealt with: its end.
     Ended(Key, Delivery, Next),
-    /// What is parked of a lane is known.
-    Loaded(Lane, Result<()>),
+    /// What is parked of a lane, under this ownership, is known.
+    Loaded(Lane, u64, Result<()>),
     /// These lanes are to go, and were kept for a while.
     Kept(Vec<Lane>),
 }
@@ -73,37 +73,54 @@ impl<S: Send + Sync + 'static> Worker<S> {
     /// Works until it is stopped, or the subscription ends.
     pub(crate) async fn run(self) -> Result<()> {
         let Self { mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
+        let settling = Settling::new(consumer.settler(), Arc::clone(&clock), Arc::clone(&dispatch.counts));
         let mut work = Work {
             queue: Queue::default(),
             running: FuturesUnordered::new(),
             at_work: HashSet::new(),
-            settling: Settling::new(consumer.settler(), Arc::clone(&clock), Arc::clone(&dispatch.counts)),
+            alone: Alone::Nothing,
+            epochs: HashMap::new(),
+            settling,
             dispatch,
             clock,
             concurrency,
             interval,
             start_at: Duration::ZERO,
+            failed: None,
         };
         let mut batch = Vec::new();
+        // When to receive again behind an error.
+        let mut receive_at = Duration::ZERO;
         let result = loop {
             let pause = work.start();
             work.settling.begin();
+            if let Some(error) = work.failed.take() {
+                break Err(error);
+            }
             if stop.borrow().is_some() {
                 break Ok(());
             }
-            let has_room = work.queue.len() < BATCH;
+            let now = work.clock.elapsed();
+            let is_deaf = now < receive_at;
+            let pause = if is_deaf { Some(pause.unwrap_or(WAIT).min(receive_at - now)) } else { pause };
+            // With no room signals still come: a lane that is to go, or went.
+            let room = match work.alone {
+                Alone::Nothing => WAITING_MAX.saturating_sub(work.queue.len()),
+                Alone::Waits(..) | Alone::Runs(_) => 0,
+            };
             tokio::select! {
                 biased;
                 Some(event) = work.running.next(), if !work.running.is_empty() => work.end(event),
                 () = work.settling.next(), if work.settling.is_busy() => {}
                 () = work.clock.sleep(pause.unwrap_or(WAIT)), if pause.is_some() => {}
-                signal = consumer.receive(BATCH, WAIT, &mut batch), if has_room => {
+                _ = stop.changed() => {}
+                signal = consumer.receive(room, WAIT, &mut batch), if !is_deaf => {
                     let signal = match signal {
                         Ok(signal) => signal,
                         Err(error) if error.verdict() == Verdict::Never => break Err(error),
                         Err(error) => {
                             tracing::warn!(%error, subscription = %work.dispatch.subscription, "receiving failed, and is tried again");
-                            work.clock.sleep(PAUSE).await;
+                            receive_at = work.clock.elapsed() + PAUSE;
                             continue;
                         }
                     };
@@ -116,7 +133,6 @@ impl<S: Send + Sync + 'static> Worker<S> {
                         Err(error) => break Err(error),
                     }
                 }
-                _ = stop.changed() => {}
             }
         };
         let deadline = match (&result, *stop.borrow()) {
@@ -128,22 +144,40 @@ impl<S: Send + Sync + 'static> Worker<S> {
     }
 }
 
+/// A message that may have killed a process. It is tried with nothing else in hand, so that nothing else is taken for it.
+enum Alone {
+    Nothing,
+    /// Until nothing else is in hand.
+    Waits(Key, Delivery),
+    Runs(Token),
+}
+
 struct Work<S> {
     queue: Queue,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The messages among these.
     at_work: HashSet<Token>,
+    alone: Alone,
+    /// Under which ownership what is parked of a lane is known, or looked for.
+    epochs: HashMap<Lane, u64>,
     settling: Settling,
     dispatch: Arc<Dispatch<S>>,
     clock: Arc<dyn Clock>,
     concurrency: usize,
     interval: Duration,
     start_at: Duration,
+    /// What ends the worker.
+    failed: Option<Error>,
 }
 
 impl<S: Send + Sync + 'static> Work<S> {
     fn take(&mut self, delivery: Delivery) {
         self.dispatch.counts.received(&delivery, self.clock.now());
+        let Token { lane, epoch, .. } = delivery.token;
+        if self.dispatch.parked.is_some() && self.epochs.insert(lane, epoch) != Some(epoch) {
+            self.queue.close(lane);
+            self.load(lane, epoch, Duration::ZERO);
+        }
         if let Err(token) = self.queue.offer(delivery) {
             self.settling.add(token, Settlement::Release);
         }
@@ -151,23 +185,42 @@ impl<S: Send + Sync + 'static> Work<S> {
 
     /// Starts what may be started; how long to wait before more may be.
     fn start(&mut self) -> Option<Duration> {
-        while self.at_work.len() < self.concurrency {
+        let has_others = !self.at_work.is_empty() || self.settling.is_busy() || self.settling.has_waiting();
+        match std::mem::replace(&mut self.alone, Alone::Nothing) {
+            Alone::Waits(key, delivery) if !has_others => {
+                self.alone = Alone::Runs(delivery.token);
+                self.begin(key, delivery);
+            }
+            alone => self.alone = alone,
+        }
+        while self.at_work.len() < self.concurrency && matches!(self.alone, Alone::Nothing) {
             if !self.interval.is_zero() && self.queue.len() > 0 {
                 let now = self.clock.elapsed();
                 if now < self.start_at {
                     return Some(self.start_at - now);
                 }
-                self.start_at = self.start_at.max(now.saturating_sub(self.interval)) + self.interval;
             }
             let (key, delivery) = self.queue.next()?;
-            let mut ending = self.dispatch.start(&delivery);
-            // Most handlers that do not wait for anything end at once.
-            match ending.as_mut().now_or_never() {
-                Some(next) => self.ended(key, delivery, next),
-                None => self.run(key, delivery, ending),
+            self.start_at =
+                self.start_at.max(self.clock.elapsed().saturating_sub(self.interval)) + self.interval;
+            if self.dispatch.is_suspect(&delivery) {
+                let others = self.queue.forget_all();
+                others.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
+                self.alone = Alone::Waits(key, delivery);
+                return self.start();
             }
+            self.begin(key, delivery);
         }
         None
+    }
+
+    fn begin(&mut self, key: Key, delivery: Delivery) {
+        let mut ending = self.dispatch.start(&delivery);
+        // Most handlers that do not wait for anything end at once.
+        match ending.as_mut().now_or_never() {
+            Some(next) => self.ended(key, delivery, next),
+            None => self.run(key, delivery, ending),
+        }
     }
 
     fn run(&mut self, key: Key, delivery: Delivery, ending: BoxFuture<'static, Next>) {
@@ -182,22 +235,34 @@ impl<S: Send + Sync + 'static> Work<S> {
                 self.ended(key, delivery, next);
             }
             Event::Kept(lanes) => self.keep(lanes),
-            Event::Loaded(lane, Ok(())) => self.queue.open(lane),
-            Event::Loaded(lane, Err(error)) => {
+            // Somebody had the lane in between, and it is looked for anew.
+            Event::Loaded(lane, epoch, _) if self.epochs.get(&lane) != Some(&epoch) => {}
+            Event::Loaded(lane, _, Ok(())) => self.queue.open(lane),
+            Event::Loaded(lane, _, Err(error)) if error.code() == code::LEASE_LOST => {
+                // What is in hand of it comes again to its owner.
+                self.dispatch.counts.lost(self.queue.forget(&[lane]).len() as u64);
+                self.epochs.remove(&lane);
+            }
+            Event::Loaded(.., Err(error)) if error.verdict() == Verdict::Never => self.failed = Some(error),
+            Event::Loaded(lane, epoch, Err(error)) => {
                 tracing::warn!(%error, lane = lane.0, "what is parked of a lane cannot be read, and is tried again");
-                self.load(lane, PAUSE);
+                self.load(lane, epoch, PAUSE);
             }
         }
     }
 
     fn ended(&mut self, key: Key, delivery: Delivery, next: Next) {
+        if matches!(self.alone, Alone::Runs(token) if token == delivery.token) {
+            self.alone = Alone::Nothing;
+        }
         match next {
             Next::Ack => {
                 self.queue.done(&key);
                 self.settling.add(delivery.token, Settlement::Ack);
             }
             Next::Retry(after) => {
-                let behind = self.queue.again(&key, &delivery.message.id);
+                self.dispatch.counts.retried();
+                let behind = self.queue.again(&key, &delivery);
                 self.settling.add(delivery.token, Settlement::Retry { after });
                 behind.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
             }
@@ -211,23 +276,18 @@ impl<S: Send + Sync + 'static> Work<S> {
     /// Whether it goes on.
     fn signal(&mut self, signal: Signal) -> Result<bool> {
         match signal {
-            Signal::Messages => {}
-            Signal::LanesGained(lanes) => {
-                if self.dispatch.parked.is_some() {
-                    for lane in lanes {
-                        self.queue.close(lane);
-                        self.load(lane, Duration::ZERO);
-                    }
-                }
-            }
+            // What is parked is looked for with the first message of a lane, which says under which ownership it came.
+            Signal::Messages | Signal::LanesGained(_) => {}
             Signal::LanesRevoked { lanes, .. } => {
                 let waiting = self.queue.forget(&lanes);
                 waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
                 self.keep(lanes);
             }
-            Signal::LanesLost(lanes) => drop(self.queue.forget(&lanes)),
+            Signal::LanesLost(lanes) => {
+                self.dispatch.counts.lost(self.queue.forget(&lanes).len() as u64);
+            }
             // All that was in hand comes again.
-            Signal::Reconnected => drop(self.queue.forget_all()),
+            Signal::Reconnected => self.dispatch.counts.lost(self.queue.forget_all().len() as u64),
             Signal::Cancelled(error) => return Err(error),
             Signal::Drained => return Ok(false),
         }
@@ -244,17 +304,17 @@ impl<S: Send + Sync + 'static> Work<S> {
         }
     }
 
-    fn load(&mut self, lane: Lane, after: Duration) {
+    fn load(&mut self, lane: Lane, epoch: u64, after: Duration) {
         let (dispatch, clock) = (Arc::clone(&self.dispatch), Arc::clone(&self.clock));
         let load = async move {
             if !after.is_zero() {
                 clock.sleep(after).await;
             }
             let loaded = match &dispatch.parked {
-                Some(parked) => parked.load(lane).await,
+                Some(parked) => parked.load(lane, epoch).await,
                 None => Ok(()),
             };
-            Event::Loaded(lane, loaded)
+            Event::Loaded(lane, epoch, loaded)
         };
         self.running.push(load.boxed());
     }
@@ -268,6 +328,9 @@ impl<S: Send + Sync + 'static> Work<S> {
     ) -> Result<()> {
         let waiting: Vec<Token> = self.queue.forget_all();
         waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
+        if let Alone::Waits(_, delivery) = std::mem::replace(&mut self.alone, Alone::Nothing) {
+            self.settling.add(delivery.token, Settlement::Release);
+        }
         let clock = Arc::clone(&self.clock);
         let mut over = clock.sleep(deadline.saturating_sub(clock.elapsed()));
         loop {

@@ -34,8 +34,31 @@ impl Key {
 struct Waiting {
     deliveries: VecDeque<Delivery>,
     is_running: bool,
-    /// The id of a message that failed and is to come again: nothing else of the key is handled before.
-    again: Option<Arc<str>>,
+    /// A message that failed and is to come again: nothing else of the key is handled before.
+    again: Option<Again>,
+}
+
+/// A message by what is the same each time that it comes, and the ownership of its lane. Under a later one everything that
+/// is not settled comes again, in its order.
+#[derive(Debug)]
+struct Again {
+    source: Arc<str>,
+    id: Arc<str>,
+    epoch: u64,
+}
+
+impl Again {
+    fn of(delivery: &Delivery) -> Self {
+        let message = &delivery.message;
+        Self { source: Arc::clone(&message.source), id: message.dedupe_id(), epoch: delivery.token.epoch }
+    }
+
+    /// Whether this one has to go back.
+    fn is_behind(&self, delivery: &Delivery) -> bool {
+        let message = &delivery.message;
+        self.epoch == delivery.token.epoch
+            && !(self.source == message.source && self.id == message.dedupe_id())
+    }
 }
 
 impl Waiting {
@@ -66,7 +89,7 @@ impl Queue {
         let key = Key::of(&delivery);
         let is_open = !self.closed.contains(&key.lane());
         let waiting = self.keys.entry(key.clone()).or_default();
-        if waiting.again.as_ref().is_some_and(|again| *again != delivery.message.id) {
+        if waiting.again.as_ref().is_some_and(|again| again.is_behind(&delivery)) {
             return Err(delivery.token);
         }
         waiting.again = None;
@@ -81,6 +104,10 @@ impl Queue {
     /// The next message to be handled; its key is busy until it is told otherwise.
     pub(crate) fn next(&mut self) -> Option<(Key, Delivery)> {
         while let Some(key) = self.ready.pop_front() {
+            // A key may stand here since before its lane was closed, or forgotten.
+            if self.closed.contains(&key.lane()) {
+                continue;
+            }
             let Some(waiting) = self.keys.get_mut(&key).filter(|waiting| !waiting.is_running) else {
                 continue;
             };
@@ -104,14 +131,21 @@ impl Queue {
     }
 
     /// The message of a key failed and is to come again: the later ones of the key, which are to be given back.
-    pub(crate) fn again(&mut self, key: &Key, id: &Arc<str>) -> Vec<Token> {
+    pub(crate) fn again(&mut self, key: &Key, delivery: &Delivery) -> Vec<Token> {
         let Some(waiting) = self.keys.get_mut(key) else { return Vec::new() };
         waiting.is_running = false;
         if matches!(key, Key::Alone(_)) {
             self.keys.remove(key);
             return Vec::new();
         }
-        waiting.again = Some(Arc::clone(id));
+        if waiting.deliveries.front().is_some_and(|next| next.token.epoch > delivery.token.epoch) {
+            // The lane was lost and gained meanwhile: the message is among these.
+            if !self.closed.contains(&key.lane()) {
+                self.ready.push_back(key.clone());
+            }
+            return Vec::new();
+        }
+        waiting.again = Some(Again::of(delivery));
         self.len -= waiting.deliveries.len();
         waiting.deliveries.drain(..).map(|delivery| delivery.token).collect()
     }
@@ -208,7 +242,7 @@ mod tests {
             queue.offer(delivery(number, "a")).unwrap();
         }
         let (a, _) = next(&mut queue).unwrap();
-        assert_eq!(numbers(&queue.again(&a, &"1".into())), [2, 3]);
+        assert_eq!(numbers(&queue.again(&a, &delivery(1, "a"))), [2, 3]);
         assert_eq!(queue.offer(delivery(4, "a")).unwrap_err().number, 4);
         queue.offer(delivery(9, "b")).unwrap();
         assert_eq!(next(&mut queue).map(|(_, number)| number), Some(9));
@@ -231,6 +265,38 @@ mod tests {
         queue.done(&a);
         assert_eq!(next(&mut queue), Some((a, 1)));
         assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn what_failed_under_an_ownership_of_before_keeps_nothing_waiting() {
+        let later = |number, epoch| {
+            let mut delivery = delivery(number, "a");
+            delivery.token.epoch = epoch;
+            delivery
+        };
+        let mut queue = Queue::default();
+        queue.offer(delivery(1, "a")).unwrap();
+        let (a, _) = next(&mut queue).unwrap();
+        queue.forget(&[Lane(0)]);
+        // It fails when its lane is somebody else's; the lane comes back behind it.
+        assert!(queue.again(&a, &delivery(1, "a")).is_empty());
+        assert_eq!(queue.offer(delivery(2, "a")).unwrap_err().number, 2);
+        queue.offer(later(5, 3)).unwrap();
+        assert_eq!(next(&mut queue), Some((a.clone(), 5)));
+        // The same with the lane back before it fails.
+        queue.offer(later(6, 4)).unwrap();
+        assert!(queue.again(&a, &later(5, 3)).is_empty());
+        assert_eq!(next(&mut queue), Some((a, 6)));
+    }
+
+    #[test]
+    fn a_key_that_was_ready_when_its_lane_was_closed_waits() {
+        let mut queue = Queue::default();
+        queue.offer(delivery(1, "a")).unwrap();
+        queue.close(Lane(0));
+        assert_eq!(next(&mut queue), None);
+        queue.open(Lane(0));
+        assert_eq!(next(&mut queue).map(|(_, number)| number), Some(1));
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Settling {
         self.call.is_some()
     }
 
+    /// Whether something is to be settled.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Begins to settle what waits, if nothing is being settled.
     pub(super) fn begin(&mut self) {
         if self.call.is_some() || self.waiting.is_empty() {
@@ -66,7 +71,7 @@ impl Settling {
         for ((token, settlement), answer) in batch.into_iter().zip(answers) {
             match answer {
                 Settled::Done => {}
-                Settled::Lost => self.counts.lost(),
+                Settled::Lost => self.counts.lost(1),
                 Settled::Unknown(error) => {
                     tracing::debug!(%error, "whether a message is settled is unknown");
                     self.counts.unknown();

@@ -142,8 +142,15 @@ impl<T: Typed + DeserializeOwned> FromMessage for Json<T> {
 
     fn from_message(message: &Message) -> Result<Self> {
         serde_json::from_slice(&message.data).map(Json).map_err(|error| {
-            let what = format!("the body is no {}: {error}", T::KIND);
-            Error::new(code::MESSAGE_INVALID, what)
+            // What serde says may have values of the body in it, and this goes into logs.
+            let what = match error.classify() {
+                serde_json::error::Category::Data => "its values are not those of the kind",
+                serde_json::error::Category::Eof => "it ends too early",
+                serde_json::error::Category::Io | serde_json::error::Category::Syntax => "it is no JSON",
+            };
+            let place = format!("line {}, column {}", error.line(), error.column());
+            let what = format!("the body is no {}: {what} ({place})", T::KIND);
+            Error::new(code::MESSAGE_INVALID, what).because(error)
         })
     }
 }

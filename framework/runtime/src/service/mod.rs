@@ -15,8 +15,8 @@ use std::time::Duration;
 use tidegate_core::error::code;
 use tidegate_core::port::{Broker, StateStore};
 use tidegate_core::{
-    Apply, Channel, Clock, Error, FlowName, Ids, Result, Scope, Subscription, SystemClock, SystemIds,
-    Topology, capability,
+    Apply, Channel, Clock, Error, Ids, Result, Scope, Subscription, SystemClock, SystemIds, Topology,
+    capability,
 };
 use tokio::sync::watch;
 
@@ -24,6 +24,7 @@ pub use extract::{Context, FromContext, FromMessage, Info, Json, State, Typed};
 pub use failure::{Failure, IntoEnded};
 pub(crate) use handler::Ended;
 pub use handler::{ByMethod, Handle, Handler, Replies};
+pub(crate) use handlers::Erased;
 pub use handlers::Handlers;
 pub use running::Running;
 
@@ -236,8 +237,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             };
             let parked = match (&store, policy.exhausted) {
                 (Some(store), Exhausted::ParkKey) => {
-                    let flow = FlowName::new(name.replace(['-', '.'], "_"))?;
-                    Some(Parked::new(Arc::clone(store), flow, channel.name.clone()))
+                    Some(Parked::new(Arc::clone(store), &name, channel.name.clone())?)
                 }
                 _ => None,
             };
