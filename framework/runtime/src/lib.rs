@@ -16,22 +16,29 @@
 //! - `delivery`: how it is handled
 //! - `policy`, `dead_letter`: what happens to what fails
 //! - `call`, `outbox`: questions and replies
+//! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
 
+mod bridge;
 mod call;
 pub mod dead_letter;
 mod delivery;
+mod filter;
 mod outbox;
 mod policy;
 mod publisher;
 mod receiver;
+mod router;
 mod sender;
 mod service;
 
+pub use bridge::{Bridge, Carried, VIA};
 pub use call::{CALL, Caller, FAILED, REPLY_TO};
 pub use delivery::{Counted, Counts};
+pub use filter::Filter;
 pub use policy::{Exhausted, Policy};
 pub use publisher::Publisher;
 pub use receiver::Receiver;
+pub use router::Router;
 pub use sender::Sender;
 pub use service::{
     ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,

@@ -106,7 +106,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
             // With no room signals still come: a lane that is to go, or went.
             let room = match work.alone {
                 Alone::Nothing => WAITING_MAX.saturating_sub(work.queue.len()),
-                Alone::Waits(..) | Alone::Runs(_) => 0,
+                Alone::Waits(_) | Alone::Runs(_) => 0,
             };
             tokio::select! {
                 biased;
@@ -148,7 +148,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
 enum Alone {
     Nothing,
     /// Until nothing else is in hand.
-    Waits(Key, Delivery),
+    Waits(Box<(Key, Delivery)>),
     Runs(Token),
 }
 
@@ -187,7 +187,8 @@ impl<S: Send + Sync + 'static> Work<S> {
     fn start(&mut self) -> Option<Duration> {
         let has_others = !self.at_work.is_empty() || self.settling.is_busy() || self.settling.has_waiting();
         match std::mem::replace(&mut self.alone, Alone::Nothing) {
-            Alone::Waits(key, delivery) if !has_others => {
+            Alone::Waits(waiting) if !has_others => {
+                let (key, delivery) = *waiting;
                 self.alone = Alone::Runs(delivery.token);
                 self.begin(key, delivery);
             }
@@ -206,7 +207,7 @@ impl<S: Send + Sync + 'static> Work<S> {
             if self.dispatch.is_suspect(&delivery) {
                 let others = self.queue.forget_all();
                 others.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
-                self.alone = Alone::Waits(key, delivery);
+                self.alone = Alone::Waits(Box::new((key, delivery)));
                 return self.start();
             }
             self.begin(key, delivery);
@@ -328,8 +329,8 @@ impl<S: Send + Sync + 'static> Work<S> {
     ) -> Result<()> {
         let waiting: Vec<Token> = self.queue.forget_all();
         waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
-        if let Alone::Waits(_, delivery) = std::mem::replace(&mut self.alone, Alone::Nothing) {
-            self.settling.add(delivery.token, Settlement::Release);
+        if let Alone::Waits(waiting) = std::mem::replace(&mut self.alone, Alone::Nothing) {
+            self.settling.add(waiting.1.token, Settlement::Release);
         }
         let clock = Arc::clone(&self.clock);
         let mut over = clock.sleep(deadline.saturating_sub(clock.elapsed()));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod calling;
+mod carrying;
 mod failing;
 mod handling;
 
@@ -14,7 +15,7 @@ use tidegate_core::port::{Broker, Producer, StateStore, Store as _};
 use tidegate_core::{Apply, Channel, Clock, Message, Subscription, SystemClock, Topology};
 use tidegate_memory::{MemoryBroker, MemoryStore};
 use tidegate_runtime::dead_letter::DeadLetters;
-use tidegate_runtime::{Running, Typed, dead_letter};
+use tidegate_runtime::{Publisher, Running, Typed, dead_letter};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Placed {
@@ -32,6 +33,7 @@ impl Typed for Placed {
 
 /// A broker, a store and a channel of two lanes.
 struct World {
+    memory: MemoryBroker,
     broker: Arc<dyn Broker>,
     store: Arc<dyn StateStore>,
     orders: Channel,
@@ -40,10 +42,11 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let broker: Arc<dyn Broker> = Arc::new(MemoryBroker::default());
+        let memory = MemoryBroker::default();
+        let broker: Arc<dyn Broker> = Arc::new(memory.clone());
         let store = MemoryStore::new("s").state().await.unwrap();
         let orders = Channel::new("orders").unwrap().with_lanes(2);
-        Self { broker, store, orders, clock: SystemClock::shared() }
+        Self { memory, broker, store, orders, clock: SystemClock::shared() }
     }
 
     /// Registers a subscription before anybody is there.
@@ -55,9 +58,10 @@ impl World {
 
     /// Publishes orders with these numbers, as `order:number`.
     async fn place(&self, orders: &[&str]) {
-        let mut producer = self.broker.producer(&self.orders).await.unwrap();
+        let (clock, patience) = (Arc::clone(&self.clock), Duration::from_secs(5));
+        let mut publisher = Publisher::open(&*self.broker, &self.orders, clock, patience).await.unwrap();
         let messages: Vec<_> = orders.iter().map(|text| placed(text)).collect();
-        send(&mut *producer, &messages).await;
+        publisher.publish(&messages).await.unwrap();
     }
 
     async fn letters(&self) -> DeadLetters {
