@@ -132,6 +132,12 @@ impl NatsLog {
         }
     }
 
+    async fn last_of_all(&self, channel: &Channel) -> Result<Place> {
+        let asked = format!("STREAM.INFO.{}", stream(&channel.name));
+        let info: Info = self.get(&asked, &(), "look for the last place").await?;
+        Ok(info.state.last_sequence)
+    }
+
     /// Removes the messages of a subject; those before a place, if there is one.
     async fn purge(&self, stream: &str, subject: &str, before: Option<Place>) -> Result<()> {
         let mut what = serde_json::json!({ "filter": subject });
@@ -217,10 +223,14 @@ impl Log for NatsLog {
         self.purge(DOCUMENTS, &key(channel, name), None).await
     }
 
-    async fn last(&self, channel: &Channel) -> Result<Place> {
-        let asked = format!("STREAM.INFO.{}", stream(&channel.name));
-        let info: Info = self.get(&asked, &(), "look for the last place").await?;
-        Ok(info.state.last_sequence)
+    async fn last(&self, channel: &Channel) -> Result<Vec<Place>> {
+        Ok(vec![self.last_of_all(channel).await?; channel.lanes as usize])
+    }
+
+    /// Places rise over all lanes.
+    async fn at(&self, channel: &Channel, place: Place) -> Result<Option<Vec<Place>>> {
+        let is_there = place <= self.last_of_all(channel).await?;
+        Ok(is_there.then(|| vec![place; channel.lanes as usize]))
     }
 
     async fn stored_before(&self, channel: &Channel, lane: Lane, upto: Place, time: i64) -> Result<Place> {

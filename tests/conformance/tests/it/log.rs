@@ -434,7 +434,7 @@ async fn a_piece_behind_one_that_was_refused_is_not_stored() {
     let sent = producer.publish(&batch).await;
     let refused = sent.iter().filter(|sent| sent.error().is_some_and(|e| e.code() == code::LIMIT_REACHED));
     assert_eq!((sent.len(), refused.count()), (2_500, 2_500));
-    assert_eq!(model.last(&channel).await.unwrap(), 0);
+    assert!(model.last(&channel).await.unwrap().iter().all(|place| *place == 0));
     assert!(producer.publish(&batch).await.iter().all(tidegate_core::port::Sent::is_stored));
 }
 
