@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tidegate_core::error::{Verdict, code};
+use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Apply, Channel, Clock, Error, Message, Name, Result, SystemClock, Topology};
 
@@ -112,15 +112,10 @@ fn carry(
                 return Ok(());
             }
             message.headers.set(VIA, via)?;
-            match sender.send(message).await {
-                Ok(()) => {
-                    carried.carried.fetch_add(1, Ordering::Relaxed);
-                    Ok(())
-                }
-                // Nobody subscribes there by now, or it may be stored.
-                Err(error) if error.verdict() != Verdict::Retry => Err(Failure::retry(error)),
-                Err(error) => Err(error.into()),
-            }
+            // Whatever it is, the message waits here.
+            sender.send(message).await.map_err(Failure::retry)?;
+            carried.carried.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         })
     }
 }

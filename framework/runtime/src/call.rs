@@ -1,6 +1,7 @@
 //! Asks over a broker, and waits for the reply.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -127,9 +128,12 @@ impl Caller {
         if self.0.shared.is_over.load(Ordering::Acquire) {
             return Err(Error::new(code::STOPPED, "no replies come any more"));
         }
-        if self.0.shared.lock().insert(Arc::clone(&id), tell).is_some() {
-            let what = format!("the message {id} is asked twice at once");
-            return Err(Error::new(code::CONFIG_INVALID, what));
+        match self.0.shared.lock().entry(Arc::clone(&id)) {
+            Entry::Vacant(place) => _ = place.insert(tell),
+            Entry::Occupied(_) => {
+                let what = format!("the message {id} is asked twice at once");
+                return Err(Error::new(code::CONFIG_INVALID, what));
+            }
         }
         let _forget = Forget(&self.0.shared, Arc::clone(&id));
         let asked = async {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::future::BoxFuture;
-use tidegate_core::error::{Verdict, code};
+use tidegate_core::error::code;
 use tidegate_core::{Error, Message};
 
 use crate::filter::Filter;
@@ -94,9 +94,6 @@ impl Router {
                 return Err(Failure::never(Error::new(code::CONFIG_INVALID, what)));
             }
         };
-        match to.send(message).await {
-            Err(error) if error.verdict() == Verdict::Unknown => Err(Failure::retry(error)),
-            sent => Ok(sent?),
-        }
+        Ok(to.send(message).await?)
     }
 }

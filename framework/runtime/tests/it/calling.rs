@@ -48,3 +48,17 @@ async fn a_thousand_questions_at_once_get_their_own_replies_and_late_ones_are_co
     assert_eq!(error.to_string(), "TG0058 call-failed: no such order");
     drain(service).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_twice_at_once_does_not_take_the_reply_from_the_first() {
+    let world = World::new().await;
+    let handlers = Handlers::new().handle(price).with_policy(Policy::skip().with_attempts(1));
+    let service = Service::new("pricing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+    let (ids, clock) = (Arc::new(SystemIds), Arc::clone(&world.clock));
+    let caller = Caller::open(&*world.broker, &world.orders, "shop-1", ids, clock).await.unwrap();
+    let ask = || caller.call_message(placed("some:1"), Duration::from_secs(2));
+    let (first, second) = futures::join!(ask(), ask());
+    assert_eq!(&*first.unwrap().kind, Priced::KIND);
+    assert_eq!(second.unwrap_err().code(), code::CONFIG_INVALID);
+    drain(service).await;
+}
