@@ -9,13 +9,13 @@ use tokio::sync::oneshot;
 
 use super::broker::Link;
 use super::fetch::fetch;
-use super::keeper::{keep, write};
+use super::keeper::{PAUSE, keep, write};
 use super::member::{Membership, leave};
 use super::settle::LogSettle;
 use super::shared::{Finish, Inner, Shared, Written};
 use super::{Log, tidy};
 use crate::channel::Subscription;
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result, Verdict, code};
 use crate::lane::Lane;
 use crate::port::{Consumer, Delivery, Leftover, Settle, Signal};
 use crate::scope::Scope;
@@ -216,7 +216,7 @@ impl<L: Log> Consumer for LogConsumer<L> {
 pub(super) async fn end<L: Log>(shared: &Shared<L>, me: Member) -> Result<usize> {
     let released = shared.lock().release();
     let written = tokio::select! {
-        written = write(shared) => written,
+        written = write_at_last(shared) => written,
         () = shared.clock.sleep(LAST_WRITE) => {
             Err(Error::new(code::TIMED_OUT, "what was settled last could not be written in time"))
         }
@@ -225,6 +225,16 @@ pub(super) async fn end<L: Log>(shared: &Shared<L>, me: Member) -> Result<usize>
     shared.lock().abandon();
     let left = leave(shared, me).await;
     written.and(left).map(|()| released)
+}
+
+/// Writes until it is done, or cannot be.
+async fn write_at_last<L: Log>(shared: &Shared<L>) -> Result<()> {
+    loop {
+        match write(shared).await {
+            Err(error) if error.verdict() != Verdict::Never => shared.clock.sleep(PAUSE).await,
+            written => return written,
+        }
+    }
 }
 
 impl<L: Log> Drop for LogConsumer<L> {

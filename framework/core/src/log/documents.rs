@@ -65,12 +65,18 @@ pub(super) struct Read<T> {
     pub(super) revision: u64,
 }
 
+/// Reads a document. A connection that was lost since it was used last is noticed by whoever uses it next: reading is tried
+/// once more.
 pub(super) async fn read<T: DeserializeOwned>(
     log: &(impl Log + ?Sized),
     channel: &Name,
     name: &str,
 ) -> Result<Option<Read<T>>> {
-    let Some(Document { value, revision }) = log.document(channel, name).await? else { return Ok(None) };
+    let found = match log.document(channel, name).await {
+        Err(error) if error.code() == code::CONNECTION_LOST => log.document(channel, name).await,
+        found => found,
+    };
+    let Some(Document { value, revision }) = found? else { return Ok(None) };
     let record = serde_json::from_slice(&value).map_err(|error| {
         Error::new(code::STATE_NEWER, format!("the document {name} of channel {channel} cannot be read"))
             .hint("it was written by a newer version, or by somebody else")

@@ -6,14 +6,14 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::documents::{self, LaneRecord};
-use super::shared::{Inner, Shared, Writing, Written};
+use super::shared::{Begun, Inner, Shared, Writing, Written};
 use super::{Document, Log};
-use crate::error::{Error, Result, Verdict};
+use crate::error::{Error, Result, Verdict, code};
 
 /// How long what was given is left to be written together with what is settled of it.
 const NOTE_AFTER: Duration = Duration::from_millis(5);
 /// How long to wait before something is tried again.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Writes for ever.
 pub(super) async fn keep<L: Log + ?Sized>(shared: Arc<Shared<L>>) -> Result<()> {
@@ -41,9 +41,9 @@ pub(super) async fn write<L: Log + ?Sized>(shared: &Shared<L>) -> Result<()> {
         if begun.is_empty() {
             return Ok(());
         }
-        let ends = join_all(begun.iter().map(|(writing, record, revision)| {
-            let write = one(shared, *writing, record, *revision);
-            async move { (*writing, record.low(), write.await) }
+        let ends = join_all(begun.iter().map(async |begun: &Begun| {
+            let end = one(shared, begun).await;
+            (begun.writing, begun.record.low(), end)
         }));
         let ends = ends.await;
         let mut failed = None;
@@ -64,9 +64,9 @@ pub(super) async fn write<L: Log + ?Sized>(shared: &Shared<L>) -> Result<()> {
 enum End {
     /// It is durable, as this revision.
     Durable(u64),
-    /// It is not: the document is at this revision, and still ours.
-    Not(u64, Option<Error>),
-    /// The lane is somebody else's.
+    /// It is not, and will not be: nothing was done.
+    Not(Error),
+    /// The lane is somebody else's, and it was not written.
     Lost,
     /// Nobody can say.
     Unknown(Error),
@@ -82,15 +82,12 @@ fn finish(inner: &mut Inner, writing: Writing, low: u64, end: End) -> Option<Err
             inner.end(writing, Some(|| Written::Done));
             None
         }
-        End::Not(revision, error) => {
+        End::Not(error) => {
             match kept {
-                Some(kept) => {
-                    kept.revision = revision;
-                    inner.end(writing, None::<fn() -> Written>);
-                }
+                Some(_) => inner.end(writing, None::<fn() -> Written>),
                 None => inner.end(writing, Some(|| Written::Lost)),
             }
-            error
+            Some(error)
         }
         End::Lost => {
             inner.end(writing, Some(|| Written::Lost));
@@ -106,44 +103,68 @@ fn finish(inner: &mut Inner, writing: Writing, low: u64, end: End) -> Option<Err
     }
 }
 
-async fn one<L: Log + ?Sized>(
-    shared: &Shared<L>,
-    writing: Writing,
-    record: &LaneRecord,
-    revision: u64,
-) -> End {
+/// Writes a lane, until it is known what came of it. Once an answer was lost only the document tells, and only as long as
+/// the lane is this member's: what another owner found there may have been this writing.
+async fn one<L: Log + ?Sized>(shared: &Shared<L>, begun: &Begun) -> End {
+    let Begun { writing, record, .. } = begun;
     let name = documents::lane(shared.subscription, writing.lane);
     let value = match documents::bytes(record) {
         Ok(value) => value,
         Err(error) => return End::Unknown(error),
     };
-    let mut error = match shared.log.write(&shared.channel.name, &name, value, Some(revision)).await {
-        Ok(Some(revision)) => return End::Durable(revision),
-        Err(error) if error.verdict() != Verdict::Unknown => return End::Not(revision, Some(error)),
-        Err(error) => Some(error),
-        // Somebody else wrote; or this member, whose answer was lost.
-        Ok(None) => None,
-    };
     let until = shared.clock.elapsed() + shared.settings.lease;
+    let (mut revision, mut is_in_doubt) = (begun.revision, begun.is_in_doubt);
     loop {
-        match look(shared, &name, writing).await {
-            Ok(end) => return end,
-            Err(failed) if shared.clock.elapsed() >= until => return End::Unknown(failed),
-            Err(failed) => error.get_or_insert(failed),
+        let written = shared.log.write(&shared.channel.name, &name, value.clone(), Some(revision)).await;
+        let mut error = match written {
+            Ok(Some(revision)) => return End::Durable(revision),
+            Ok(None) => None,
+            Err(error) => {
+                is_in_doubt |= error.verdict() == Verdict::Unknown;
+                if !is_in_doubt {
+                    return End::Not(error);
+                }
+                Some(error)
+            }
         };
-        shared.clock.sleep(PAUSE).await;
+        match look(shared, &name, *writing).await {
+            Ok(Found::Written(revision)) => return End::Durable(revision),
+            Ok(Found::Ours(now)) => revision = now,
+            Ok(Found::Theirs) if !is_in_doubt => return End::Lost,
+            Ok(Found::Theirs) => return End::Unknown(error.unwrap_or_else(in_doubt)),
+            Err(failed) => error = Some(failed),
+        }
+        if let Some(error) = error {
+            if shared.clock.elapsed() >= until {
+                return End::Unknown(error);
+            }
+            shared.clock.sleep(PAUSE).await;
+        }
     }
 }
 
-/// Looks whether the document is as it was to be written.
-async fn look<L: Log + ?Sized>(shared: &Shared<L>, name: &str, writing: Writing) -> Result<End> {
+fn in_doubt() -> Error {
+    let text = "the lane is somebody else's, and what was written of it last may have been written before";
+    Error::new(code::TIMED_OUT, text)
+}
+
+/// How a document stands that was to be written.
+enum Found {
+    /// As it was to be written.
+    Written(u64),
+    /// Not so, and this member may still write it.
+    Ours(u64),
+    Theirs,
+}
+
+async fn look<L: Log + ?Sized>(shared: &Shared<L>, name: &str, writing: Writing) -> Result<Found> {
     let Some(Document { value, revision }) = shared.log.document(&shared.channel.name, name).await? else {
-        return Ok(End::Lost);
+        return Ok(Found::Theirs);
     };
     let found: LaneRecord = serde_json::from_slice(&value).unwrap_or_default();
     Ok(match (found.epoch == writing.epoch, found.number == writing.number) {
-        (true, true) => End::Durable(revision),
-        (true, false) => End::Not(revision, None),
-        (false, _) => End::Lost,
+        (true, true) => Found::Written(revision),
+        (true, false) => Found::Ours(revision),
+        (false, _) => Found::Theirs,
     })
 }

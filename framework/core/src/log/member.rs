@@ -8,7 +8,7 @@ use super::documents::{self, LaneRecord, Read, micros};
 use super::seating::{Mine, Seating, Taken, Tended, Watch};
 use super::shared::{Finish, Kept, Shared, Written};
 use super::{Log, Reader};
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result, Verdict, code};
 use crate::hand::Fetched;
 use crate::lane::Lane;
 use crate::seats::Member;
@@ -195,19 +195,34 @@ impl<L: Log + ?Sized> Membership<L> {
     }
 }
 
-/// Ends a membership: its seats are free.
+/// Ends a membership: its seats are free. Repeatable.
+///
+/// # Errors
+/// What kept it from being ended for as long as a lease: its seats are free by now all the same.
 pub(super) async fn leave<L: Log + ?Sized>(shared: &Shared<L>, me: Member) -> Result<()> {
     let name = documents::seats(shared.subscription);
     let until = shared.clock.elapsed() + shared.settings.lease;
+    let mut last = None;
     while shared.clock.elapsed() < until {
-        let found: Option<Read<Seating>> = documents::read(&*shared.log, &shared.channel.name, &name).await?;
-        let Some(Read { record: mut seating, revision }) = found else { return Ok(()) };
-        seating.leave(me);
-        let value = documents::bytes(&seating)?;
-        if shared.log.write(&shared.channel.name, &name, value, Some(revision)).await?.is_some() {
-            return Ok(());
+        match leave_once(shared, me, &name).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if error.verdict() == Verdict::Never => return Err(error),
+            Err(error) => {
+                last = Some(error);
+                shared.clock.sleep(LOOK).await;
+            }
         }
     }
-    // Its lanes are free when its lease is over.
-    Err(Error::new(code::TIMED_OUT, "the membership could not be ended in time"))
+    let text = "the membership could not be ended in time";
+    Err(last.unwrap_or_else(|| Error::new(code::TIMED_OUT, text)))
+}
+
+/// False if somebody else wrote meanwhile.
+async fn leave_once<L: Log + ?Sized>(shared: &Shared<L>, me: Member, name: &str) -> Result<bool> {
+    let found: Option<Read<Seating>> = documents::read(&*shared.log, &shared.channel.name, name).await?;
+    let Some(Read { record: mut seating, revision }) = found else { return Ok(true) };
+    seating.leave(me);
+    let value = documents::bytes(&seating)?;
+    Ok(shared.log.write(&shared.channel.name, name, value, Some(revision)).await?.is_some())
 }

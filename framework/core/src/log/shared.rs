@@ -92,6 +92,25 @@ pub(super) struct Writing {
     pub(super) number: u64,
 }
 
+impl Writing {
+    /// Whether it is of the same lane under the same ownership.
+    fn is_of(self, other: Writing) -> bool {
+        (self.lane, self.epoch) == (other.lane, other.epoch)
+    }
+}
+
+/// A writing that is to be done.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) writing: Writing,
+    /// What is written.
+    pub(super) record: LaneRecord,
+    /// The revision before it.
+    pub(super) revision: u64,
+    /// An earlier one was dropped before its end.
+    pub(super) is_in_doubt: bool,
+}
+
 /// Somebody who waits until a writing is durable.
 #[derive(Debug)]
 struct Waiter {
@@ -206,26 +225,30 @@ impl Inner {
         self.lanes.get(&lane).is_none_or(|kept| kept.written == kept.number)
     }
 
-    /// Begins to write every lane that is not as it was written: what stands there, and the revision before it.
-    pub(super) fn begin(&mut self) -> Vec<(Writing, LaneRecord, u64)> {
+    /// Begins to write every lane that is not as it was written.
+    pub(super) fn begin(&mut self) -> Vec<Begun> {
         let mut begun = Vec::new();
         for (lane, kept) in self.lanes.iter().filter(|(_, kept)| kept.written != kept.number) {
             let Some(unsettled) = self.hand.unsettled(*lane) else { continue };
             let writing = Writing { lane: *lane, epoch: kept.epoch, number: kept.number };
-            begun.push((writing, LaneRecord::of(kept.epoch, kept.number, unsettled), kept.revision));
+            begun.push(Begun {
+                writing,
+                record: LaneRecord::of(kept.epoch, kept.number, unsettled),
+                revision: kept.revision,
+                is_in_doubt: self.writing.iter().any(|left| left.is_of(writing)),
+            });
         }
-        self.writing.extend(begun.iter().map(|(writing, ..)| *writing));
+        self.writing.extend(begun.iter().map(|begun| begun.writing));
         begun
     }
 
-    /// Ends a writing, with what those are told who wait for it; `None` if it is to be tried again.
+    /// Ends a writing, and with it what was left of those before; with what those are told who wait for it, `None` if it
+    /// is to be tried again.
     pub(super) fn end(&mut self, writing: Writing, answer: Option<impl Fn() -> Written>) {
-        self.writing.retain(|known| *known != writing);
+        let is_of_it = |what: Writing| what.is_of(writing) && what.number <= writing.number;
+        self.writing.retain(|known| !is_of_it(*known));
         let Some(answer) = answer else { return };
-        self.answer(|what| {
-            let is_of_it = (what.lane, what.epoch) == (writing.lane, writing.epoch);
-            (is_of_it && what.number <= writing.number).then(&answer)
-        });
+        self.answer(|what| is_of_it(what).then(&answer));
     }
 
     /// Waits for a writing of a lane.

@@ -12,7 +12,9 @@ use tidegate_conformance::{CASES, Fixture, Hook, Killed, Outcome, Size, numbered
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader, Settings};
-use tidegate_core::port::{Attempt, Broker, Effective, Sent, Signal};
+use tidegate_core::port::{
+    Attempt, Broker, Consumer, Delivery, Effective, Sent, Settled, Settlement, Signal,
+};
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
     Subscription, SystemClock, Topology,
@@ -37,11 +39,22 @@ static CAPABILITIES: Capabilities = Capabilities {
     loss: &[LossCase { when: LossEvent::BrokerKilled, text: "it is in memory", avoid: "nothing" }],
 };
 
-/// A log in memory. Clones are the same one.
+/// A log in memory. Clones are the same one, over the same connection.
 #[derive(Clone, Debug)]
 struct Model {
     data: Arc<Data>,
+    link: Arc<Connection>,
     clock: Arc<dyn Clock>,
+}
+
+/// How one program reaches it.
+#[derive(Debug, Default)]
+struct Connection {
+    is_cut: AtomicBool,
+    /// The seats cannot be written.
+    has_no_seats: AtomicBool,
+    /// The connection is cut behind the next document of a lane that is written.
+    is_cut_by_writing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +93,12 @@ fn lost() -> Error {
 
 impl Model {
     fn new() -> Self {
-        Self { data: Arc::default(), clock: SystemClock::shared() }
+        Self { data: Arc::default(), link: Arc::default(), clock: SystemClock::shared() }
+    }
+
+    /// The same, as another program reaches it.
+    fn again(&self) -> Self {
+        Self { link: Arc::default(), ..self.clone() }
     }
 
     fn broker(&self) -> Arc<dyn Broker> {
@@ -94,7 +112,7 @@ impl Model {
 
     async fn reach(&self) -> Result<()> {
         tokio::task::yield_now().await;
-        if self.data.is_away.load(Ordering::Acquire) {
+        if self.data.is_away.load(Ordering::Acquire) || self.link.is_cut.load(Ordering::Acquire) {
             self.clock.sleep(Duration::from_millis(20)).await;
             return Err(Error::new(code::UNREACHABLE, "nobody is there"));
         }
@@ -135,6 +153,9 @@ impl Log for Model {
         expected: Option<u64>,
     ) -> Result<Option<u64>> {
         self.reach().await?;
+        if name.starts_with("seats.") && self.link.has_no_seats.load(Ordering::Acquire) {
+            return Err(Error::new(code::UNREACHABLE, "nobody is there"));
+        }
         let revision = self.data.revision.fetch_add(1, Ordering::Relaxed) as u64 + 1;
         {
             let mut documents = lock(&self.data.documents);
@@ -143,6 +164,10 @@ impl Log for Model {
                 return Ok(None);
             }
             documents.insert(key, Document { value, revision });
+        }
+        if name.starts_with("lane.") && self.link.is_cut_by_writing.swap(false, Ordering::AcqRel) {
+            self.link.is_cut.store(true, Ordering::Release);
+            return Err(lost());
         }
         // Of what is written of a lane every thirtieth answer is lost.
         if expected.is_some()
@@ -457,4 +482,77 @@ async fn a_channel_that_is_gone_ends_its_consumers() {
     };
     let error = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
     assert_eq!(error.code(), code::CHANNEL_MISSING);
+}
+
+/// A channel of one lane with one message in it, and its subscription.
+async fn one_message(model: &Model, name: &str) -> Subscription {
+    let broker = model.broker();
+    let channel = Channel::new(name).unwrap().with_lanes(1);
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let message = Message::with_id("1", "test", "numbered").with_subject("k");
+    let sent = broker.producer(&channel).await.unwrap().publish(&[message]).await;
+    assert!(sent[0].is_stored());
+    subscription
+}
+
+async fn first(consumer: &mut dyn Consumer, wait: Duration) -> Option<Delivery> {
+    let (mut out, until) = (Vec::new(), tokio::time::Instant::now() + wait);
+    while out.is_empty() && tokio::time::Instant::now() < until {
+        consumer.receive(1, Duration::from_millis(50), &mut out).await.unwrap();
+    }
+    out.pop()
+}
+
+/// A red C27 on Redis: what was settled was written, its answer was lost, and another member had the lane by the time one
+/// could look. It was told to be lost, and never came again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_owner_may_have_found_settled_is_unknown() {
+    let model = Model::new();
+    let subscription = one_message(&model, "doubt").await;
+    let mut consumer = model.broker().subscribe(&subscription).await.unwrap();
+    let delivery = first(&mut *consumer, Duration::from_secs(10)).await.unwrap();
+    let other = model.again().broker();
+    let mut heir = other.subscribe(&subscription).await.unwrap();
+
+    // Some time before it settles others heard of it last.
+    model.link.has_no_seats.store(true, Ordering::Release);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    model.link.is_cut_by_writing.store(true, Ordering::Release);
+    let settler = consumer.settler();
+    let ack = [(delivery.token, Settlement::Ack)];
+    let settled = settler.settle(&ack);
+    let taken_over = async {
+        while !matches!(
+            heir.receive(1, Duration::from_secs(1), &mut Vec::new()).await.unwrap(),
+            Signal::LanesGained(_)
+        ) {}
+        model.link.is_cut.store(false, Ordering::Release);
+        assert!(first(&mut *heir, Duration::from_millis(300)).await.is_none(), "it is settled");
+    };
+    let both = async { tokio::join!(settled, taken_over) };
+    let (settled, ()) = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+    assert!(matches!(settled[..], [Settled::Unknown(_)]), "{settled:?}");
+}
+
+/// A connection that was cut just before a consumer is closed keeps its lanes from nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_is_closed_over_a_connection_that_comes_back() {
+    let model = Model::new();
+    let subscription = one_message(&model, "closed").await;
+    let mut consumer = model.broker().subscribe(&subscription).await.unwrap();
+    let delivery = first(&mut *consumer, Duration::from_secs(10)).await.unwrap();
+    let settler = consumer.settler();
+    let ack = [(delivery.token, Settlement::Ack)];
+    let settled = settler.settle(&ack);
+    model.link.is_cut.store(true, Ordering::Release);
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        model.link.is_cut.store(false, Ordering::Release);
+    };
+    let (settled, closed, ()) = tokio::join!(settled, consumer.close(Duration::from_secs(5)), back);
+    assert_eq!(closed.unwrap().released, 0);
+    assert!(matches!(settled[..], [Settled::Done]), "{settled:?}");
+    let mut next = model.broker().subscribe(&subscription).await.unwrap();
+    assert!(first(&mut *next, Duration::from_millis(500)).await.is_none(), "it is settled");
 }
