@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use crate::outcome::Tally;
+use crate::stream::passes;
 use crate::test::Run;
-use crate::{stream, workspace};
+use crate::workspace;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -19,38 +20,24 @@ const QUICK: [&[&str]; 2] = [&["flow", "--quick"], &["verify", "--quick"]];
 
 /// Always an optimised build: there is nothing to learn from another.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
-    let words: Vec<&str> = arguments.rest.iter().map(String::as_str).collect();
-    let done = bench(&words, &["--release"], &Run::default())?;
-    Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut build = workspace::cargo(&["build", "--release", "--package", "tidegate-migrations"]);
+    let mut bench = workspace::cargo(&["run", "--release", "--package", "tidegate-bench", "--"]);
+    bench.args(&arguments.rest);
+    // A work runs the program of migrations.
+    let is_built = arguments.rest.first().is_none_or(|work| work != "flow") || passes(&mut build)?;
+    Ok(if is_built && passes(&mut bench)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The smoke form, in the build that the tests have.
 pub(crate) fn quick(run: &Run) -> Tally {
     let mut tally = Tally::default();
     for words in QUICK {
-        tally.add(match bench(words, &[], run) {
+        let passed = run.program("tidegate-bench").and_then(|mut program| passes(program.args(words)));
+        tally.add(match passed {
             Ok(true) => Tally::passed(),
             Ok(false) => Tally::gate("bench", &[format!("`cargo xtask bench {}` failed", words.join(" "))]),
             Err(cause) => Tally::gate("bench", &[cause]),
         });
     }
     tally
-}
-
-/// Builds what the works run, the program of migrations among it, and runs them.
-fn bench(words: &[&str], profile: &[&str], run: &Run) -> Result<bool, String> {
-    let cargo = |words: &[&str]| {
-        let mut command = workspace::cargo(words);
-        command.envs(run.environment.iter().cloned());
-        let ended =
-            stream::run(&mut command, None, |_| ()).map_err(|e| format!("cargo could not be run: {e}"))?;
-        Ok::<bool, String>(ended.status.success())
-    };
-    if words.first() == Some(&"flow") {
-        let build = [&["build", "--package", "tidegate-migrations"], profile].concat();
-        if !cargo(&build)? {
-            return Ok(false);
-        }
-    }
-    cargo(&[&["run", "--package", "tidegate-bench"], profile, &["--"], words].concat())
 }

@@ -3,11 +3,15 @@
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 
 use crate::libtest::Reader;
 use crate::outcome::Tally;
 use crate::test::{Run, report};
 use crate::{stream, workspace};
+
+/// How many suites run at once: they wait more than they work, and with all of them at once messages come late.
+const AT_ONCE: usize = 3;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -35,51 +39,50 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             known.join(", ")
         ));
     }
-    let mut words = vec!["--size".to_owned(), arguments.size.clone()];
+    let mut command = workspace::cargo(&["test", "--quiet", "--package", &package, "--test", "conformance"]);
+    command.args(["--", "--size", &arguments.size]);
     if let Some(file) = &arguments.json {
         // The target runs in the folder of its package.
         let file = std::path::absolute(file).map_err(|cause| format!("{}: {cause}", file.display()))?;
-        words.extend(["--json".to_owned(), file.display().to_string()]);
+        command.arg("--json").arg(file);
     }
-    words.extend(arguments.only.iter().flat_map(|only| ["--only".to_owned(), only.clone()]));
-    let tally = suite(&package, &words, &Run::default());
+    command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
+    let tally = check(&package, &mut command, &Run::default());
     report(&tally, &[]);
     Ok(if tally.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Every adapter, at once: they wait more than they work.
+/// Every adapter, as many at once as do not make each other late.
 pub(crate) fn quick(run: &Run) -> Tally {
-    let packages = match checked() {
-        Ok(packages) => packages,
+    let suites = match run.built() {
+        Ok(built) => &built.suites,
         Err(cause) => return Tally::failed(format!("conformance: {cause}")),
     };
-    // Built before, so that no two of them build the same.
-    let mut build = workspace::cargo(&["test", "--quiet", "--no-run", "--test", "conformance"]);
-    packages.iter().for_each(|package| _ = build.args(["--package", package]));
-    if !stream::run(&mut build, None, |_| ()).is_ok_and(|ended| ended.status.success()) {
-        return Tally::failed("conformance: could not be built");
-    }
-    let words = ["--size".to_owned(), "quick".to_owned()];
-    let mut tally = Tally::default();
+    let waiting = Mutex::new(suites.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let tally = Mutex::new(Tally::default());
     std::thread::scope(|scope| {
-        let suites: Vec<_> =
-            packages.iter().map(|package| scope.spawn(|| suite(package, &words, run))).collect();
-        for (package, suite) in packages.iter().zip(suites) {
-            let failed = || Tally::failed(format!("conformance of {package}"));
-            tally.add(suite.join().unwrap_or_else(|_| failed()));
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((package, suite)) = next() {
+                    let mut command = Command::new(&suite.binary);
+                    command.args(["--size", "quick"]).current_dir(&suite.folder);
+                    let found = check(package, &mut command, run);
+                    tally.lock().unwrap_or_else(PoisonError::into_inner).add(found);
+                }
+            });
         }
     });
-    tally
+    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn suite(package: &str, words: &[String], run: &Run) -> Tally {
-    let mut command: Command =
-        workspace::cargo(&["test", "--quiet", "--package", package, "--test", "conformance", "--"]);
-    command.args(words).envs(run.environment.iter().cloned());
-    let mut reader = Reader::default();
-    match stream::run(&mut command, None, |line| reader.line(line)) {
-        Ok(ended) => reader.finish(&format!("conformance of {package}"), ended.status.success()),
-        Err(cause) => Tally::failed(format!("conformance of {package}: cargo could not be run: {cause}")),
+fn check(package: &str, command: &mut Command, run: &Run) -> Tally {
+    command.envs(run.environment.iter().cloned());
+    let name = format!("conformance of {package}");
+    let mut reader = Reader::of(&name);
+    match stream::run(command, None, |line| reader.line(line)) {
+        Ok(ended) => reader.finish(&name, ended.status.success()),
+        Err(cause) => Tally::failed(format!("{name}: it could not be run: {cause}")),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Runs every example and compares what it prints with what it promises.
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,20 +18,24 @@ use crate::{stream, workspace};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expected {
-    /// For the shell, in the root of the workspace.
+    /// For the shell, in the root of the workspace; programs of the workspace are called by their names.
     command: String,
-    /// After that many seconds it is killed and has failed; building is part of it.
+    /// After that many seconds it is killed and has failed.
     limit_seconds: u64,
     /// A regular expression that the output has to match somewhere (`.` stays within its line).
     output: String,
 }
 
 pub(crate) fn run(run: &Run) -> Tally {
+    let path = match run.built() {
+        Ok(built) => path(&built.programs),
+        Err(cause) => return Tally::failed(format!("examples: {cause}")),
+    };
     let mut tally = Tally::default();
     for folder in folders(&workspace::root().join("examples")) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         println!("-- example {name}");
-        match check(&folder, run) {
+        match check(&folder, run, &path) {
             Ok(()) => tally.add(Tally::passed()),
             Err(cause) => {
                 println!("example {name}: {cause}");
@@ -47,7 +53,14 @@ fn folders(examples: &Path) -> Vec<PathBuf> {
     folders
 }
 
-fn check(folder: &Path, run: &Run) -> Result<(), String> {
+/// Where the shell looks for programs: among those of the workspace first.
+fn path(programs: &BTreeMap<String, PathBuf>) -> OsString {
+    let ours = programs.values().filter_map(|program| program.parent()).take(1).map(Path::to_owned);
+    let others = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(ours.chain(std::env::split_paths(&others))).unwrap_or(others)
+}
+
+fn check(folder: &Path, run: &Run, path: &OsStr) -> Result<(), String> {
     let text = fs::read_to_string(folder.join("expected.toml"))
         .map_err(|cause| format!("expected.toml: {cause}"))?;
     let expected: Expected = toml::from_str(&text).map_err(|cause| format!("expected.toml: {cause}"))?;
@@ -56,7 +69,8 @@ fn check(folder: &Path, run: &Run) -> Result<(), String> {
     command
         .args(["-c", &expected.command])
         .current_dir(workspace::root())
-        .envs(run.environment.iter().cloned());
+        .envs(run.environment.iter().cloned())
+        .env("PATH", path);
     let mut output = String::new();
     let limit = Duration::from_secs(expected.limit_seconds);
     let ended = stream::run(&mut command, Some(limit), |line| {
@@ -80,7 +94,7 @@ mod tests {
     fn outcome(expected: &str) -> Result<(), String> {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("expected.toml"), expected).unwrap();
-        check(folder.path(), &Run::default())
+        check(folder.path(), &Run::default(), &path(&BTreeMap::new()))
     }
 
     #[test]
@@ -103,6 +117,7 @@ mod tests {
     #[test]
     fn an_example_without_a_promise_fails() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(check(folder.path(), &Run::default()).unwrap_err().contains("expected.toml"));
+        let cause = check(folder.path(), &Run::default(), OsStr::new("")).unwrap_err();
+        assert!(cause.contains("expected.toml"), "{cause}");
     }
 }

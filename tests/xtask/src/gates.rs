@@ -31,24 +31,10 @@ fn format(_: &Run) -> Tally {
 }
 
 fn lints(_: &Run) -> Tally {
-    let all = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--features",
-        workspace::ON_REQUEST,
-        "--",
-        "-D",
-        "warnings",
-    ];
-    let mut tally = cargo("lints", &all, &[]);
+    let words = ["clippy", "--workspace", "--all-targets", "--features", workspace::ON_REQUEST];
     // Targets that a plain `cargo test` leaves out are left out by `--all-targets` as well.
-    tally.add(cargo(
-        "lints",
-        &["clippy", "--workspace", "--test", "conformance", "--", "-D", "warnings"],
-        &[],
-    ));
-    tally
+    let words = [&words[..], &["--test", "conformance", "--", "-D", "warnings"]].concat();
+    cargo("lints", &words, &[])
 }
 
 /// What a user may leave out can be left out.

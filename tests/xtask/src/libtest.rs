@@ -10,11 +10,24 @@ pub(crate) struct Reader {
     /// The tests announced by a binary that has not printed its result yet.
     open: bool,
     failed: Vec<String>,
+    /// The line before named a failed test: what follows may say why.
+    has_just_failed: bool,
 }
 
 impl Reader {
+    /// Reads the output of one binary that cargo does not announce.
+    pub(crate) fn of(binary: &str) -> Self {
+        Self { binary: binary.to_owned(), ..Self::default() }
+    }
+
     pub(crate) fn line(&mut self, line: &str) {
         let text = line.trim();
+        if std::mem::take(&mut self.has_just_failed)
+            && line.starts_with("    ")
+            && let Some(failed) = self.failed.last_mut()
+        {
+            *failed = format!("{failed}: {text}");
+        }
         if let Some(binary) = text.strip_prefix("Running ").or_else(|| text.strip_prefix("Doc-tests ")) {
             self.close();
             self.binary = binary.split(" (").next().unwrap_or(binary).to_owned();
@@ -28,6 +41,7 @@ impl Reader {
             self.open = true;
         } else if let Some(name) = failed_test(line) {
             self.failed.push(name.to_owned());
+            self.has_just_failed = true;
         } else if let Some(counts) = text.strip_prefix("test result: ") {
             self.open = false;
             self.result(counts);
@@ -101,6 +115,24 @@ mod tests {
         );
         assert_eq!((tally.passed, tally.skipped), (2, 1));
         assert_eq!(tally.failures, ["shop unittests src/lib.rs: a::breaks", "shop: src/lib.rs - f (line 3)"]);
+    }
+
+    #[test]
+    fn a_failure_says_why_where_the_next_line_does() {
+        let mut reader = Reader::of("conformance of tidegate-x");
+        for line in [
+            "running 2 tests",
+            "test x::A1 it is so ... FAILED",
+            "    0.1 s (Failed) it is not",
+            "test x::A2 it is too ... ok",
+            "    1.1 s",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored;",
+        ] {
+            reader.line(line);
+        }
+        let tally = reader.finish("conformance", false);
+        let said = "conformance of tidegate-x: x::A1 it is so: 0.1 s (Failed) it is not";
+        assert_eq!((tally.passed, tally.failures), (1, vec![said.to_owned()]));
     }
 
     #[test]

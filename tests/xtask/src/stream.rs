@@ -70,6 +70,13 @@ pub(crate) fn run(
     Ok(Ended { status, timed_out })
 }
 
+/// Runs a command and prints its output; whether it succeeded.
+pub(crate) fn passes(command: &mut Command) -> Result<bool, String> {
+    let name = command.get_program().display().to_string();
+    let ended = run(command, None, |_| ()).map_err(|cause| format!("{name} could not be run: {cause}"))?;
+    Ok(ended.status.success())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use tidegate_services::{Running, Service, given_url};
 
 use crate::gates::{self, GATES};
 use crate::libtest::Reader;
 use crate::outcome::Tally;
+use crate::workspace::Built;
 use crate::{bench, conformance, examples, proof, stream, workspace};
 
 /// One step of the test command.
@@ -70,14 +73,31 @@ pub(crate) struct Run {
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// The tests of this package only.
     pub(crate) package: Option<String>,
+    built: OnceLock<Result<Built, String>>,
 }
 
 impl Run {
+    /// The programs and suites that steps run, built once.
+    pub(crate) fn built(&self) -> Result<&Built, String> {
+        self.built.get_or_init(workspace::build).as_ref().map_err(Clone::clone)
+    }
+
+    /// One of the programs.
+    pub(crate) fn program(&self, name: &str) -> Result<Command, String> {
+        let path = self.built()?.programs.get(name).ok_or_else(|| format!("there is no program {name}"))?;
+        let mut command = Command::new(path);
+        command.current_dir(workspace::root()).envs(self.environment.iter().cloned());
+        Ok(command)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "how long a step takes here is what is told")]
     pub(crate) fn steps<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> Tally {
         let mut tally = Tally::default();
         for step in steps {
             println!("\n== {}: {}", step.name, step.about);
+            let begin = Instant::now();
             tally.add((step.run)(self));
+            println!("-- {}: {} s", step.name, begin.elapsed().as_secs());
         }
         tally
     }
@@ -85,7 +105,7 @@ impl Run {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let (steps, package) = select(arguments.only.as_deref())?;
-    let mut run = Run { environment: Vec::new(), package };
+    let mut run = Run { package, ..Run::default() };
     let skip = skip_list(arguments)?;
     let skipped_file =
         tempfile::NamedTempFile::new().map_err(|cause| format!("no temporary file: {cause}"))?;

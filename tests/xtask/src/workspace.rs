@@ -1,10 +1,12 @@
 //! The workspace as cargo and git see it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use cargo_metadata::{Metadata, MetadataCommand};
+use cargo_metadata::{Message, Metadata, MetadataCommand};
 
 use crate::stream;
 
@@ -60,6 +62,51 @@ fn walk(root: &Path, folder: &Path) -> Vec<String> {
     }
     paths.sort();
     paths
+}
+
+/// What is built to be run.
+#[derive(Debug, Default)]
+pub(crate) struct Built {
+    /// Programs by their names.
+    pub(crate) programs: BTreeMap<String, PathBuf>,
+    /// The conformance targets by their packages.
+    pub(crate) suites: BTreeMap<String, Suite>,
+}
+
+/// A conformance target.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    pub(crate) binary: PathBuf,
+    /// Where cargo would run it.
+    pub(crate) folder: PathBuf,
+}
+
+/// Builds every program and every conformance target with the features that `cargo test` of the workspace has: asked for
+/// package by package, what they build on would be built again for each.
+pub(crate) fn build() -> Result<Built, String> {
+    let words = ["build", "--workspace", "--features", ON_REQUEST, "--bins", "--test", "conformance"];
+    let mut command = cargo(&words);
+    command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
+    let failed = |cause: io::Error| format!("cargo could not be run: {cause}");
+    let mut child = command.spawn().map_err(failed)?;
+    let packages = metadata()?.packages;
+    let mut built = Built::default();
+    let lines = child.stdout.take().map(BufReader::new);
+    for message in lines.into_iter().flat_map(Message::parse_stream) {
+        let Message::CompilerArtifact(artifact) = message.map_err(failed)? else { continue };
+        let Some(binary) = artifact.executable.map(PathBuf::from) else { continue };
+        let Some(package) = packages.iter().find(|package| package.id == artifact.package_id) else {
+            continue;
+        };
+        if artifact.target.is_bin() {
+            built.programs.insert(artifact.target.name, binary);
+        } else if let Some(folder) = artifact.manifest_path.parent() {
+            let suite = Suite { binary, folder: folder.into() };
+            built.suites.insert(package.name.to_string(), suite);
+        }
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.success() { Ok(built) } else { Err("the programs could not be built".to_owned()) }
 }
 
 /// `cargo` in the root, as it would be without us.
