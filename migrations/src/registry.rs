@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Store, Transform};
-use tidegate_core::{Canonical, Codec, Endpoint, Error, Result};
+use tidegate_core::{Codec, Endpoint, Result};
 
 type Open<T> = dyn Fn(&Endpoint) -> Result<Arc<T>> + Send + Sync;
 
@@ -33,42 +32,13 @@ impl Registry {
     /// A registry with every store and broker that Tidegate brings, but for those whose feature is off.
     pub fn standard() -> Self {
         let mut registry = Self::new();
-        registry.add_codec(Arc::new(Canonical));
-        for scheme in tidegate_sqlite::SCHEMES {
-            registry.add(scheme, tidegate_sqlite::open);
+        for (schemes, open) in tidegate::open::STORES {
+            schemes.iter().for_each(|scheme| registry.add(scheme, open));
         }
-        #[cfg(feature = "postgres")]
-        {
-            for scheme in tidegate_postgres::SCHEMES {
-                registry.add(scheme, tidegate_postgres::open);
-            }
-            registry.add_codec(tidegate_postgres::codec());
+        for (schemes, open) in tidegate::open::BROKERS {
+            schemes.iter().for_each(|scheme| registry.add_broker(scheme, open));
         }
-        #[cfg(feature = "mongodb")]
-        {
-            for scheme in tidegate_mongodb::SCHEMES {
-                registry.add(scheme, tidegate_mongodb::open);
-            }
-            registry.add_codec(tidegate_mongodb::codec());
-        }
-        for scheme in tidegate_memory::BROKER_SCHEMES {
-            registry.add_broker(scheme, tidegate_memory::open_broker);
-        }
-        for scheme in tidegate_sqlite::BROKER_SCHEMES {
-            registry.add_broker(scheme, tidegate_sqlite::open_broker);
-        }
-        #[cfg(feature = "kafka")]
-        for scheme in tidegate_kafka::BROKER_SCHEMES {
-            registry.add_broker(scheme, tidegate_kafka::open_broker);
-        }
-        #[cfg(feature = "redis")]
-        for scheme in tidegate_redis::BROKER_SCHEMES {
-            registry.add_broker(scheme, tidegate_redis::open_broker);
-        }
-        #[cfg(feature = "nats")]
-        for scheme in tidegate_nats::BROKER_SCHEMES {
-            registry.add_broker(scheme, tidegate_nats::open_broker);
-        }
+        registry.codecs = tidegate::open::codecs();
         registry
     }
 
@@ -125,20 +95,6 @@ impl Registry {
     }
 }
 
-/// The schemes that this build has not, each with the feature that brings it.
-const LEFT_OUT: &[(&[&str], &str)] = &[
-    #[cfg(not(feature = "postgres"))]
-    (&["postgres", "postgresql"], "postgres"),
-    #[cfg(not(feature = "mongodb"))]
-    (&["mongodb", "mongodb+srv"], "mongodb"),
-    #[cfg(not(feature = "kafka"))]
-    (&["kafka", "kafkas"], "kafka"),
-    #[cfg(not(feature = "redis"))]
-    (&["redis", "rediss"], "redis"),
-    #[cfg(not(feature = "nats"))]
-    (&["nats", "tls"], "nats"),
-];
-
 fn find<T: ?Sized>(
     known: &BTreeMap<String, Arc<Open<T>>>,
     what: &str,
@@ -146,14 +102,6 @@ fn find<T: ?Sized>(
 ) -> Result<Arc<T>> {
     match known.get(endpoint.scheme()) {
         Some(open) => open(endpoint),
-        None => {
-            let known: Vec<_> = known.keys().map(|scheme| format!("{scheme}:")).collect();
-            let left_out = LEFT_OUT.iter().find(|(schemes, _)| schemes.contains(&endpoint.scheme()));
-            let left_out = left_out.map(|(_, feature)| {
-                format!("; this program was built without the feature {feature} of tidegate-migrations")
-            });
-            Err(Error::new(code::URL_INVALID, format!("no {what} has the scheme {}:", endpoint.scheme()))
-                .hint(format!("known: {}{}", known.join(" "), left_out.unwrap_or_default())))
-        }
+        None => Err(tidegate::open::unknown(what, endpoint, known.keys().map(String::as_str))),
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! This crate is the door to the others and has no logic of its own: the vocabulary and the ports
 //! ([`core`]), services that handle the messages of a broker ([`runtime`]), crawl and capture from one store to another
-//! ([`flow`]), and the stores and brokers whose features are on.
+//! ([`flow`]), and the stores and brokers whose features are on, by their URLs ([`open`]).
 //!
 //! ```
 //! use tidegate::prelude::*;
 //!
-//! let shop = Endpoint::parse("sqlite:shop.db")?;
-//! let store = tidegate::sqlite::open(&shop)?; // nothing is opened before a port is asked for
+//! let store = tidegate::open::store("sqlite:shop.db")?; // nothing is opened before a port is asked for
 //! assert!(store.location().ends_with("shop.db"));
 //! # Ok::<(), Error>(())
 //! ```
+
+pub mod open;
 
 pub use tidegate_core as core;
 pub use tidegate_flow as flow;
