@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use regex::Regex;
 use serde::Deserialize;
+use tidegate_services::Service;
 
 use crate::outcome::Tally;
 use crate::test::Run;
@@ -24,6 +25,9 @@ struct Expected {
     limit_seconds: u64,
     /// A regular expression that the output has to match somewhere (`.` stays within its line).
     output: String,
+    /// Services with which it is run once more each, their URL in `$BROKER`, which is empty at first.
+    #[serde(default)]
+    brokers: Vec<String>,
 }
 
 pub(crate) fn run(run: &Run) -> Tally {
@@ -65,12 +69,26 @@ fn check(folder: &Path, run: &Run, path: &OsStr) -> Result<(), String> {
         .map_err(|cause| format!("expected.toml: {cause}"))?;
     let expected: Expected = toml::from_str(&text).map_err(|cause| format!("expected.toml: {cause}"))?;
     let pattern = Regex::new(&expected.output).map_err(|cause| format!("expected.toml: {cause}"))?;
+    let mut urls = vec![OsString::new()];
+    for name in &expected.brokers {
+        let service: Service = name.parse().map_err(|cause| format!("expected.toml: {cause}"))?;
+        match run.url(service) {
+            Some(url) => urls.push(url),
+            None => println!("without {service}, which is not there"),
+        }
+    }
+    urls.iter().try_for_each(|url| once(&expected, &pattern, url, run, path))
+}
+
+fn once(expected: &Expected, pattern: &Regex, url: &OsStr, run: &Run, path: &OsStr) -> Result<(), String> {
     let mut command = Command::new("sh");
     command
         .args(["-c", &expected.command])
         .current_dir(workspace::root())
         .envs(run.environment.iter().cloned())
+        .env("BROKER", url)
         .env("PATH", path);
+    let on = if url.is_empty() { String::new() } else { format!("on {}: ", url.display()) };
     let mut output = String::new();
     let limit = Duration::from_secs(expected.limit_seconds);
     let ended = stream::run(&mut command, Some(limit), |line| {
@@ -79,12 +97,12 @@ fn check(folder: &Path, run: &Run, path: &OsStr) -> Result<(), String> {
     });
     let ended = ended.map_err(|cause| cause.to_string())?;
     if ended.timed_out {
-        return Err(format!("not done after {limit:?}"));
+        return Err(format!("{on}not done after {limit:?}"));
     }
     if !ended.status.success() {
-        return Err(ended.status.to_string());
+        return Err(format!("{on}{}", ended.status));
     }
-    if pattern.is_match(&output) { Ok(()) } else { Err(format!("the output does not match `{pattern}`")) }
+    if pattern.is_match(&output) { Ok(()) } else { Err(format!("{on}the output does not match `{pattern}`")) }
 }
 
 #[cfg(test)]
@@ -109,6 +127,7 @@ mod tests {
             ("command = 'echo verified; sleep 60'\nlimit_seconds = 1\noutput = 'verified'", "not done after"),
             ("command = 'true'\nlimit_seconds = 1\noutput = '('", "expected.toml"),
             ("command = 'true'\nlimit = 1\noutput = ''", "expected.toml"),
+            ("command = 'true'\nlimit_seconds = 1\noutput = ''\nbrokers = ['pigeons']", "pigeons"),
         ] {
             assert!(outcome(expected).unwrap_err().contains(cause), "{expected}");
         }

@@ -82,6 +82,13 @@ impl Run {
         self.built.get_or_init(workspace::build).as_ref().map_err(Clone::clone)
     }
 
+    /// Where a service is, if it is there.
+    pub(crate) fn url(&self, service: Service) -> Option<OsString> {
+        let variable = OsString::from(service.url_variable());
+        let ours = self.environment.iter().find(|(name, _)| *name == variable).map(|(_, url)| url.clone());
+        ours.or_else(|| given_url(service).map(OsString::from))
+    }
+
     /// One of the programs.
     pub(crate) fn program(&self, name: &str) -> Result<Command, String> {
         let path = self.built()?.programs.get(name).ok_or_else(|| format!("there is no program {name}"))?;
