@@ -149,6 +149,15 @@ impl Link {
         }
     }
 
+    /// The names of all topics.
+    pub(crate) async fn topics(self: &Arc<Self>) -> Result<Vec<String>> {
+        let found = self.ask("list topics", move |asker, time| {
+            let metadata = asker.fetch_metadata(None, time)?;
+            Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+        });
+        found.await
+    }
+
     /// Of each of the first partitions of a topic where it is at a time in milliseconds, or at [`Offset::Beginning`] or
     /// [`Offset::End`]; `None` if nothing was stored since that time.
     pub(crate) async fn offsets(

@@ -39,6 +39,8 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Emulated("counted by the owner of the lane, in a document"),
     lock_extend: How::Emulated("the owner of the lane keeps it"),
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::Native,
     message_bytes_max: 16 << 20,
     consumers_per_lane_max: 1,
@@ -148,6 +150,11 @@ impl Log for KafkaLog {
 
     async fn create(&self, channel: &Channel) -> Result<()> {
         topics::create(&self.link, channel).await
+    }
+
+    async fn channels(&self) -> Result<Vec<Name>> {
+        let topics = self.link.topics().await?;
+        Ok(topics.iter().filter_map(|topic| topics::channel_of(topic)).collect())
     }
 
     async fn document(&self, channel: &Name, name: &str) -> Result<Option<Document>> {

@@ -22,6 +22,11 @@ pub(crate) fn documents(channel: &Name) -> String {
     format!("_tidegate.{channel}")
 }
 
+/// The channel whose documents are in a topic.
+pub(crate) fn channel_of(topic: &str) -> Option<Name> {
+    Name::new(topic.strip_prefix("_tidegate.")?).ok()
+}
+
 /// Makes the topics of a channel, and waits until they are there. One that is there is taken if it can carry the channel.
 pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
     let (name, documents) = (channel.name.as_str(), documents(&channel.name));

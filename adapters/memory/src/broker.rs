@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::error::code;
-use tidegate_core::port::{Broker, Consumer, Effective, Leftover, Producer};
+use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use tidegate_core::unsettled::End;
 use tidegate_core::{
-    Apply, Capabilities, Channel, Clock, Difference, Error, How, LossCase, LossEvent, Name, Result,
+    Apply, Capabilities, Channel, Clock, Difference, Error, How, LossCase, LossEvent, Name, Result, Start,
     Subscription, SystemClock, Topology,
 };
 
+use crate::browse::MemoryBrowse;
 use crate::channel::{ChannelState, MemberState};
 use crate::consumer::MemoryConsumer;
 use crate::producer::MemoryProducer;
@@ -35,6 +36,8 @@ static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Native,
     lock_extend: How::Native,
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::No("it lives in one process"),
     message_bytes_max: 16 << 20,
     consumers_per_lane_max: 1,
@@ -248,6 +251,28 @@ impl Broker for MemoryBroker {
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
         self.check_open()?;
         Ok(self.data.lock().get(name).map(|found| found.channel.clone()))
+    }
+
+    async fn topology(&self) -> Result<Topology> {
+        self.check_open()?;
+        let mut topology = Topology::default();
+        for found in self.data.lock().values() {
+            topology.channels.push(found.channel.clone());
+            for name in found.subscriptions.keys() {
+                topology.subscriptions.push(Subscription::new(&found.channel, name.as_str())?);
+            }
+        }
+        Ok(topology)
+    }
+
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>> {
+        self.check_open()?;
+        let channels = self.data.lock();
+        let found = channels.get(channel).ok_or_else(|| missing(channel))?;
+        let after = found.place(start)?;
+        let changed = Arc::clone(&found.changed);
+        drop(channels);
+        Ok(Box::new(MemoryBrowse::new(self.clone(), channel.clone(), after, changed)))
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

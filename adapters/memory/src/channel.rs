@@ -118,12 +118,9 @@ impl ChannelState {
         self.messages < self.channel.messages_max && self.bytes + size <= self.channel.bytes_max
     }
 
-    /// Registers a subscription, if it is not.
-    pub(crate) fn register(&mut self, name: &Name, start: &Start, generation: u64) -> Result<()> {
-        if self.subscriptions.contains_key(name) {
-            return Ok(());
-        }
-        let read_to = match start {
+    /// The place behind which something new begins.
+    pub(crate) fn place(&self, start: &Start) -> Result<Place> {
+        Ok(match start {
             Start::Earliest => 0,
             Start::Latest => self.last,
             Start::After(position) => {
@@ -137,7 +134,21 @@ impl ChannelState {
                 }
                 place
             }
-        };
+        })
+    }
+
+    /// The next messages of a lane behind a place, with when each was stored.
+    pub(crate) fn next(&self, lane: Lane, after: Place) -> impl Iterator<Item = (Place, &Message, i64)> {
+        let kept = self.lanes.get(lane.0 as usize).into_iter().flat_map(move |kept| kept.range(after + 1..));
+        kept.map(|(place, kept)| (*place, &kept.message, kept.at))
+    }
+
+    /// Registers a subscription, if it is not.
+    pub(crate) fn register(&mut self, name: &Name, start: &Start, generation: u64) -> Result<()> {
+        if self.subscriptions.contains_key(name) {
+            return Ok(());
+        }
+        let read_to = self.place(start)?;
         let state = SubscriptionState {
             generation,
             members: BTreeMap::new(),

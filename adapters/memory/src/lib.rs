@@ -21,6 +21,7 @@
 //! can be cut and answers that can be lost.
 
 mod broker;
+mod browse;
 mod catalog;
 mod change_feed;
 mod channel;

@@ -1,5 +1,6 @@
 //! Streams and a bucket of JetStream as a log.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -8,8 +9,9 @@ use async_nats::jetstream::stream::{Config as Stream, DiscardPolicy, Info, Purge
 use async_nats::jetstream::{self, ErrorCode};
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tidegate_core::error::code;
 use tidegate_core::log::{Appender, Document, Log, Reader};
 use tidegate_core::port::Effective;
@@ -41,6 +43,8 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Emulated("counted by the owner of the lane, in a document"),
     lock_extend: How::Native,
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::Native,
     // What a server takes that is set up as it comes, with room for what NATS adds to headers.
     message_bytes_max: (1 << 20) - (64 << 10),
@@ -62,6 +66,19 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
 /// The subject of a document. A channel's name has no slash.
 fn key(channel: &Name, name: &str) -> String {
     format!("$KV.tidegate.{channel}/{name}")
+}
+
+/// The part of what is known of a stream that names its subjects, by pages.
+#[derive(Deserialize)]
+struct Subjects {
+    state: SubjectsState,
+    #[serde(default)]
+    total: usize,
+}
+
+#[derive(Deserialize)]
+struct SubjectsState {
+    subjects: Option<BTreeMap<String, u64>>,
 }
 
 #[derive(Debug)]
@@ -189,6 +206,28 @@ impl Log for NatsLog {
             ..Stream::default()
         })
         .await
+    }
+
+    async fn channels(&self) -> Result<Vec<Name>> {
+        let operation = "list channels";
+        let (asked, mut names) = (format!("STREAM.INFO.{DOCUMENTS}"), Vec::new());
+        loop {
+            let what = json!({ "subjects_filter": "$KV.tidegate.>", "offset": names.len() });
+            let info = match self.ask::<Subjects>(&asked, &what, operation).await? {
+                Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => break,
+                info => info.map_err(|error| from_server(&error, operation))?,
+            };
+            let page = info.state.subjects.unwrap_or_default();
+            let is_last = page.is_empty();
+            names.extend(page.into_keys());
+            if is_last || names.len() >= info.total {
+                break;
+            }
+        }
+        let name = |subject: &String| {
+            Name::new(subject.strip_prefix("$KV.tidegate.")?.strip_suffix("/channel")?).ok()
+        };
+        Ok(names.iter().filter_map(name).collect())
     }
 
     async fn document(&self, channel: &Name, name: &str) -> Result<Option<Document>> {

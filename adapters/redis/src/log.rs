@@ -29,6 +29,8 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Emulated("counted by the owner of the lane, in a document"),
     lock_extend: How::Native,
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::Native,
     message_bytes_max: 16 << 20,
     consumers_per_lane_max: 1,
@@ -127,6 +129,25 @@ impl Log for RedisLog {
     /// A stream is made with its first entry.
     async fn create(&self, _: &Channel) -> Result<()> {
         self.ask(&cmd("PING"), "make a channel").await
+    }
+
+    async fn channels(&self) -> Result<Vec<Name>> {
+        let (mut names, mut cursor) = (Vec::new(), 0_u64);
+        loop {
+            let mut scan = cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg("tidegate:{*}:document:channel").arg("COUNT").arg(1_000);
+            let (next, keys): (u64, Vec<String>) = self.ask(&scan, "list channels").await?;
+            let name = |key: &String| Name::new(key.strip_prefix("tidegate:{")?.split('}').next()?).ok();
+            names.extend(keys.iter().filter_map(name));
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        // A scan may find a key twice.
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
     }
 
     async fn document(&self, channel: &Name, name: &str) -> Result<Option<Document>> {

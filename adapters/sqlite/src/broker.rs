@@ -23,14 +23,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Connection as _, SqliteConnection};
 use tidegate_core::error::code;
-use tidegate_core::port::{Broker, Consumer, Effective, Leftover, Producer};
+use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use tidegate_core::seats::Member;
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Difference, Endpoint, Error, How, LossCase, LossEvent, Name, Result,
-    Scope, Subscription, SystemClock, Topology,
+    Scope, Start, Subscription, SystemClock, Topology,
 };
 use tokio::sync::{Notify, OnceCell, mpsc};
 
+use crate::browse::SqliteBrowse;
 use crate::connect;
 use crate::consumer::{Shared, SqliteConsumer};
 use crate::error::During;
@@ -52,6 +53,8 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Native,
     lock_extend: How::Native,
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::Native,
     message_bytes_max: 16 << 20,
     consumers_per_lane_max: 1,
@@ -332,6 +335,23 @@ impl Broker for SqliteBroker {
         let found = topology::channel(&mut reader, name).await?;
         reader.close().await.during("close")?;
         Ok(found.map(|found| found.channel))
+    }
+
+    async fn topology(&self) -> Result<Topology> {
+        self.link().await?;
+        let mut reader = self.reader().await?;
+        let found = topology::all(&mut reader).await?;
+        reader.close().await.during("close")?;
+        Ok(found)
+    }
+
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>> {
+        let link = self.link().await?;
+        let mut reader = self.reader().await?;
+        let found =
+            topology::channel(&mut reader, channel).await?.ok_or_else(|| topology::missing(channel))?;
+        let after = topology::place(&mut reader, &found, start).await?;
+        Ok(Box::new(SqliteBrowse::new(Arc::clone(link), reader, &found, after)))
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

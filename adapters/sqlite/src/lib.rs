@@ -15,6 +15,7 @@
 //! - `broker`, `producer`, `consumer`, `settle`: the embedded broker
 
 mod broker;
+mod browse;
 mod catalog;
 mod cells;
 mod change_feed;

@@ -79,6 +79,10 @@ pub struct Capabilities {
     pub delivery_count: How,
     /// A delivery can be kept in hand for longer.
     pub lock_extend: How,
+    /// All channels and subscriptions can be listed.
+    pub listing: How,
+    /// Messages can be looked at without taking part.
+    pub browsing: How,
     /// Several processes may use one broker.
     pub processes: How,
     /// How large a message may be, with everything beside its body.
@@ -91,7 +95,7 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// The rows of the table, by name.
-    pub fn rows(&self) -> [(&'static str, How); 11] {
+    pub fn rows(&self) -> [(&'static str, How); 13] {
         [
             ("order_by_key", self.order_by_key),
             ("competing_consumers", self.competing_consumers),
@@ -103,6 +107,8 @@ impl Capabilities {
             ("dead_letter", self.dead_letter),
             ("delivery_count", self.delivery_count),
             ("lock_extend", self.lock_extend),
+            ("listing", self.listing),
+            ("browsing", self.browsing),
             ("processes", self.processes),
         ]
     }
@@ -142,6 +148,8 @@ mod tests {
             dead_letter: How::Native,
             delivery_count: How::Native,
             lock_extend: How::Native,
+            listing: How::Native,
+            browsing: How::Native,
             processes: How::Native,
             message_bytes_max: 1,
             consumers_per_lane_max: 1,

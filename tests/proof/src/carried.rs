@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::port::{Broker, Consumer, Effective, Leftover, Producer, Sent, Store};
+use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer, Sent, Store};
 use tidegate_core::{
-    Apply, Canonical, Capabilities, Channel, Difference, FlowName, Ids, Message, Name, Result, Subscription,
-    SystemClock, Topology,
+    Apply, Canonical, Capabilities, Channel, Difference, FlowName, Ids, Message, Name, Result, Start,
+    Subscription, SystemClock, Topology,
 };
 use tidegate_flow::via::{Carried, Via, serve};
 use tidegate_memory::MemoryBroker;
@@ -129,6 +129,14 @@ impl Broker for Lossy {
 
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
         self.inner.channel(name).await
+    }
+
+    async fn topology(&self) -> Result<Topology> {
+        self.inner.topology().await
+    }
+
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>> {
+        self.inner.browse(channel, start).await
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

@@ -37,6 +37,31 @@ pub(crate) async fn channel(connection: &mut SqliteConnection, name: &Name) -> R
     Ok(Some(Found { id: row.get(0), channel }))
 }
 
+/// Everything that is there.
+pub(crate) async fn all(connection: &mut SqliteConnection) -> Result<Topology> {
+    let operation = "list channels and subscriptions";
+    // A subscription without seats is being unregistered.
+    let rows = sqlx::query(
+        "SELECT c.name, b.name FROM tidegate_channel AS c
+         LEFT JOIN tidegate_subscription AS b ON b.channel = c.id
+             AND EXISTS (SELECT 1 FROM tidegate_seat AS s WHERE s.subscription = b.id)
+         ORDER BY c.name, b.name",
+    );
+    let rows = rows.fetch_all(&mut *connection).await.during(operation)?;
+    let mut topology = Topology::default();
+    for row in rows {
+        let name = Name::new(row.get::<String, _>(0))?;
+        if topology.channels.last().is_none_or(|last| last.name != name) {
+            topology.channels.extend(channel(connection, &name).await?.map(|found| found.channel));
+        }
+        let Some(of) = topology.channels.last().filter(|last| last.name == name) else { continue };
+        if let Some(subscription) = row.get::<Option<String>, _>(1) {
+            topology.subscriptions.push(Subscription::new(of, subscription)?);
+        }
+    }
+    Ok(topology)
+}
+
 /// A subscription that is there. One that was being unregistered when its process died is removed to the end first.
 async fn subscription(
     connection: &mut SqliteConnection,
@@ -152,29 +177,31 @@ async fn create(connection: &mut SqliteConnection, channel: &Channel) -> Result<
     Ok(())
 }
 
-async fn register(connection: &mut SqliteConnection, found: &Found, wanted: &Subscription) -> Result<i64> {
+/// The place behind which something new begins.
+pub(crate) async fn place(connection: &mut SqliteConnection, found: &Found, start: &Start) -> Result<u64> {
     let row = sqlx::query(
         "SELECT removed_to, (SELECT last_place FROM tidegate_broker) FROM tidegate_channel WHERE id = ?",
     )
     .bind(found.id)
-    .fetch_one(&mut *connection)
+    .fetch_one(connection)
     .await
     .during("look where the channel is")?;
     let (removed_to, last) = (unsigned(row.get(0)), unsigned(row.get(1)));
-    let read_to = match &wanted.start {
-        Start::Earliest => 0,
-        Start::Latest => last,
+    match start {
+        Start::Earliest => Ok(0),
+        Start::Latest => Ok(last),
         Start::After(position) => match position.to_u64() {
-            Some(place) if (removed_to..=last).contains(&place) => place,
+            Some(place) if (removed_to..=last).contains(&place) => Ok(place),
             _ => {
-                return Err(Error::new(
-                    code::POSITION_GONE,
-                    format!("channel {} cannot begin after position {position}", wanted.channel),
-                )
-                .with("position", position));
+                let text = format!("channel {} cannot begin after position {position}", found.channel.name);
+                Err(Error::new(code::POSITION_GONE, text).with("position", position))
             }
         },
-    };
+    }
+}
+
+async fn register(connection: &mut SqliteConnection, found: &Found, wanted: &Subscription) -> Result<i64> {
+    let read_to = place(connection, found, &wanted.start).await?;
     let id = sqlx::query("INSERT INTO tidegate_subscription(channel, name) VALUES (?, ?)")
         .bind(found.id)
         .bind(wanted.name.as_str())

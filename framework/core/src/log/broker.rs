@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
+use super::browse::LogBrowse;
 use super::consumer::LogConsumer;
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
 use super::producer::LogProducer;
@@ -18,7 +19,7 @@ use crate::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topo
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::lane::Lane;
-use crate::port::{Broker, Consumer, Effective, Leftover, Producer};
+use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use crate::scope::Scope;
 use crate::unsettled::Place;
 
@@ -133,7 +134,7 @@ impl<L: Log> LogBroker<L> {
                 number
             })
             .await?;
-        let start = self.start(subscription, &record).await?;
+        let start = self.start(&subscription.start, &record).await?;
         for (lane, read_to) in (0..record.channel.lanes).zip(&start) {
             let lane_record = LaneRecord { read_to: *read_to, ..LaneRecord::default() };
             let value = documents::bytes(&lane_record)?;
@@ -156,22 +157,23 @@ impl<L: Log> LogBroker<L> {
             && tidy::is_removed(log, &record, &start).await?
         {
             self.unregister(subscription).await?;
-            return Err(gone(subscription));
+            return Err(gone(&subscription.start, &subscription.channel));
         }
         self.sweep(&record).await?;
         Ok((known, record))
     }
 
-    /// The places behind which a new subscription begins, one a lane.
-    async fn start(&self, subscription: &Subscription, record: &ChannelRecord) -> Result<Vec<Place>> {
+    /// The places behind which something new begins, one a lane.
+    async fn start(&self, start: &Start, record: &ChannelRecord) -> Result<Vec<Place>> {
         let log = &*self.link.log;
-        match &subscription.start {
+        let gone = || gone(start, &record.channel.name);
+        match start {
             Start::Earliest => Ok(vec![0; record.channel.lanes as usize]),
             Start::Latest => log.last(&record.channel).await,
             Start::After(position) => {
-                let place = position.to_u64().ok_or_else(|| gone(subscription))?;
-                let start = log.at(&record.channel, place).await?.ok_or_else(|| gone(subscription))?;
-                if tidy::is_removed(log, record, &start).await? { Err(gone(subscription)) } else { Ok(start) }
+                let place = position.to_u64().ok_or_else(gone)?;
+                let places = log.at(&record.channel, place).await?.ok_or_else(gone)?;
+                if tidy::is_removed(log, record, &places).await? { Err(gone()) } else { Ok(places) }
             }
         }
     }
@@ -205,11 +207,11 @@ impl<L: Log> LogBroker<L> {
     }
 }
 
-fn gone(subscription: &Subscription) -> Error {
-    let Start::After(position) = &subscription.start else {
+fn gone(start: &Start, channel: &Name) -> Error {
+    let Start::After(position) = start else {
         return Error::new(code::POSITION_GONE, "the start is gone");
     };
-    let text = format!("channel {} cannot begin after position {position}", subscription.channel);
+    let text = format!("channel {channel} cannot begin after position {position}");
     Error::new(code::POSITION_GONE, text).with("position", position)
 }
 
@@ -286,6 +288,28 @@ impl<L: Log> Broker for LogBroker<L> {
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
         self.link.check_open()?;
         Ok(self.found(name).await?.map(|found| found.record.channel))
+    }
+
+    async fn topology(&self) -> Result<Topology> {
+        self.link.check_open()?;
+        let mut topology = Topology::default();
+        let mut names = self.link.log.channels().await?;
+        names.sort_unstable();
+        for name in names {
+            let Some(Read { record, .. }) = self.found(&name).await? else { continue };
+            for subscription in record.subscriptions.keys() {
+                topology.subscriptions.push(Subscription::new(&record.channel, subscription.as_str())?);
+            }
+            topology.channels.push(record.channel);
+        }
+        Ok(topology)
+    }
+
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>> {
+        self.link.check_open()?;
+        let record = documents::channel(&*self.link.log, channel).await?.record;
+        let after = self.start(start, &record).await?;
+        Ok(Box::new(LogBrowse::new(Arc::clone(&self.link.log), record.channel, after)))
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {

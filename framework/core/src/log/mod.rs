@@ -17,11 +17,12 @@
 //!
 //! - `documents`: what stands in them
 //! - `seating`: who has which lane
-//! - `broker`, `producer`, `consumer`, `settle`: the ports
+//! - `broker`, `producer`, `consumer`, `settle`, `browse`: the ports
 //! - `shared`, `member`, `keeper`, `fetch`: what a consumer's tasks do beside it
 //! - `tidy`: what nobody needs any more goes
 
 mod broker;
+mod browse;
 mod consumer;
 mod documents;
 mod fetch;
@@ -105,6 +106,9 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
 
     /// Makes what messages of a channel are kept in. Repeatable.
     async fn create(&self, channel: &Channel) -> Result<()>;
+
+    /// The channels that have the document `channel`, in any order.
+    async fn channels(&self) -> Result<Vec<Name>>;
 
     /// A document of a channel.
     async fn document(&self, channel: &Name, name: &str) -> Result<Option<Document>>;

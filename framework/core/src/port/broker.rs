@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::capability::Capabilities;
-use crate::channel::{Apply, Channel, Difference, Name, Subscription, Topology};
+use crate::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topology};
 use crate::error::Result;
-use crate::port::{Consumer, Leftover, Producer};
+use crate::port::{Browse, Consumer, Leftover, Producer};
 
 /// What a live server is, beside what its adapter declares.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -43,7 +43,7 @@ pub struct Effective {
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)
 /// 10. `apply` never changes a channel that is there: verifying names what differs, creating refuses it with
-///     `channel-differs`. It is repeatable. [`Broker::channel`] gives a channel as it was made. (A4)
+///     `channel-differs`. It is repeatable. [`Broker::channel`] gives a channel as it was made, [`Broker::topology`] all of them. (A4, B63)
 /// 11. What a capability declares as missing is refused with `capability-missing`. (every case that requires one)
 ///
 /// # Capabilities
@@ -111,6 +111,15 @@ pub trait Broker: Send + Sync + std::fmt::Debug {
 
     /// A channel as it is there, if it is.
     async fn channel(&self, name: &Name) -> Result<Option<Channel>>;
+
+    /// All channels and subscriptions that are there, by name. Where a subscription began is not known any more.
+    async fn topology(&self) -> Result<Topology>;
+
+    /// Looks at the messages of a channel that are kept, from a start on, without taking part in it.
+    ///
+    /// # Errors
+    /// `channel-missing`, or `position-gone` if messages behind the start are not kept any more.
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>>;
 
     /// A producer of a channel that is there.
     ///

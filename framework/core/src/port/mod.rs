@@ -2,9 +2,10 @@
 //!
 //! A source of rows is a [`Catalog`], a [`Crawler`] and a [`ChangeFeed`]; a target is a [`Catalog`], a [`Sink`] and a
 //! [`StateStore`]. A [`Store`] opens them by URL. A [`Broker`] opens a [`Producer`] and a [`Consumer`], whose deliveries
-//! a [`Settle`] settles. Each trait's page has its contract as numbered rules.
+//! a [`Settle`] settles, and a [`Browse`], which only looks. Each trait's page has its contract as numbered rules.
 
 mod broker;
+mod browse;
 mod catalog;
 mod change_feed;
 mod consumer;
@@ -18,6 +19,7 @@ mod store;
 mod transform;
 
 pub use broker::{Broker, Effective};
+pub use browse::{Browse, Seen};
 pub use catalog::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection, convert_argument};
 pub use change_feed::{ChangeFeed, Progress};
 pub use consumer::{Attempt, Consumer, Delivery, Leftover, Signal, Token};

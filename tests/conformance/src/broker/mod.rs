@@ -1,6 +1,7 @@
 //! The cases of brokers. Their ids stand on the pages of the traits.
 
 mod consume;
+mod look;
 mod order;
 mod publish;
 pub(crate) mod refusal;
@@ -56,6 +57,8 @@ pub const CASES: &[Case] = &[
     case!("B21", "no more is in hand than the window says", [], consume::window),
     case!("B22", "channels with names that look alike are apart", [], consume::names_apart),
     case!("B23", "a subscription begins where it says", ["replay"], consume::starts),
+    case!("B62", "whoever looks sees what is kept, and takes nothing", ["browsing"], look::browse),
+    case!("B63", "all channels and subscriptions are listed", ["listing"], look::list),
     case!("C24", "a key's messages come in order", ["order_by_key"], order::plain),
     case!("C25", "order holds while handlers fail", ["order_by_key", "retry_later"], order::failing),
     case!(

@@ -23,6 +23,8 @@ pub(crate) async fn check(context: &mut Context<'_>, name: &str) -> Check {
             let late = Subscription::new(&channel, "late")?.with_start(start);
             is_refusal(name, context.broker.subscribe(&late).await.err())
         }
+        "listing" => is_refusal(name, context.broker.topology().await.err()),
+        "browsing" => is_refusal(name, context.broker.browse(&channel.name, &Start::Earliest).await.err()),
         "unregister" => is_refusal(name, context.broker.unregister(&subscription).await.err()),
         "competing_consumers" => {
             let first = context.broker.subscribe(&subscription).await?;

@@ -33,6 +33,8 @@ static CAPABILITIES: Capabilities = Capabilities {
     dead_letter: How::No("publish to a channel of dead letters, then settle"),
     delivery_count: How::Native,
     lock_extend: How::Native,
+    listing: How::Native,
+    browsing: How::Native,
     processes: How::No("it is in memory"),
     message_bytes_max: 16 << 20,
     consumers_per_lane_max: 1,
@@ -138,6 +140,16 @@ impl Log for Model {
         self.reach().await?;
         lock(&self.data.channels).entry(channel.name.clone()).or_default();
         Ok(())
+    }
+
+    async fn channels(&self) -> Result<Vec<Name>> {
+        self.reach().await?;
+        let documents = lock(&self.data.documents);
+        Ok(documents
+            .keys()
+            .filter(|(_, name)| name == "channel")
+            .map(|(channel, _)| channel.clone())
+            .collect())
     }
 
     async fn document(&self, channel: &Name, name: &str) -> Result<Option<Document>> {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_conformance::{CASES, Outcome, Size, run};
 use tidegate_core::port::{
-    Attempt, Broker, Consumer, Delivery, Effective, Leftover, Producer, Sent, Settle, Settled, Settlement,
-    Signal, Token,
+    Attempt, Broker, Browse, Consumer, Delivery, Effective, Leftover, Producer, Sent, Settle, Settled,
+    Settlement, Signal, Token,
 };
 use tidegate_core::{
     Apply, Capabilities, Channel, Difference, Headers, Lane, Message, Name, Position, Result, Scope, Start,
@@ -48,6 +48,8 @@ pub(crate) enum Bug {
     DotsAreUnderscores,
     StartsEarlier,
     PassesOverWhatIsGone,
+    LookingKeeps,
+    ListsHalf,
     ShufflesBatches,
     RetryGoesToTheBack,
     DeliversWhatItLost,
@@ -92,6 +94,8 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::DotsAreUnderscores, "B22"),
     (Bug::StartsEarlier, "B23"),
     (Bug::PassesOverWhatIsGone, "B23"),
+    (Bug::LookingKeeps, "B62"),
+    (Bug::ListsHalf, "B63"),
     (Bug::ShufflesBatches, "C24"),
     (Bug::RetryGoesToTheBack, "C25"),
     (Bug::DeliversWhatItLost, "C26"),
@@ -240,6 +244,24 @@ impl Broker for Planted {
 
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
         self.inner.channel(&self.name(name)).await
+    }
+
+    async fn topology(&self) -> Result<Topology> {
+        let mut topology = self.inner.topology().await?;
+        if self.bug == Bug::ListsHalf {
+            topology.subscriptions.pop();
+        }
+        Ok(topology)
+    }
+
+    async fn browse(&self, channel: &Name, start: &Start) -> Result<Box<dyn Browse>> {
+        if self.bug == Bug::LookingKeeps
+            && let Some(found) = self.inner.channel(channel).await?
+        {
+            let looker = Subscription::new(&found, "looker")?.with_start(start.clone());
+            self.inner.apply(&Topology::default().and(&looker), Apply::Create).await?;
+        }
+        self.inner.browse(channel, start).await
     }
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
