@@ -130,11 +130,17 @@ pub(crate) enum Verb {
     /// Look at messages that could not be handled, and have them tried again
     #[command(subcommand)]
     Dlq(Dlq),
+    /// Look at channels on any broker, and feed them
+    #[command(subcommand)]
+    Channel(ChannelVerb),
     /// Check a configuration, or print its JSON Schema
     #[command(subcommand)]
     Config(ConfigVerb),
     /// Look at every server of the configuration: what could be lost there, and how to avoid it
     Doctor {
+        /// This broker alone
+        #[arg(long, value_name = "URL", conflicts_with_all = ["from", "to", "via"])]
+        broker: Option<String>,
         #[command(flatten)]
         ends: Ends,
         #[command(flatten)]
@@ -353,6 +359,96 @@ pub(crate) enum Dlq {
     },
 }
 
+/// Which channel.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OnChannel {
+    /// The broker
+    #[arg(long, value_name = "URL")]
+    pub(crate) broker: String,
+    /// The channel
+    #[arg(long)]
+    pub(crate) channel: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ChannelVerb {
+    /// List channels and their subscriptions
+    List {
+        /// The broker
+        #[arg(long, value_name = "URL")]
+        broker: String,
+    },
+    /// Show the messages that are kept, without taking them; --json gives lines that `publish --lines` takes
+    Tail {
+        #[command(flatten)]
+        on: OnChannel,
+        /// Where to begin: earliest, latest, or a position that was shown [default: earliest; latest with --follow]
+        #[arg(long, value_name = "START")]
+        start: Option<String>,
+        /// Go on with what is published, until stopped
+        #[arg(long, short)]
+        follow: bool,
+        /// Stop after so many
+        #[arg(long, short = 'n', value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Publish one message, or many from lines of JSON
+    Publish(Box<Publish>),
+    /// Make channels and subscriptions as a file says; nothing that is there is changed
+    Apply {
+        /// The broker
+        #[arg(long, value_name = "URL")]
+        broker: String,
+        /// The file, in TOML: [[channel]] with name, lanes, keep, messages_max, bytes_max, subscriptions
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+        /// Only say what differs, with exit status 4 if something does
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Remove a subscription with everything that is kept for it alone
+    Unregister {
+        #[command(flatten)]
+        on: OnChannel,
+        /// The subscription
+        #[arg(long)]
+        subscription: String,
+        /// Answer the question with yes
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Publish {
+    #[command(flatten)]
+    pub(crate) on: OnChannel,
+    /// Messages as lines of JSON, as `channel tail --json` writes them; - is the standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "subject", "source", "id", "headers", "body", "content_type"])]
+    pub(crate) lines: Option<PathBuf>,
+    /// What kind of message it is
+    #[arg(long, required_unless_present = "lines")]
+    pub(crate) kind: Option<String>,
+    /// What it is about: its ordering key
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// Who made it
+    #[arg(long, default_value = "/tidegate/channel-publish", value_name = "URI")]
+    pub(crate) source: String,
+    /// Its id, so that publishing it again has one effect where the broker knows ids [default: a new one]
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// A header; repeat for more
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// The file with the body; - is the standard input [default: no body]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) body: Option<PathBuf>,
+    /// The media type of the body
+    #[arg(long, default_value = "application/json", value_name = "TYPE")]
+    pub(crate) content_type: String,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RoleWord {
     /// Both, in one process
@@ -388,7 +484,7 @@ pub(crate) enum ConfigVerb {
 }
 
 /// `30s`, `5m`, `500ms` or a number of seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 =
         digits.parse().map_err(|_| format!("{text:?} is not a duration; write 30s, 5m or 500ms"))?;

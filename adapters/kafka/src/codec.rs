@@ -114,6 +114,9 @@ mod tests {
             ]
         );
         let fetched = read(&record(Some(headers), Some(&message.data)));
+        let media_type = Header { key: "content-type", value: Some("application/cloudevents+json") };
+        let whole = record(Some(OwnedHeaders::new().insert(media_type)), Some(message.to_json().as_bytes()));
+        assert_eq!(read(&whole).message, message);
         assert_eq!((fetched.message, fetched.stored_at), (message, Some(5_000)));
         assert_eq!(fetched.place, place(Lane(3), 7));
     }

@@ -12,6 +12,7 @@ use tidegate_core::{Error, Lane, Message, Name, Result};
 
 /// What stands before the name of an attribute of CloudEvents.
 const ATTRIBUTE: &str = "ce-";
+const CONTENT_TYPE: &str = "content-type";
 /// What stands before the names of NATS's own headers.
 const OWN: &str = "nats-";
 /// What is not put into a header as it is. The binding says so of attributes, and headers are no different.
@@ -66,6 +67,8 @@ pub(crate) fn decode(headers: Option<&HeaderMap>, body: Bytes) -> Result<Message
         })?;
         match lower.strip_prefix(ATTRIBUTE) {
             Some(attribute) => attributes.push((attribute.to_owned(), value)),
+            // Whoever sends a message in one piece says so here.
+            None if lower == CONTENT_TYPE => attributes.push(("datacontenttype".to_owned(), value)),
             None => others.push((name.to_owned(), value)),
         }
     }
@@ -137,6 +140,9 @@ mod tests {
         );
         headers.insert("Nats-Msg-Id", id(&message));
         assert_eq!(decode(Some(&headers), message.data.clone()).unwrap(), message);
+        let mut whole = HeaderMap::new();
+        whole.insert("Content-Type", "application/cloudevents+json");
+        assert_eq!(decode(Some(&whole), message.to_json().into()).unwrap(), message);
         assert_eq!(decode(None, Bytes::new()).unwrap_err().code(), code::MESSAGE_INVALID);
     }
 

@@ -12,6 +12,8 @@ use tidegate_core::{Error, Message, Result};
 const ATTRIBUTE: &str = "ce_";
 /// The name of the body's field.
 const BODY: &str = "data";
+/// The field that says of a body that it is a whole message.
+const CONTENT_TYPE: &str = "content-type";
 /// How many bits of a place are the number within a millisecond.
 const NUMBER_BITS: u32 = 20;
 
@@ -42,6 +44,10 @@ pub(crate) fn decode(fields: Vec<Value>) -> std::result::Result<Message, (Error,
             (Ok(name), Value::BulkString(value)) if name == BODY => body = value.into(),
             (Ok(name), value) => match (text(value), name.strip_prefix(ATTRIBUTE)) {
                 (Ok(value), Some(attribute)) => attributes.push((attribute.to_owned(), value)),
+                // Whoever writes a message in one piece says so here.
+                (Ok(value), None) if name == CONTENT_TYPE => {
+                    attributes.push(("datacontenttype".to_owned(), value))
+                }
                 (Ok(value), None) => headers.push((name, value)),
                 (Err(error), _) => failed = Some(error),
             },
@@ -142,6 +148,9 @@ mod tests {
             ]
         );
         assert_eq!(decode(fields).unwrap(), message);
+        let field = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let whole = [CONTENT_TYPE, "application/cloudevents+json", BODY, &message.to_json()].map(field);
+        assert_eq!(decode(whole.into()).unwrap(), message);
         let lacking = vec![Value::BulkString(b"data".to_vec()), Value::BulkString(vec![0xff])];
         let (error, body) = decode(lacking).unwrap_err();
         assert_eq!((error.code(), &body[..]), (code::MESSAGE_INVALID, &[0xff][..]));

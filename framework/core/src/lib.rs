@@ -21,6 +21,7 @@ pub mod position;
 pub mod rows;
 pub mod scope;
 pub mod seats;
+pub mod structured;
 pub mod table;
 pub mod text;
 pub mod unsettled;

@@ -13,6 +13,7 @@ use crate::channel::Name;
 use crate::error::{Error, Result, code};
 use crate::ids::Ids;
 use crate::lane::Lane;
+use crate::structured;
 
 /// How many headers a message may have.
 pub const HEADERS_MAX: usize = 128;
@@ -225,7 +226,8 @@ impl Message {
         out
     }
 
-    /// A message of what a broker carried. Attributes come without the prefix of the binding.
+    /// A message of what a broker carried. Attributes come without the prefix of the binding; a body that is a whole message
+    /// says so by its media type ([`structured`]).
     ///
     /// # Errors
     /// `message-invalid` if `id`, `source` or `type` is missing, or something cannot be read.
@@ -261,10 +263,15 @@ impl Message {
                 _ => message.extensions.set(name, value)?,
             }
         }
+        let is_bare = message.id.is_empty() && message.source.is_empty() && message.kind.is_empty();
+        if is_bare && message.datacontenttype.as_deref().is_some_and(structured::is_whole) {
+            message = Self::from_json(&data)?;
+        } else {
+            message.data = data;
+        }
         for (name, value) in headers {
             message.headers.set(name, value)?;
         }
-        message.data = data;
         message.check()?;
         Ok(message)
     }

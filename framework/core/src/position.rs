@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::{Error, Result, code};
+
 /// A place in a source's history. Opaque; places of one history compare bytewise, later being greater.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(from = "Vec<u8>", into = "Vec<u8>")]
@@ -51,6 +53,24 @@ impl fmt::Display for Position {
     }
 }
 
+/// As it is displayed.
+impl std::str::FromStr for Position {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = || Error::new(code::CONFIG_INVALID, format!("{text:?} is no position"));
+        if let Some(number) = text.strip_prefix("0x") {
+            return u64::from_str_radix(number, 16).map(Self::from_u64).map_err(|_| invalid());
+        }
+        let pairs = text.as_bytes().chunks(2).map(|pair| {
+            let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+            u8::from_str_radix(pair, 16).ok()
+        });
+        let bytes: Option<Vec<u8>> = pairs.collect();
+        bytes.filter(|bytes| !bytes.is_empty()).map(Self::new).ok_or_else(invalid)
+    }
+}
+
 impl fmt::Debug for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -85,6 +105,17 @@ impl AsOf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_displayed_is_read_back() {
+        for position in [Position::from_u64(0), Position::from_u64(u64::MAX), Position::new(vec![0, 255, 16])]
+        {
+            assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
+        }
+        for text in ["", "0x", "0xg", "abc", "zz", "0x10000000000000000"] {
+            assert_eq!(text.parse::<Position>().unwrap_err().code(), code::CONFIG_INVALID, "{text}");
+        }
+    }
 
     #[test]
     fn numbers_compare_as_numbers() {

@@ -128,7 +128,13 @@ impl ReasonWord {
 
 fn list(listed: &[Message], letters: &Letters, json: bool) {
     if json {
-        say!("{}", Value::from_iter(listed.iter().map(|letter| document(letter, false))));
+        // Without the bodies: `show` has them.
+        let bare = |letter: &Message| {
+            let mut letter = letter.clone();
+            letter.data.clear();
+            letter.to_json()
+        };
+        say!("[{}]", listed.iter().map(bare).collect::<Vec<_>>().join(","));
         return;
     }
     if listed.is_empty() {
@@ -154,7 +160,7 @@ fn list(listed: &[Message], letters: &Letters, json: bool) {
 
 fn show(letter: &Message, json: bool) {
     if json {
-        say!("{}", document(letter, true));
+        say!("{}", letter.to_json());
         return;
     }
     for (name, value) in letter.attributes() {
@@ -168,23 +174,4 @@ fn show(letter: &Message, json: bool) {
         Ok(text) => say!("{text}"),
         Err(_) => say!("({} bytes that are no text; --json has them in base64)", letter.data.len()),
     }
-}
-
-/// A dead letter as CloudEvents has messages in JSON, with the headers beside its attributes.
-fn document(letter: &Message, has_body: bool) -> Value {
-    use base64::Engine as _;
-    let attributes = letter.attributes().into_iter();
-    let mut document: Map<String, Value> =
-        attributes.map(|(name, value)| (name.into_owned(), value.into_owned().into())).collect();
-    let headers: Map<String, Value> =
-        letter.headers.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-    document.insert("headers".to_owned(), headers.into());
-    if has_body {
-        let (name, body) = match std::str::from_utf8(&letter.data) {
-            Ok(text) => ("data", text.to_owned()),
-            Err(_) => ("data_base64", base64::engine::general_purpose::STANDARD.encode(&letter.data)),
-        };
-        document.insert(name.to_owned(), body.into());
-    }
-    document.into()
 }

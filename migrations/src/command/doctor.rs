@@ -51,6 +51,36 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
     Ok(ExitCode::from(if worst == Weight::Loss { 3 } else { 0 }))
 }
 
+/// One broker: what it is, what it can do, and how what it has confirmed can be lost.
+pub(super) async fn broker(registry: &Registry, url: &str, json: bool) -> Result<ExitCode> {
+    let broker = registry.open_broker(&Endpoint::parse(url)?)?;
+    let effective = broker.probe().await?;
+    let capabilities = broker.capabilities();
+    let mut findings = vec![
+        Finding::new("version", effective.version, true, Weight::Notice, ""),
+        Finding::new("stored means", capabilities.confirm, true, Weight::Notice, ""),
+    ];
+    let is_unsafe = !effective.warnings.is_empty();
+    let warnings = effective.warnings.into_iter();
+    findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, Weight::Loss, "")));
+    for case in capabilities.loss {
+        findings.push(Finding::new("what is lost when", case.text, false, Weight::Notice, case.avoid));
+    }
+    for (name, how) in capabilities.rows() {
+        findings.push(Finding::new(name, how, how.is_there(), Weight::Notice, ""));
+    }
+    let mut documents = Vec::new();
+    show("broker", &broker.location(), &findings, json, &mut documents);
+    if json {
+        say!("{}", serde_json::Value::from(documents));
+    } else if is_unsafe {
+        say!("messages that were confirmed can be lost with the settings that are marked with LOSS");
+    } else {
+        say!("its settings are safe; what is marked with ! is so with every server of this kind");
+    }
+    Ok(ExitCode::from(if is_unsafe { 3 } else { 0 }))
+}
+
 fn show(side: &str, what: &str, findings: &[Finding], json: bool, documents: &mut Vec<serde_json::Value>) {
     if json {
         let findings: Vec<_> = findings.iter().map(document).collect();

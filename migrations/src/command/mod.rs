@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod abort;
+mod channel;
 mod completions;
 mod config;
 mod demo;
@@ -65,9 +66,11 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
                 abort::abort_source(&name, source.as_ref(), *yes, json).await
             }
         },
-        Verb::Doctor { ends, carrier } => doctor::doctor(&carried(ends, carrier)?, json).await,
+        Verb::Doctor { broker: Some(url), .. } => doctor::broker(registry, url, json).await,
+        Verb::Doctor { broker: None, ends, carrier } => doctor::doctor(&carried(ends, carrier)?, json).await,
         Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user.as_deref(), json).await,
         Verb::Dlq(verb) => dlq::dlq(verb, registry, json).await,
+        Verb::Channel(verb) => channel::channel(verb, registry, json).await,
         Verb::Config(verb) => config::config(verb, &common),
         Verb::Explain { code } => explain::explain(code.as_deref(), json),
         Verb::Completions { shell } => completions::completions(*shell),

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test waits by the machine's clock")]
 
 mod bad_input;
+mod channel;
 mod columns;
 mod danger;
 mod dlq;

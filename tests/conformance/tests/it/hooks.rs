@@ -28,6 +28,7 @@ async fn every_hook_is_called_and_every_start_is_cleaned_up() {
 fn the_pages_of_the_traits_and_the_table_name_the_same_cases() {
     let pages = [
         include_str!("../../../../framework/core/src/port/broker.rs"),
+        include_str!("../../../../framework/core/src/port/browse.rs"),
         include_str!("../../../../framework/core/src/port/producer.rs"),
         include_str!("../../../../framework/core/src/port/consumer.rs"),
         include_str!("../../../../framework/core/src/port/settle.rs"),
