@@ -17,12 +17,15 @@
 //! - `policy`, `dead_letter`: what happens to what fails
 //! - `call`, `outbox`: questions and replies
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
+//! - `metrics`: what services do, for Prometheus
+//! - `trace`: to which trace messages belong, and spans of what is done with them
 
 mod bridge;
 mod call;
 pub mod dead_letter;
 mod delivery;
 mod filter;
+mod metrics;
 mod outbox;
 mod policy;
 mod publisher;
@@ -30,11 +33,13 @@ mod receiver;
 mod router;
 mod sender;
 mod service;
+mod trace;
 
 pub use bridge::{Bridge, Carried, VIA};
 pub use call::{CALL, Caller, FAILED, REPLY_TO};
-pub use delivery::{Counted, Counts};
+pub use delivery::Counted;
 pub use filter::Filter;
+pub use metrics::{MEDIA_TYPE, Metrics};
 pub use policy::{Exhausted, Policy};
 pub use publisher::Publisher;
 pub use receiver::Receiver;
@@ -44,3 +49,4 @@ pub use service::{
     ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,
     Json, Ready, Replies, Running, Service, Startable, State, Typed,
 };
+pub use trace::{TRACEPARENT, TRACESTATE, Trace};

@@ -8,30 +8,31 @@ use futures::future::{BoxFuture, FutureExt as _, ready};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::message::UNDECODABLE;
 use tidegate_core::port::Delivery;
-use tidegate_core::{Clock, Error, Message, Name};
+use tidegate_core::{Clock, Error, Message};
+use tracing::Instrument as _;
 
 use super::parked::{Parked, Rank};
-use super::{Counts, PAUSE};
+use super::{Meter, PAUSE};
 use crate::dead_letter::{self, Burial, Copy, Reason};
 use crate::outbox::Outbox;
 use crate::policy::{Exhausted, Policy};
 use crate::sender::Sender;
 use crate::service::{Context, Ended, Erased, Failure, Handlers, Replies};
+use crate::trace::{Place, Processing};
 
 /// What a subscription's deliveries are handled with.
 pub(crate) struct Dispatch<S> {
-    pub(crate) channel: Name,
-    pub(crate) subscription: Name,
+    pub(crate) place: Arc<Place>,
     pub(crate) handlers: Handlers<S>,
     pub(crate) state: S,
     pub(crate) policy: Policy,
     /// Where subjects with dead letters are noted, if they are to wait for them.
-    pub(crate) parked: Option<Parked>,
+    pub(crate) parked: Option<Arc<Parked>>,
     /// Where dead letters go; nothing if a message is tried for ever.
     pub(crate) dead: Option<Sender>,
     pub(crate) replies: Replies,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -54,14 +55,14 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     /// Starts what is to be done with a delivery.
     pub(super) fn start(self: &Arc<Self>, delivery: &Delivery) -> BoxFuture<'static, Next> {
         let message = &delivery.message;
-        let copy = Copy::of(message, &self.channel, &self.subscription);
+        let copy = Copy::of(message, &self.place.channel, &self.place.subscription);
         if copy == Copy::Others {
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return ready(Next::Ack).boxed();
         }
         let is_copy = copy == Copy::Ours;
         if *message.kind == *dead_letter::RELEASE {
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return self.let_go(delivery);
         }
         let rank = match (&self.parked, &message.subject) {
@@ -84,36 +85,49 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             if !self.handlers.ignores_others() {
                 return bury(Reason::Unhandled, format!("nothing handles the kind {}", message.kind));
             }
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return if rank == Rank::First { self.let_go(delivery) } else { ready(Next::Ack).boxed() };
         };
-        let started = if is_copy {
-            // What it is a copy of is for us alone: whoever passes the message on passes on the message.
-            let mut delivery = delivery.clone();
-            dead_letter::forget_copy(&mut delivery.message);
-            self.call(handler, &delivery)
-        } else {
-            self.call(handler, delivery)
-        };
+        let processing = Processing::of(delivery, &self.place);
+        let started = processing.span.in_scope(|| {
+            if is_copy {
+                // What it is a copy of is for us alone: whoever passes the message on passes on the message.
+                let mut delivery = delivery.clone();
+                dead_letter::forget_copy(&mut delivery.message);
+                self.call(handler, &delivery)
+            } else {
+                self.call(handler, delivery)
+            }
+        });
         let future = match started {
             Ok(Ok(future)) => future,
-            Ok(Err(error)) => return bury(Reason::Undecodable, error.to_string()),
+            Ok(Err(error)) => {
+                processing.span.record("error.type", error.code().name());
+                return bury(Reason::Undecodable, error.to_string());
+            }
             Err(_) => return bury(Reason::Refused, "reading it panicked".to_owned()),
         };
-        let (this, delivery) = (Arc::clone(self), delivery.clone());
-        async move {
-            match this.handle(future).await {
+        let (this, delivery, span) = (Arc::clone(self), delivery.clone(), processing.span.clone());
+        let handling = async move {
+            let began = this.clock.elapsed();
+            let ended = this.handle(future).await;
+            this.meter.took(&delivery.message.kind, this.clock.elapsed().saturating_sub(began));
+            match ended {
                 Ok(reply) => {
                     if let Some(reply) = reply {
                         this.outbox.reply(&delivery.message, reply).await;
                     }
-                    this.counts.handled();
+                    this.meter.handled(&delivery.message.kind);
                     if rank == Rank::First { this.release(&delivery).await } else { Next::Ack }
                 }
-                Err(failure) => this.failed(&delivery.message, attempt, &failure),
+                Err(failure) => {
+                    span.record("error.type", failure.kind());
+                    this.failed(&delivery.message, attempt, &failure)
+                }
             }
-        }
-        .boxed()
+        };
+        let span = processing.span.clone();
+        processing.within(handling).instrument(span).boxed()
     }
 
     /// Lets a handler read the message.
@@ -125,8 +139,8 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     ) -> std::thread::Result<tidegate_core::Result<BoxFuture<'static, Ended>>> {
         let context = Context {
             delivery,
-            channel: &self.channel,
-            subscription: &self.subscription,
+            channel: &self.place.channel,
+            subscription: &self.place.subscription,
             state: &self.state,
         };
         catch_unwind(AssertUnwindSafe(|| handler.start(&context, &self.replies)))
@@ -151,7 +165,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     fn failed(&self, message: &Message, attempt: u32, failure: &Failure) -> Next {
         if !failure.is_final() && self.policy.tries_again(attempt) {
             let after = self.policy.pause(message, attempt);
-            tracing::info!(error = %failure, id = %message.id, attempt, ?after, subscription = %self.subscription, "a message failed and is tried again");
+            tracing::info!(error = %failure, id = %message.id, attempt, ?after, subscription = %self.place.subscription, "a message failed and is tried again");
             return Next::Retry(after);
         }
         let reason = if failure.is_final() { Reason::Refused } else { Reason::Exhausted };
@@ -170,17 +184,17 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             let message = &delivery.message;
             let Some(dead) = &this.dead else {
                 let after = this.policy.pause_max;
-                tracing::error!(id = %message.id, reason = reason.word(), error, ?after, subscription = %this.subscription, "a message cannot be handled, and is tried for ever; its subject waits");
+                tracing::error!(id = %message.id, reason = reason.word(), error, ?after, subscription = %this.place.subscription, "a message cannot be handled, and is tried for ever; its subject waits");
                 return Next::Retry(after);
             };
             if let Err(failed) = this.try_bury(dead, &delivery, reason, &error).await {
                 let after = this.policy.pause(message, delivery.attempt.number()).max(PAUSE);
-                tracing::error!(error = %failed, id = %message.id, ?after, subscription = %this.subscription, "a message cannot become a dead letter now; it and its subject wait");
+                tracing::error!(error = %failed, id = %message.id, ?after, subscription = %this.place.subscription, "a message cannot become a dead letter now; it and its subject wait");
                 return Next::Retry(after);
             }
-            this.counts.dead();
+            this.meter.dead(reason);
             this.outbox.refuse(message, &error).await;
-            tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.channel, subscription = %this.subscription, "a message became a dead letter");
+            tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.place.channel, subscription = %this.place.subscription, "a message became a dead letter");
             Next::Ack
         }
         .boxed()
@@ -198,8 +212,8 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             parked.park(delivery.token, subject, message, reason, error).await?;
         }
         let burial = Burial {
-            channel: &self.channel,
-            subscription: &self.subscription,
+            channel: &self.place.channel,
+            subscription: &self.place.subscription,
             reason,
             error,
             attempts: delivery.attempt.number(),

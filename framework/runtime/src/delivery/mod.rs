@@ -12,6 +12,7 @@
 
 mod counts;
 mod dispatch;
+mod meter;
 mod parked;
 mod queue;
 mod settling;
@@ -27,10 +28,12 @@ use tidegate_core::port::{Consumer, Delivery, Settlement, Signal, Token};
 use tidegate_core::{Clock, Error, Lane, Result};
 use tokio::sync::watch;
 
-pub use counts::{Counted, Counts};
+pub use counts::Counted;
 pub(crate) use dispatch::{Dispatch, Next};
+pub(crate) use meter::Meter;
 pub(crate) use parked::Parked;
 
+use meter::InHand;
 use queue::{Key, Queue};
 use settling::Settling;
 
@@ -73,13 +76,16 @@ impl<S: Send + Sync + 'static> Worker<S> {
     /// Works until it is stopped, or the subscription ends.
     pub(crate) async fn run(self) -> Result<()> {
         let Self { mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
-        let settling = Settling::new(consumer.settler(), Arc::clone(&clock), Arc::clone(&dispatch.counts));
+        let in_hand = dispatch.meter.in_hand();
+        let meter = Arc::clone(&dispatch.meter);
+        let settling = Settling::new(consumer.settler(), Arc::clone(&clock), meter, Arc::clone(&in_hand));
         let mut work = Work {
             queue: Queue::default(),
             running: FuturesUnordered::new(),
             at_work: HashSet::new(),
             alone: Alone::Nothing,
             epochs: HashMap::new(),
+            in_hand,
             settling,
             dispatch,
             clock,
@@ -119,13 +125,14 @@ impl<S: Send + Sync + 'static> Worker<S> {
                         Ok(signal) => signal,
                         Err(error) if error.verdict() == Verdict::Never => break Err(error),
                         Err(error) => {
-                            tracing::warn!(%error, subscription = %work.dispatch.subscription, "receiving failed, and is tried again");
+                            tracing::warn!(%error, subscription = %work.dispatch.place.subscription, "receiving failed, and is tried again");
                             receive_at = work.clock.elapsed() + PAUSE;
                             continue;
                         }
                     };
-                    for delivery in batch.drain(..) {
-                        work.take(delivery);
+                    if !batch.is_empty() {
+                        let span = work.dispatch.place.receiving(batch.len());
+                        span.in_scope(|| batch.drain(..).for_each(|delivery| work.take(delivery)));
                     }
                     match work.signal(signal) {
                         Ok(true) => {}
@@ -160,6 +167,7 @@ struct Work<S> {
     alone: Alone,
     /// Under which ownership what is parked of a lane is known, or looked for.
     epochs: HashMap<Lane, u64>,
+    in_hand: Arc<InHand>,
     settling: Settling,
     dispatch: Arc<Dispatch<S>>,
     clock: Arc<dyn Clock>,
@@ -172,7 +180,9 @@ struct Work<S> {
 
 impl<S: Send + Sync + 'static> Work<S> {
     fn take(&mut self, delivery: Delivery) {
-        self.dispatch.counts.received(&delivery, self.clock.now());
+        let now = self.clock.now();
+        self.dispatch.meter.counts.received(&delivery, now);
+        self.in_hand.take(&delivery, now);
         let Token { lane, epoch, .. } = delivery.token;
         if self.dispatch.parked.is_some() && self.epochs.insert(lane, epoch) != Some(epoch) {
             self.queue.close(lane);
@@ -241,7 +251,7 @@ impl<S: Send + Sync + 'static> Work<S> {
             Event::Loaded(lane, _, Ok(())) => self.queue.open(lane),
             Event::Loaded(lane, _, Err(error)) if error.code() == code::LEASE_LOST => {
                 // What is in hand of it comes again to its owner.
-                self.dispatch.counts.lost(self.queue.forget(&[lane]).len() as u64);
+                self.lose(&[lane]);
                 self.epochs.remove(&lane);
             }
             Event::Loaded(.., Err(error)) if error.verdict() == Verdict::Never => self.failed = Some(error),
@@ -262,7 +272,7 @@ impl<S: Send + Sync + 'static> Work<S> {
                 self.settling.add(delivery.token, Settlement::Ack);
             }
             Next::Retry(after) => {
-                self.dispatch.counts.retried();
+                self.dispatch.meter.retried(&delivery.message.kind);
                 let behind = self.queue.again(&key, &delivery);
                 self.settling.add(delivery.token, Settlement::Retry { after });
                 behind.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
@@ -280,19 +290,34 @@ impl<S: Send + Sync + 'static> Work<S> {
             // What is parked is looked for with the first message of a lane, which says under which ownership it came.
             Signal::Messages | Signal::LanesGained(_) => {}
             Signal::LanesRevoked { lanes, .. } => {
+                if let Some(parked) = &self.dispatch.parked {
+                    parked.leave(&lanes);
+                }
                 let waiting = self.queue.forget(&lanes);
                 waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
                 self.keep(lanes);
             }
-            Signal::LanesLost(lanes) => {
-                self.dispatch.counts.lost(self.queue.forget(&lanes).len() as u64);
-            }
+            Signal::LanesLost(lanes) => self.lose(&lanes),
             // All that was in hand comes again.
-            Signal::Reconnected => self.dispatch.counts.lost(self.queue.forget_all().len() as u64),
+            Signal::Reconnected => {
+                let lost = self.queue.forget_all();
+                self.dispatch.meter.counts.lost(lost.len() as u64);
+                lost.into_iter().for_each(|token| self.in_hand.settled(token));
+            }
             Signal::Cancelled(error) => return Err(error),
             Signal::Drained => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// These lanes are somebody else's.
+    fn lose(&mut self, lanes: &[Lane]) {
+        if let Some(parked) = &self.dispatch.parked {
+            parked.leave(lanes);
+        }
+        let lost = self.queue.forget(lanes);
+        self.dispatch.meter.counts.lost(lost.len() as u64);
+        lost.into_iter().for_each(|token| self.in_hand.settled(token));
     }
 
     /// Keeps lanes that are to go, as long as handlers of their messages run.
@@ -351,6 +376,6 @@ impl<S: Send + Sync + 'static> Work<S> {
         drop(self.running);
         let left = consumer.close(deadline.saturating_sub(clock.elapsed())).await;
         result?;
-        left.map(|left| self.dispatch.counts.released(left.released as u64))
+        left.map(|left| self.dispatch.meter.counts.released(left.released as u64))
     }
 }

@@ -149,6 +149,11 @@ impl<S: 'static> Handlers<S> {
         self.by_kind.get(kind).or(self.others.as_ref())
     }
 
+    /// The kinds that have a handler of their own.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        self.by_kind.keys().copied()
+    }
+
     pub(crate) fn ignores_others(&self) -> bool {
         self.ignores_others
     }

@@ -29,10 +29,12 @@ pub use handlers::Handlers;
 pub use running::Running;
 
 use crate::dead_letter;
-use crate::delivery::{Counts, Dispatch, Parked, Worker};
+use crate::delivery::{Dispatch, Meter, Parked, Worker};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::policy::Exhausted;
 use crate::sender::Sender;
+use crate::trace::{self, Place};
 
 /// How long a dead letter is tried before its message waits.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,6 +114,7 @@ pub struct Service<S = (), R = Idle> {
     state: S,
     store: Option<Arc<dyn StateStore>>,
     inputs: Vec<Input<S>>,
+    metrics: Metrics,
     topology: Apply,
     ids: Arc<dyn Ids>,
     clock: Arc<dyn Clock>,
@@ -142,6 +145,7 @@ impl Service {
             state: (),
             store: None,
             inputs: Vec::new(),
+            metrics: Metrics::default(),
             topology: Apply::Create,
             ids: Arc::new(SystemIds),
             clock: SystemClock::shared(),
@@ -156,6 +160,7 @@ impl Service {
             state,
             store: self.store,
             inputs: Vec::new(),
+            metrics: self.metrics,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -170,6 +175,14 @@ impl<S, R> Service<S, R> {
     #[must_use]
     pub fn with_store(mut self, store: Arc<dyn StateStore>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Measures what it does here, beside what is there already. Otherwise what is measured is told by [`Running::metrics`]
+    /// alone.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: &Metrics) -> Self {
+        self.metrics = metrics.clone();
         self
     }
 
@@ -203,6 +216,7 @@ impl<S, R> Service<S, R> {
             state: self.state,
             store: self.store,
             inputs,
+            metrics: self.metrics,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -220,12 +234,13 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
     pub async fn start(self, broker: &Arc<dyn Broker>) -> Result<Running> {
         let (stop, stopped) = watch::channel(None);
         let mut workers = Vec::new();
-        let counts = Arc::new(Counts::default());
+        let mut meters = Vec::new();
         let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
-        let Self { name, state, store, ids, clock, .. } = self;
+        let Self { name, state, store, metrics, ids, clock, .. } = self;
         let source: Arc<str> = name.as_str().into();
+        let system = trace::system(&broker.location());
         for (channel, subscription, handlers) in prepared {
             let policy = handlers.policy().clone();
             let dead = match policy.exhausted {
@@ -237,15 +252,22 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             };
             let parked = match (&store, policy.exhausted) {
                 (Some(store), Exhausted::ParkKey) => {
-                    Some(Parked::new(Arc::clone(store), &name, channel.name.clone())?)
+                    Some(Arc::new(Parked::new(Arc::clone(store), &name, channel.name.clone())?))
                 }
                 _ => None,
             };
             let (members, concurrency) = (handlers.members(), handlers.concurrency());
             let interval = handlers.interval();
-            let dispatch = Arc::new(Dispatch {
+            let place = Arc::new(Place {
+                system: Arc::clone(&system),
                 channel: channel.name.clone(),
                 subscription: subscription.name.clone(),
+            });
+            let meter = Arc::new(Meter::new(Arc::clone(&place), handlers.kinds(), parked.clone()));
+            metrics.watch(&meter);
+            meters.push(Arc::clone(&meter));
+            let dispatch = Arc::new(Dispatch {
+                place,
                 handlers,
                 state: state.clone(),
                 policy,
@@ -253,7 +275,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 dead,
                 replies: Replies { ids: Arc::clone(&ids), source: Arc::clone(&source) },
                 outbox: Arc::clone(&outbox),
-                counts: Arc::clone(&counts),
+                meter,
                 clock: Arc::clone(&clock),
             });
             for _ in 0..members {
@@ -271,7 +293,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         for worker in workers {
             tasks.spawn(worker.run());
         }
-        Ok(Running::new(name, tasks, stop, counts, clock))
+        Ok(Running::new(name, tasks, stop, meters, metrics, clock))
     }
 
     /// Looks at everything that can be wrong before the broker is asked.

@@ -6,6 +6,7 @@ mod calling;
 mod carrying;
 mod failing;
 mod handling;
+mod watching;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
