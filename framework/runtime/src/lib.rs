@@ -16,12 +16,14 @@
 //! - `delivery`: how it is handled
 //! - `policy`, `dead_letter`: what happens to what fails
 //! - `call`, `outbox`: questions and replies
+//! - `claim`: bodies that are too large for a broker
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
 //! - `metrics`: what services do, for Prometheus
 //! - `trace`: to which trace messages belong, and spans of what is done with them
 
 mod bridge;
 mod call;
+mod claim;
 pub mod dead_letter;
 mod delivery;
 mod filter;
@@ -37,6 +39,7 @@ mod trace;
 
 pub use bridge::{Bridge, Carried, VIA};
 pub use call::{CALL, Caller, FAILED, REPLY_TO};
+pub use claim::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs};
 pub use delivery::Counted;
 pub use filter::Filter;
 pub use metrics::{MEDIA_TYPE, Metrics};

@@ -9,6 +9,7 @@ use tidegate_core::{Channel, Clock, Error, Message, Name, Result, Scope};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span};
 
+use crate::claim::Claims;
 use crate::publisher::Publisher;
 use crate::trace;
 
@@ -21,7 +22,10 @@ const WINDOW: usize = 1_024;
 ///
 /// Dropping the last copy ends it; what was not answered then is unknown.
 #[derive(Clone, Debug)]
-pub struct Sender(Arc<Inner>);
+pub struct Sender {
+    inner: Arc<Inner>,
+    claims: Option<Claims>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -53,18 +57,26 @@ impl Sender {
         let (waiting, taken) = mpsc::channel(WINDOW);
         let mut task = Scope::new();
         task.spawn(publish(publisher, taken));
-        Ok(Self(Arc::new(Inner { channel: channel.clone(), system, waiting, _task: task })))
+        let inner = Inner { channel: channel.clone(), system, waiting, _task: task };
+        Ok(Self { inner: Arc::new(inner), claims: None })
+    }
+
+    /// Keeps bodies that are too large here, and sends where they are.
+    #[must_use]
+    pub fn with_claims(mut self, claims: &Claims) -> Self {
+        self.claims = Some(claims.clone());
+        self
     }
 
     /// Where it sends to.
     pub fn channel(&self) -> &Name {
-        &self.0.channel.name
+        &self.inner.channel.name
     }
 
     /// Returns when the message is stored. Messages that one task sends one behind the other are stored in that order.
     ///
     /// # Errors
-    /// What the broker answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
+    /// What the broker, or the store of large bodies, answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
     pub async fn send(&self, message: Message) -> Result<()> {
         let (answer, span) = self.enqueue(message).await?;
         answered(answer, span).await
@@ -88,8 +100,11 @@ impl Sender {
 
     async fn enqueue(&self, mut message: Message) -> Result<(oneshot::Receiver<Result<()>>, Span)> {
         let (tell, told) = oneshot::channel();
-        let span = trace::sending(&mut message, &self.0.system, &self.0.channel.name);
-        self.0.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
+        let span = trace::sending(&mut message, &self.inner.system, &self.inner.channel.name);
+        if let Some(claims) = &self.claims {
+            claims.put(&mut message).instrument(span.clone()).await?;
+        }
+        self.inner.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
         Ok((told, span))
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A source of rows is a [`Catalog`], a [`Crawler`] and a [`ChangeFeed`]; a target is a [`Catalog`], a [`Sink`] and a
 //! [`StateStore`]. A [`Store`] opens them by URL. A [`Broker`] opens a [`Producer`] and a [`Consumer`], whose deliveries
-//! a [`Settle`] settles. Each trait's page has its contract as numbered rules.
+//! a [`Settle`] settles; [`Blobs`] keep what is too large for it. Each trait's page has its contract as numbered rules.
 
+mod blobs;
 mod broker;
 mod catalog;
 mod change_feed;
@@ -17,6 +18,7 @@ mod state;
 mod store;
 mod transform;
 
+pub use blobs::Blobs;
 pub use broker::{Broker, Effective};
 pub use catalog::{Catalog, Conversions, Fit, Identity, NOT_EMPTY, Obstacle, Selection, convert_argument};
 pub use change_feed::{ChangeFeed, Progress};

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 
 use super::parked::{Parked, Rank};
 use super::{Meter, PAUSE};
+use crate::claim::{self, Claimed};
 use crate::dead_letter::{self, Burial, Copy, Reason};
 use crate::outbox::Outbox;
 use crate::policy::{Exhausted, Policy};
@@ -26,6 +27,8 @@ pub(crate) struct Dispatch<S> {
     pub(crate) handlers: Handlers<S>,
     pub(crate) state: S,
     pub(crate) policy: Policy,
+    /// What is done with messages whose bodies are elsewhere.
+    pub(crate) claims: Claimed,
     /// Where subjects with dead letters are noted, if they are to wait for them.
     pub(crate) parked: Option<Arc<Parked>>,
     /// Where dead letters go; nothing if a message is tried for ever.
@@ -89,17 +92,74 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             return if rank == Rank::First { self.let_go(delivery) } else { ready(Next::Ack).boxed() };
         };
         let processing = Processing::of(delivery, &self.place);
-        let started = processing.span.in_scope(|| {
-            if is_copy {
-                // What it is a copy of is for us alone: whoever passes the message on passes on the message.
-                let mut delivery = delivery.clone();
-                dead_letter::forget_copy(&mut delivery.message);
-                self.call(handler, &delivery)
-            } else {
-                self.call(handler, delivery)
+        let Some(mut seen) = self.seen(delivery, is_copy) else {
+            return self.run(handler, delivery, delivery, rank, processing);
+        };
+        if !self.is_elsewhere(&seen.message) {
+            return self.run(handler, delivery, &seen, rank, processing);
+        }
+        let (this, handler, delivery) = (Arc::clone(self), Arc::clone(handler), delivery.clone());
+        async move {
+            let fetched = this.fetch(&mut seen.message).instrument(processing.span.clone()).await;
+            match fetched {
+                Ok(()) => this.run(&handler, &delivery, &seen, rank, processing).await,
+                Err(error) => {
+                    processing.span.record("error.type", error.code().name());
+                    if error.code() == code::BODY_MISSING {
+                        return Next::Bury(Reason::Unclaimed, error.to_string());
+                    }
+                    this.failed(&delivery.message, attempt, &Failure::from(error))
+                }
             }
-        });
-        let future = match started {
+        }
+        .boxed()
+    }
+
+    /// What a handler sees of a delivery, where that is something else.
+    fn seen(&self, delivery: &Delivery, is_copy: bool) -> Option<Delivery> {
+        if !is_copy && !self.is_elsewhere(&delivery.message) {
+            return None;
+        }
+        let mut seen = delivery.clone();
+        if is_copy {
+            // What it is a copy of is for us alone: whoever passes the message on passes on the message.
+            dead_letter::forget_copy(&mut seen.message);
+        }
+        Some(seen)
+    }
+
+    /// Whether the body of a message has to be fetched.
+    fn is_elsewhere(&self, message: &Message) -> bool {
+        claim::is_claimed(message) && !matches!(self.claims, Claimed::Pass)
+    }
+
+    /// Gives a message its body.
+    async fn fetch(&self, message: &mut Message) -> tidegate_core::Result<()> {
+        let Claimed::Fetch(claims) = &self.claims else {
+            let what = "the body is in a store of large bodies, and the service has none";
+            return Err(Error::new(code::BODY_MISSING, what).hint("add .with_claims(&claims) to the service"));
+        };
+        tokio::select! {
+            fetched = claims.fetch(message) => fetched,
+            () = self.clock.sleep(self.policy.time_limit) => {
+                let what = format!("the body did not come within {:?}", self.policy.time_limit);
+                Err(Error::new(code::TIMED_OUT, what))
+            }
+        }
+    }
+
+    /// Runs a handler with what it sees of a delivery.
+    fn run(
+        self: &Arc<Self>,
+        handler: &Arc<dyn Erased<S>>,
+        delivery: &Delivery,
+        seen: &Delivery,
+        rank: Rank,
+        processing: Processing,
+    ) -> BoxFuture<'static, Next> {
+        let attempt = delivery.attempt.number();
+        let bury = |reason, error: String| ready(Next::Bury(reason, error)).boxed();
+        let future = match processing.span.in_scope(|| self.call(handler, seen)) {
             Ok(Ok(future)) => future,
             Ok(Err(error)) => {
                 processing.span.record("error.type", error.code().name());

@@ -17,8 +17,14 @@ use crate::trace::Place;
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
 
 /// The reasons of dead letters, in the order in which they are counted.
-const REASONS: [Reason; 5] =
-    [Reason::Exhausted, Reason::Refused, Reason::Undecodable, Reason::Unhandled, Reason::Behind];
+const REASONS: [Reason; 6] = [
+    Reason::Exhausted,
+    Reason::Refused,
+    Reason::Undecodable,
+    Reason::Unhandled,
+    Reason::Unclaimed,
+    Reason::Behind,
+];
 
 /// What is measured of the messages that one handler gets.
 #[derive(Debug)]

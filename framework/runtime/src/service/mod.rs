@@ -28,6 +28,7 @@ pub(crate) use handlers::Erased;
 pub use handlers::Handlers;
 pub use running::Running;
 
+use crate::claim::{Claimed, Claims};
 use crate::dead_letter;
 use crate::delivery::{Dispatch, Meter, Parked, Worker};
 use crate::metrics::Metrics;
@@ -115,6 +116,7 @@ pub struct Service<S = (), R = Idle> {
     store: Option<Arc<dyn StateStore>>,
     inputs: Vec<Input<S>>,
     metrics: Metrics,
+    claims: Claimed,
     topology: Apply,
     ids: Arc<dyn Ids>,
     clock: Arc<dyn Clock>,
@@ -146,6 +148,7 @@ impl Service {
             store: None,
             inputs: Vec::new(),
             metrics: Metrics::default(),
+            claims: Claimed::Unknown,
             topology: Apply::Create,
             ids: Arc::new(SystemIds),
             clock: SystemClock::shared(),
@@ -161,6 +164,7 @@ impl Service {
             store: self.store,
             inputs: Vec::new(),
             metrics: self.metrics,
+            claims: self.claims,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -183,6 +187,21 @@ impl<S, R> Service<S, R> {
     #[must_use]
     pub fn with_metrics(mut self, metrics: &Metrics) -> Self {
         self.metrics = metrics.clone();
+        self
+    }
+
+    /// Where large bodies are that senders put away: handlers see whole messages. Without it such a message becomes a dead
+    /// letter.
+    #[must_use]
+    pub fn with_claims(mut self, claims: &Claims) -> Self {
+        self.claims = Claimed::Fetch(claims.clone());
+        self
+    }
+
+    /// Leaves bodies where they are that senders put away: handlers see where that is, for whoever gets the message from them.
+    #[must_use]
+    pub fn pass_claims(mut self) -> Self {
+        self.claims = Claimed::Pass;
         self
     }
 
@@ -217,6 +236,7 @@ impl<S, R> Service<S, R> {
             store: self.store,
             inputs,
             metrics: self.metrics,
+            claims: self.claims,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -238,7 +258,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
-        let Self { name, state, store, metrics, ids, clock, .. } = self;
+        let Self { name, state, store, metrics, claims, ids, clock, .. } = self;
         let source: Arc<str> = name.as_str().into();
         let system = trace::system(&broker.location());
         for (channel, subscription, handlers) in prepared {
@@ -271,6 +291,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 handlers,
                 state: state.clone(),
                 policy,
+                claims: claims.clone(),
                 parked,
                 dead,
                 replies: Replies { ids: Arc::clone(&ids), source: Arc::clone(&source) },

@@ -4,6 +4,7 @@
 
 mod calling;
 mod carrying;
+mod claiming;
 mod failing;
 mod handling;
 mod watching;
