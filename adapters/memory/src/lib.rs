@@ -35,6 +35,7 @@ mod settle;
 mod sink;
 mod state;
 mod store;
+mod timers;
 
 use std::sync::Arc;
 

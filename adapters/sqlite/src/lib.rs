@@ -10,7 +10,7 @@
 //! - `describe`, `catalog`, `fit`: tables, keys, types
 //! - [`journal`]: triggers and the journal
 //! - `change_feed`, `crawler`: reading
-//! - `sink`, `write`, `checkpoint`, `state`: writing
+//! - `sink`, `write`, `checkpoint`, `state`, `timers`: writing
 //! - `cells`, `text`, `statement`: values and SQL
 //! - `broker`, `producer`, `consumer`, `settle`: the embedded broker
 
@@ -33,11 +33,12 @@ mod sink;
 mod state;
 mod statement;
 mod store;
+mod timers;
 mod write;
 
 use std::sync::Arc;
 
-use tidegate_core::port::{Broker, Store};
+use tidegate_core::port::{Broker, Store, Timers};
 use tidegate_core::{Endpoint, Result};
 
 pub use broker::SqliteBroker;
@@ -51,6 +52,14 @@ pub const SCHEMES: &[&str] = &["sqlite"];
 /// # Errors
 /// `url-invalid` if the URL names no file.
 pub fn open(endpoint: &Endpoint) -> Result<Arc<dyn Store>> {
+    Ok(Arc::new(SqliteStore::new(endpoint)?))
+}
+
+/// Opens the timers of a file by its URL, `sqlite:PATH`. The file is made when a timer is set.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_timers(endpoint: &Endpoint) -> Result<Arc<dyn Timers>> {
     Ok(Arc::new(SqliteStore::new(endpoint)?))
 }
 

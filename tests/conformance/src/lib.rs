@@ -35,6 +35,7 @@ mod program;
 mod proxy;
 mod sink;
 mod state;
+mod timers;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
@@ -49,6 +50,7 @@ pub use sink::{
     keeps_rivals_apart,
 };
 pub use state::a_lease_is_one_holders;
+pub use timers::{OpenTimers, TIMER_CASES, TimerCase, keeps_timers};
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

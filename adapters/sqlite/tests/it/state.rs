@@ -1,7 +1,9 @@
 //! Records and leases.
 
-use tidegate_core::FlowName;
+use std::sync::Arc;
+
 use tidegate_core::port::Stored;
+use tidegate_core::{Endpoint, FlowName};
 
 use crate::file::{File, flow, open};
 
@@ -40,4 +42,17 @@ async fn a_lease_is_one_holders_until_its_time_is_over() {
     let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
     let state = file.store.state().await.unwrap();
     tidegate_conformance::a_lease_is_one_holders(state.as_ref(), &flow()).await;
+}
+
+#[tokio::test]
+async fn timers_are_kept_as_their_contract_says() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let path = file.folder.path().join("timers.db");
+    let endpoint = Endpoint::parse(&format!("sqlite:{}", path.display())).unwrap();
+    let state = open(&path).state().await.unwrap();
+    let open = move || {
+        let timers = tidegate_sqlite::open_timers(&endpoint).unwrap();
+        (timers, Arc::clone(&state))
+    };
+    tidegate_conformance::keeps_timers(Arc::new(open)).await;
 }

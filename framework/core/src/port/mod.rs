@@ -2,7 +2,8 @@
 //!
 //! A source of rows is a [`Catalog`], a [`Crawler`] and a [`ChangeFeed`]; a target is a [`Catalog`], a [`Sink`] and a
 //! [`StateStore`]. A [`Store`] opens them by URL. A [`Broker`] opens a [`Producer`] and a [`Consumer`], whose deliveries
-//! a [`Settle`] settles; [`Blobs`] keep what is too large for it. Each trait's page has its contract as numbered rules.
+//! a [`Settle`] settles; [`Blobs`] keep what is too large for it, and
+//! [`Timers`] what is to happen later. Each trait's page has its contract as numbered rules.
 
 mod blobs;
 mod broker;
@@ -16,6 +17,7 @@ mod settle;
 mod sink;
 mod state;
 mod store;
+mod timers;
 mod transform;
 
 pub use blobs::Blobs;
@@ -32,4 +34,5 @@ pub use sink::{
 };
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;
+pub use timers::{Due, Timer, Timers};
 pub use transform::{Join, Made, MadeColumn, Recipe, Record, Transform};
