@@ -15,6 +15,7 @@
 //! - `service`: how an application says what it handles
 //! - `delivery`: how it is handled
 //! - `policy`, `dead_letter`: what happens to what fails
+//! - `priority`: what is handled first
 //! - `call`, `outbox`: questions and replies
 //! - `claim`: bodies that are too large for a broker
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
@@ -30,6 +31,7 @@ mod filter;
 mod metrics;
 mod outbox;
 mod policy;
+mod priority;
 mod publisher;
 mod receiver;
 mod router;
@@ -44,6 +46,7 @@ pub use delivery::Counted;
 pub use filter::Filter;
 pub use metrics::{MEDIA_TYPE, Metrics};
 pub use policy::{Exhausted, Policy};
+pub use priority::Priority;
 pub use publisher::Publisher;
 pub use receiver::Receiver;
 pub use router::Router;

@@ -33,6 +33,8 @@ pub(crate) use dispatch::{Dispatch, Next};
 pub(crate) use meter::Meter;
 pub(crate) use parked::Parked;
 
+use crate::priority::Part;
+
 use meter::InHand;
 use queue::{Key, Queue};
 use settling::Settling;
@@ -50,6 +52,8 @@ const EXTEND: Duration = Duration::from_secs(10);
 
 /// One consumer with what handles its deliveries.
 pub(crate) struct Worker<S> {
+    /// Its part in the turns of several levels, if it is one of them.
+    pub(crate) part: Option<Part>,
     pub(crate) consumer: Box<dyn Consumer>,
     pub(crate) dispatch: Arc<Dispatch<S>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -75,11 +79,12 @@ enum Event {
 impl<S: Send + Sync + 'static> Worker<S> {
     /// Works until it is stopped, or the subscription ends.
     pub(crate) async fn run(self) -> Result<()> {
-        let Self { mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
+        let Self { part, mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
         let in_hand = dispatch.meter.in_hand();
         let meter = Arc::clone(&dispatch.meter);
         let settling = Settling::new(consumer.settler(), Arc::clone(&clock), meter, Arc::clone(&in_hand));
         let mut work = Work {
+            part,
             queue: Queue::default(),
             running: FuturesUnordered::new(),
             at_work: HashSet::new(),
@@ -120,6 +125,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 () = work.settling.next(), if work.settling.is_busy() => {}
                 () = work.clock.sleep(pause.unwrap_or(WAIT)), if pause.is_some() => {}
                 _ = stop.changed() => {}
+                () = turn(work.part.as_ref()), if work.part.is_some() => {}
                 signal = consumer.receive(room, WAIT, &mut batch), if !is_deaf => {
                     let signal = match signal {
                         Ok(signal) => signal,
@@ -159,7 +165,16 @@ enum Alone {
     Runs(Token),
 }
 
+/// Returns when it may be a level's turn.
+async fn turn(part: Option<&Part>) {
+    match part {
+        Some(part) => part.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Work<S> {
+    part: Option<Part>,
     queue: Queue,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The messages among these.
@@ -204,16 +219,16 @@ impl<S: Send + Sync + 'static> Work<S> {
             }
             alone => self.alone = alone,
         }
-        while self.at_work.len() < self.concurrency && matches!(self.alone, Alone::Nothing) {
-            if !self.interval.is_zero() && self.queue.len() > 0 {
-                let now = self.clock.elapsed();
-                if now < self.start_at {
-                    return Some(self.start_at - now);
-                }
+        let mut pause = None;
+        let mut has_turn = true;
+        while self.at_work.len() < self.concurrency && self.may_start() {
+            pause = self.pause();
+            has_turn = pause.is_none() && self.part.as_ref().is_none_or(Part::ask);
+            if !has_turn {
+                break;
             }
             let (key, delivery) = self.queue.next()?;
-            self.start_at =
-                self.start_at.max(self.clock.elapsed().saturating_sub(self.interval)) + self.interval;
+            self.started();
             if self.dispatch.is_suspect(&delivery) {
                 let others = self.queue.forget_all();
                 others.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
@@ -222,7 +237,40 @@ impl<S: Send + Sync + 'static> Work<S> {
             }
             self.begin(key, delivery);
         }
-        None
+        let wants = !has_turn || self.may_start();
+        match &self.part {
+            Some(part) if wants => part.want(),
+            Some(part) => part.pass(),
+            None => {}
+        }
+        pause
+    }
+
+    fn may_start(&mut self) -> bool {
+        matches!(self.alone, Alone::Nothing) && self.queue.has_ready()
+    }
+
+    /// How long to wait before the next handler may be started.
+    fn pause(&self) -> Option<Duration> {
+        if self.interval.is_zero() {
+            return None;
+        }
+        let now = self.clock.elapsed();
+        match &self.part {
+            Some(part) => part.pause(now),
+            None => self.start_at.checked_sub(now).filter(|pause| !pause.is_zero()),
+        }
+    }
+
+    fn started(&mut self) {
+        if self.interval.is_zero() {
+            return;
+        }
+        let now = self.clock.elapsed();
+        match &self.part {
+            Some(part) => part.started(now, self.interval),
+            None => self.start_at = self.start_at.max(now.saturating_sub(self.interval)) + self.interval,
+        }
     }
 
     fn begin(&mut self, key: Key, delivery: Delivery) {
@@ -265,6 +313,9 @@ impl<S: Send + Sync + 'static> Work<S> {
     fn ended(&mut self, key: Key, delivery: Delivery, next: Next) {
         if matches!(self.alone, Alone::Runs(token) if token == delivery.token) {
             self.alone = Alone::Nothing;
+        }
+        if let (Next::Ack | Next::Retry(_), Some(part)) = (&next, &self.part) {
+            part.end();
         }
         match next {
             Next::Ack => {
@@ -352,6 +403,8 @@ impl<S: Send + Sync + 'static> Work<S> {
         deadline: Duration,
         result: Result<()>,
     ) -> Result<()> {
+        // Other levels go on with what this one has.
+        self.part = None;
         let waiting: Vec<Token> = self.queue.forget_all();
         waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
         if let Alone::Waits(waiting) = std::mem::replace(&mut self.alone, Alone::Nothing) {

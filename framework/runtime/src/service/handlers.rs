@@ -35,6 +35,7 @@ pub struct Handlers<S = ()> {
     by_kind: HashMap<&'static str, Arc<dyn Erased<S>>>,
     others: Option<Arc<dyn Erased<S>>>,
     ignores_others: bool,
+    has_priorities: bool,
     /// A kind that two handlers want.
     twice: Option<&'static str>,
     policy: Policy,
@@ -78,6 +79,7 @@ impl<S: 'static> Handlers<S> {
             by_kind: HashMap::new(),
             others: None,
             ignores_others: false,
+            has_priorities: false,
             twice: None,
             policy: Policy::default(),
             members: 1,
@@ -114,6 +116,14 @@ impl<S: 'static> Handlers<S> {
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// Handles the messages of three channels, of which each is a level of [`Priority`](crate::Priority): `orders.high`, `orders` and
+    /// `orders.low`. They share concurrency and rate; each has its own dead letters. Order per subject holds within a level.
+    #[must_use]
+    pub fn with_priorities(mut self) -> Self {
+        self.has_priorities = true;
         self
     }
 
@@ -156,6 +166,10 @@ impl<S: 'static> Handlers<S> {
 
     pub(crate) fn ignores_others(&self) -> bool {
         self.ignores_others
+    }
+
+    pub(crate) fn has_priorities(&self) -> bool {
+        self.has_priorities
     }
 
     pub(crate) fn policy(&self) -> &Policy {

@@ -6,7 +6,7 @@ mod handler;
 mod handlers;
 mod running;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use crate::delivery::{Dispatch, Meter, Parked, Worker};
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::policy::Exhausted;
+use crate::priority::{Part, Priority, Turns};
 use crate::sender::Sender;
 use crate::trace::{self, Place};
 
@@ -121,6 +122,15 @@ pub struct Service<S = (), R = Idle> {
     ids: Arc<dyn Ids>,
     clock: Arc<dyn Clock>,
     is_ready: PhantomData<fn() -> R>,
+}
+
+/// What comes on one channel, as it is to be started.
+struct Prepared<S> {
+    channel: Channel,
+    subscription: Subscription,
+    handlers: Handlers<S>,
+    /// Which level it is of which input, if that has levels.
+    level: Option<(usize, usize)>,
 }
 
 /// The messages of one channel, and what handles them.
@@ -261,7 +271,8 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         let Self { name, state, store, metrics, claims, ids, clock, .. } = self;
         let source: Arc<str> = name.as_str().into();
         let system = trace::system(&broker.location());
-        for (channel, subscription, handlers) in prepared {
+        let mut turns: HashMap<usize, Vec<Arc<Turns>>> = HashMap::new();
+        for Prepared { channel, subscription, handlers, level } in prepared {
             let policy = handlers.policy().clone();
             let dead = match policy.exhausted {
                 Exhausted::Block => None,
@@ -299,8 +310,14 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 meter,
                 clock: Arc::clone(&clock),
             });
-            for _ in 0..members {
+            for member in 0..members {
+                let part = level.map(|(input, level)| {
+                    let make = || (0..members).map(|_| Arc::new(Turns::new(concurrency))).collect();
+                    let turns = turns.entry(input).or_insert_with(make);
+                    Part { turns: Arc::clone(&turns[member]), level }
+                });
                 workers.push(Worker {
+                    part,
                     consumer: broker.subscribe(&subscription).await?,
                     dispatch: Arc::clone(&dispatch),
                     clock: Arc::clone(&clock),
@@ -318,15 +335,11 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
     }
 
     /// Looks at everything that can be wrong before the broker is asked.
-    fn prepare(&self, broker: &dyn Broker) -> Result<Vec<(Channel, Subscription, Handlers<S>)>> {
+    fn prepare(&self, broker: &dyn Broker) -> Result<Vec<Prepared<S>>> {
         let invalid = |what: String| Error::new(code::CONFIG_INVALID, what).with("service", &self.name);
         let mut channels = HashSet::new();
         let mut prepared = Vec::new();
-        for Input { channel, handlers } in &self.inputs {
-            if !channels.insert(&channel.name) {
-                return Err(invalid(format!("the channel {} stands twice", channel.name))
-                    .hint("give all handlers of a channel at once"));
-            }
+        for (input, Input { channel, handlers }) in self.inputs.iter().enumerate() {
             handlers
                 .check()
                 .map_err(|error| error.with("service", &self.name).with("channel", &channel.name))?;
@@ -342,19 +355,28 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             if let tidegate_core::How::No(why) = capabilities.retry_later {
                 return Err(capability::missing(&broker.location(), "retry_later", why));
             }
-            let subscription = Subscription::new(channel, self.name.as_str())?.with_window(handlers.window());
-            prepared.push((channel.clone(), subscription, handlers.clone()));
+            let levels = if handlers.has_priorities() { &Priority::ALL[..] } else { &[Priority::Normal] };
+            for (level, priority) in levels.iter().enumerate() {
+                let channel = priority.channel(channel)?;
+                if !channels.insert(channel.name.clone()) {
+                    return Err(invalid(format!("the channel {} stands twice", channel.name))
+                        .hint("give all handlers of a channel at once"));
+                }
+                let subscription = Subscription::new(&channel, self.name.as_str())?;
+                prepared.push(Prepared {
+                    channel,
+                    subscription: subscription.with_window(handlers.window()),
+                    handlers: handlers.clone(),
+                    level: handlers.has_priorities().then_some((input, level)),
+                });
+            }
         }
         Ok(prepared)
     }
 
-    async fn apply(
-        &self,
-        broker: &dyn Broker,
-        prepared: &[(Channel, Subscription, Handlers<S>)],
-    ) -> Result<()> {
+    async fn apply(&self, broker: &dyn Broker, prepared: &[Prepared<S>]) -> Result<()> {
         let mut topology = Topology::default();
-        for (channel, subscription, handlers) in prepared {
+        for Prepared { channel, subscription, handlers, .. } in prepared {
             topology.channels.push(channel.clone());
             topology.subscriptions.push(subscription.clone());
             if handlers.policy().exhausted != Exhausted::Block {

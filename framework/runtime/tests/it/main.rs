@@ -7,6 +7,7 @@ mod carrying;
 mod claiming;
 mod failing;
 mod handling;
+mod prioritizing;
 mod watching;
 
 use std::sync::{Arc, Mutex};
