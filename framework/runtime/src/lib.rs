@@ -18,6 +18,7 @@
 //! - `priority`: what is handled first
 //! - `call`, `outbox`: questions and replies
 //! - `claim`: bodies that are too large for a broker
+//! - `scheduler`: messages that are sent later
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
 //! - `metrics`: what services do, for Prometheus
 //! - `trace`: to which trace messages belong, and spans of what is done with them
@@ -28,6 +29,7 @@ mod claim;
 pub mod dead_letter;
 mod delivery;
 mod filter;
+mod kept;
 mod metrics;
 mod outbox;
 mod policy;
@@ -35,6 +37,7 @@ mod priority;
 mod publisher;
 mod receiver;
 mod router;
+mod scheduler;
 mod sender;
 mod service;
 mod trace;
@@ -50,6 +53,7 @@ pub use priority::Priority;
 pub use publisher::Publisher;
 pub use receiver::Receiver;
 pub use router::Router;
+pub use scheduler::{Scheduler, Sending};
 pub use sender::Sender;
 pub use service::{
     ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,

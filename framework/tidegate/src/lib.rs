@@ -42,8 +42,8 @@ pub mod prelude {
     };
     pub use tidegate_flow::{Flow, Gauge, Options, Transformed, Until, Wanted, plan, run_once};
     pub use tidegate_runtime::{
-        Caller, Failure, Handle, Handlers, Info, Json, Metrics, Policy, Priority, Sender, Service, State,
-        Typed,
+        Caller, Failure, Handle, Handlers, Info, Json, Metrics, Policy, Priority, Scheduler,
+        Sender, Service, State, Typed,
     };
 }
 
