@@ -19,10 +19,12 @@
 //! - `call`, `outbox`: questions and replies
 //! - `claim`: bodies that are too large for a broker
 //! - `scheduler`: messages that are sent later
+//! - `aggregate`: one message of several
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
 //! - `metrics`: what services do, for Prometheus
 //! - `trace`: to which trace messages belong, and spans of what is done with them
 
+mod aggregate;
 mod bridge;
 mod call;
 mod claim;
@@ -42,6 +44,7 @@ mod sender;
 mod service;
 mod trace;
 
+pub use aggregate::{Aggregator, Ending};
 pub use bridge::{Bridge, Carried, VIA};
 pub use call::{CALL, Caller, FAILED, REPLY_TO};
 pub use claim::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs};

@@ -42,7 +42,7 @@ pub mod prelude {
     };
     pub use tidegate_flow::{Flow, Gauge, Options, Transformed, Until, Wanted, plan, run_once};
     pub use tidegate_runtime::{
-        Caller, Failure, Handle, Handlers, Info, Json, Metrics, Policy, Priority, Scheduler,
+        Aggregator, Caller, Failure, Handle, Handlers, Info, Json, Metrics, Policy, Priority, Scheduler,
         Sender, Service, State, Typed,
     };
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod aggregating;
 mod calling;
 mod carrying;
 mod claiming;
