@@ -18,6 +18,7 @@
 //! - `priority`: what is handled first
 //! - `call`, `outbox`: questions and replies
 //! - `claim`: bodies that are too large for a broker
+//! - `inbox`: effects that happen once
 //! - `scheduler`: messages that are sent later
 //! - `aggregate`: one message of several
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
@@ -31,6 +32,7 @@ mod claim;
 pub mod dead_letter;
 mod delivery;
 mod filter;
+mod inbox;
 mod kept;
 mod metrics;
 mod outbox;
@@ -50,6 +52,7 @@ pub use call::{CALL, Caller, FAILED, REPLY_TO};
 pub use claim::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs};
 pub use delivery::Counted;
 pub use filter::Filter;
+pub use inbox::{Begun, Committed, Effect, Inbox, Once};
 pub use metrics::{MEDIA_TYPE, Metrics};
 pub use policy::{Exhausted, Policy};
 pub use priority::Priority;

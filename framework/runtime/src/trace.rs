@@ -12,11 +12,14 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use tidegate_core::message::HEADER_BYTES_MAX;
 use tidegate_core::port::Delivery;
 use tidegate_core::{Message, Name};
 use tracing::Span;
 use tracing::field::Empty;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+
+use crate::dead_letter::REASON;
 
 /// The header, and the attribute, that says to which span of which trace a message belongs.
 pub const TRACEPARENT: &str = "traceparent";
@@ -159,18 +162,23 @@ pub(crate) fn sending(message: &mut Message, system: &str, channel: &Name) -> Sp
         CURRENT.try_with(Arc::clone).ok().filter(|hop| known.is_none_or(|known| known.id == hop.trace.id));
     let (parent, state) = match (&hop, known) {
         (Some(hop), _) => (Some(hop.trace), hop.state.clone()),
-        (None, None) if !span.is_disabled() => (None, None),
+        // A dead letter is as the message was.
+        (None, None) if !span.is_disabled() && message.headers.get(REASON).is_none() => (None, None),
         (None, known) => {
             note(&span, known, None);
             return span;
         }
     };
+    if heads(message) > HEADER_BYTES_MAX / 2 {
+        // It may have room for no more, and is not to be refused for that.
+        return span;
+    }
     let trace = match parent {
         Some(parent) => parent.child(message, channel.as_str()),
         None => Trace::begin(message, channel.as_str()),
     };
     let text: Arc<str> = trace.to_string().into();
-    // Tracers of other programs look for the headers. There may be no room for them.
+    // Tracers of other programs look for the headers. There may be too many already.
     let _ = message.headers.set(TRACEPARENT, Arc::clone(&text));
     message.traceparent = Some(text);
     if let Some(state) = state {
@@ -179,6 +187,16 @@ pub(crate) fn sending(message: &mut Message, system: &str, channel: &Name) -> Sp
     }
     note(&span, Some(trace), parent);
     span
+}
+
+/// How long all headers are together.
+fn heads(message: &Message) -> usize {
+    message
+        .headers
+        .iter()
+        .chain(message.extensions.iter())
+        .map(|(name, value)| name.len() + value.len())
+        .sum()
 }
 
 /// Whose messages are handled, for spans and metrics.

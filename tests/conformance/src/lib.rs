@@ -36,6 +36,7 @@ mod proxy;
 mod sink;
 mod state;
 mod timers;
+mod transactional;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
@@ -51,6 +52,7 @@ pub use sink::{
 };
 pub use state::a_lease_is_one_holders;
 pub use timers::{OpenTimers, TIMER_CASES, TimerCase, keeps_timers};
+pub use transactional::notes_are_in_the_transaction_of_the_effect;
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

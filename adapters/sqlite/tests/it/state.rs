@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidegate_core::port::Stored;
+use tidegate_core::port::{Stored, Transactional as _};
 use tidegate_core::{Endpoint, FlowName};
 
 use crate::file::{File, flow, open};
@@ -55,4 +55,20 @@ async fn timers_are_kept_as_their_contract_says() {
         (timers, Arc::clone(&state))
     };
     tidegate_conformance::keeps_timers(Arc::new(open)).await;
+}
+
+#[tokio::test]
+async fn notes_are_in_the_transaction_of_the_effect() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let endpoint = Endpoint::parse(&format!("sqlite:{}", file.path.display())).unwrap();
+    let store = tidegate_sqlite::open_inbox(&endpoint).unwrap();
+    let write = async |tx: &mut tidegate_sqlite::SqliteTx| {
+        sqlx::raw_sql("INSERT INTO t DEFAULT VALUES").execute(&mut **tx).await.unwrap();
+    };
+    let count = async || {
+        let mut tx = store.begin().await.unwrap();
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut *tx).await.unwrap();
+        u64::try_from(count).unwrap()
+    };
+    tidegate_conformance::notes_are_in_the_transaction_of_the_effect(&store, write, count).await;
 }

@@ -3,7 +3,8 @@
 //! A source of rows is a [`Catalog`], a [`Crawler`] and a [`ChangeFeed`]; a target is a [`Catalog`], a [`Sink`] and a
 //! [`StateStore`]. A [`Store`] opens them by URL. A [`Broker`] opens a [`Producer`] and a [`Consumer`], whose deliveries
 //! a [`Settle`] settles; [`Blobs`] keep what is too large for it, and
-//! [`Timers`] what is to happen later. Each trait's page has its contract as numbered rules.
+//! [`Timers`] what is to happen later. In the transactions of a
+//! [`Transactional`] store handlers write. Each trait's page has its contract as numbered rules.
 
 mod blobs;
 mod broker;
@@ -18,6 +19,7 @@ mod sink;
 mod state;
 mod store;
 mod timers;
+mod transactional;
 mod transform;
 
 pub use blobs::Blobs;
@@ -35,4 +37,5 @@ pub use sink::{
 pub use state::{Lease, StateStore, Stored};
 pub use store::Store;
 pub use timers::{Due, Timer, Timers};
+pub use transactional::Transactional;
 pub use transform::{Join, Made, MadeColumn, Recipe, Record, Transform};

@@ -14,7 +14,7 @@ use tidegate_core::{Error, Result};
 /// The ending of a file that is not whole yet.
 const PART: &str = "part";
 
-/// Blobs as files of one folder, which all processes see by the same path: a local one, or one of the network.
+/// Blobs as files of one folder, which all processes of one user see: a local one, or one of the network.
 #[derive(Clone, Debug)]
 pub struct FolderBlobs(PathBuf);
 

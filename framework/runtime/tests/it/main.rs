@@ -8,6 +8,7 @@ mod carrying;
 mod claiming;
 mod failing;
 mod handling;
+mod noting;
 mod prioritizing;
 mod scheduling;
 mod watching;

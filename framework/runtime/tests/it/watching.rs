@@ -103,6 +103,8 @@ async fn spans_have_the_names_of_opentelemetry_and_are_tied_by_their_ids() {
             .with_writer(move || lines.clone())
             .finish()
     };
+    // With one subscriber alone, a span that a thread without one meets first is off for all threads.
+    let _other = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _looking = tracing::subscriber::set_default(subscriber);
     let world = World::new().await;
     let (first, second, seen) = chain(&world).await;
