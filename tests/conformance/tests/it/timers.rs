@@ -43,13 +43,19 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::FlowsAreOne, "T7"),
 ];
 
+/// Whose number it is, and until when an id is hidden.
+#[derive(Debug, Default)]
+struct Given {
+    numbers: HashMap<u64, String>,
+    hidden: HashMap<String, i64>,
+}
+
 /// Timers with a bug.
 #[derive(Debug)]
 struct Planted {
     bug: Bug,
     inner: MemoryStore,
-    /// Whose number it is, and until when an id is hidden.
-    ids: Arc<Mutex<(HashMap<u64, String>, HashMap<String, i64>)>>,
+    given: Arc<Mutex<Given>>,
 }
 
 impl Planted {
@@ -90,7 +96,7 @@ impl Timers for Planted {
         if self.bug == Bug::GivesTheLatestFirst {
             due.reverse();
         }
-        let (numbers, hidden) = &mut *self.ids.lock().unwrap();
+        let Given { numbers, hidden } = &mut *self.given.lock().unwrap();
         numbers.extend(due.iter().map(|due| (due.number, due.timer.id.clone())));
         if self.bug == Bug::HiddenStaysHidden {
             due.retain(|due| hidden.get(&due.timer.id).is_none_or(|until| *until <= upto));
@@ -101,7 +107,7 @@ impl Timers for Planted {
 
     async fn done(&self, flow: &FlowName, number: u64) -> Result<bool> {
         if self.bug == Bug::EndsById {
-            let id = self.ids.lock().unwrap().0.get(&number).cloned().unwrap_or_default();
+            let id = self.given.lock().unwrap().numbers.get(&number).cloned().unwrap_or_default();
             return self.inner.cancel(flow, &id).await;
         }
         self.inner.done(&self.flow(flow), number).await
@@ -128,10 +134,10 @@ async fn every_planted_bug_is_caught_and_every_case_has_one() {
         assert!(BUGS.iter().any(|(_, id)| *id == case.id), "{case:?} has no bug that it catches");
     }
     for (bug, id) in BUGS {
-        let (store, ids) = (MemoryStore::new("s"), Arc::default());
+        let (store, given) = (MemoryStore::new("s"), Arc::default());
         let planted: OpenTimers = Arc::new(move || {
             let inner = if *bug == Bug::KeepsToItself { MemoryStore::new("own") } else { store.clone() };
-            (Arc::new(Planted { bug: *bug, inner, ids: Arc::clone(&ids) }), Arc::new(store.clone()))
+            (Arc::new(Planted { bug: *bug, inner, given: Arc::clone(&given) }), Arc::new(store.clone()))
         });
         assert!(!holds(planted, id).await, "{bug:?} is not caught by {id}");
     }
