@@ -304,6 +304,8 @@ pub(crate) enum ReasonWord {
     Undecodable,
     /// Nothing handles its kind
     Unhandled,
+    /// Its body is elsewhere, and was not found there
+    Unclaimed,
     /// It waits behind another one of its subject
     Behind,
 }

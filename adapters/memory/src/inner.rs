@@ -11,6 +11,7 @@ use tidegate_core::{
 };
 
 use crate::codec::ByNumber;
+use crate::timers::Kept;
 
 /// One write of a transaction.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub(crate) struct Inner {
     pub(crate) flows: BTreeMap<FlowName, FlowState>,
     /// How often a flow was taken over; never again what it was, also for one that was forgotten.
     pub(crate) fences: u64,
+    /// How often a timer was set.
+    pub(crate) timers_put: u64,
     pub(crate) seals: BTreeMap<FlowName, String>,
 }
 
@@ -113,6 +116,7 @@ pub(crate) struct LoggedChange {
 pub(crate) struct FlowState {
     pub(crate) records: BTreeMap<String, Stored>,
     pub(crate) lease: Option<(String, Duration)>,
+    pub(crate) timers: BTreeMap<String, Kept>,
     /// Its tables are numbered by their places in `tables`.
     pub(crate) checkpoint: Option<Checkpoint>,
     /// The tables of the source that it was ever opened with.

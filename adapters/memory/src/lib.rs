@@ -20,6 +20,7 @@
 //! [`MemoryBroker`] does the same for brokers: the shortest implementation of their contract, with a connection that
 //! can be cut and answers that can be lost.
 
+mod blobs;
 mod broker;
 mod browse;
 mod catalog;
@@ -35,12 +36,14 @@ mod settle;
 mod sink;
 mod state;
 mod store;
+mod timers;
 
 use std::sync::Arc;
 
 use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result};
 
+pub use blobs::MemoryBlobs;
 pub use broker::MemoryBroker;
 pub use inner::Write;
 pub use store::{Backup, MemoryStore};

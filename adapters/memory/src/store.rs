@@ -36,6 +36,7 @@ impl MemoryStore {
             hidden: BTreeMap::new(),
             flows: BTreeMap::new(),
             fences: 0,
+            timers_put: 0,
             seals: BTreeMap::new(),
         };
         Self {

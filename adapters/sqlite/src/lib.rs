@@ -10,7 +10,7 @@
 //! - `describe`, `catalog`, `fit`: tables, keys, types
 //! - [`journal`]: triggers and the journal
 //! - `change_feed`, `crawler`: reading
-//! - `sink`, `write`, `checkpoint`, `state`: writing
+//! - `sink`, `write`, `checkpoint`, `state`, `timers`, `transactional`: writing
 //! - `cells`, `text`, `statement`: values and SQL
 //! - `broker`, `producer`, `consumer`, `settle`: the embedded broker
 
@@ -34,15 +34,18 @@ mod sink;
 mod state;
 mod statement;
 mod store;
+mod timers;
+mod transactional;
 mod write;
 
 use std::sync::Arc;
 
-use tidegate_core::port::{Broker, Store};
+use tidegate_core::port::{Broker, Store, Timers};
 use tidegate_core::{Endpoint, Result};
 
 pub use broker::SqliteBroker;
 pub use store::SqliteStore;
+pub use transactional::SqliteTx;
 
 /// The URL schemes of this adapter.
 pub const SCHEMES: &[&str] = &["sqlite"];
@@ -53,6 +56,22 @@ pub const SCHEMES: &[&str] = &["sqlite"];
 /// `url-invalid` if the URL names no file.
 pub fn open(endpoint: &Endpoint) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(SqliteStore::new(endpoint)?))
+}
+
+/// Opens the timers of a file by its URL, `sqlite:PATH`. The file is made when a timer is set.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_timers(endpoint: &Endpoint) -> Result<Arc<dyn Timers>> {
+    Ok(Arc::new(SqliteStore::new(endpoint)?))
+}
+
+/// Opens a file by its URL, `sqlite:PATH`, for handlers that write in its transactions. The file is made when it is used.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_inbox(endpoint: &Endpoint) -> Result<SqliteStore> {
+    SqliteStore::new(endpoint)
 }
 
 /// The URL schemes of the broker.

@@ -9,7 +9,7 @@ use tidegate_core::{FlowName, Result};
 
 use crate::error::During;
 use crate::store::SqliteStore;
-use crate::{connect, journal};
+use crate::{connect, journal, timers};
 
 /// The file's clock, in microseconds: the machine's that holds the file.
 const NOW: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
@@ -105,6 +105,7 @@ impl StateStore for SqliteStore {
             ("tidegate_checkpoint", "DELETE FROM tidegate_checkpoint WHERE flow = ?"),
             ("tidegate_ranges", "DELETE FROM tidegate_ranges WHERE flow = ?"),
             ("tidegate_excluded", "DELETE FROM tidegate_excluded WHERE flow = ?"),
+            (timers::TABLE, "DELETE FROM tidegate_timers WHERE flow = ?"),
             ("tidegate_holes", "DELETE FROM tidegate_holes WHERE flow = ?"),
         ] {
             if journal::exists(&mut tx, table).await? {

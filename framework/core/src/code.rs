@@ -142,6 +142,7 @@ codes! {
     MESSAGE_INVALID = 56, "message-invalid", Data, Never;
     TRANSFORM_FAILED = 57, "transform-failed", Data, Never;
     CALL_FAILED = 58, "call-failed", Data, Never;
+    BODY_MISSING = 59, "body-missing", Data, Never;
     // Who may write.
     LEASE_LOST = 60, "lease-lost", Lost, Never;
     CHECKPOINT_MOVED = 61, "checkpoint-moved", Lost, Never;

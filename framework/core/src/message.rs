@@ -147,6 +147,10 @@ impl Message {
         self.causation_id = Some(Arc::clone(&cause.id));
         self.correlation_id = cause.correlation_id.clone().or_else(|| Some(Arc::clone(&cause.id)));
         self.traceparent = cause.traceparent.clone();
+        if let Some(state) = cause.extensions.get("tracestate") {
+            // There is room: the name is a good one, and this message has few yet.
+            let _ = self.extensions.set("tracestate", state);
+        }
         self.tenant = cause.tenant.clone();
         self
     }

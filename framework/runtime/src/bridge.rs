@@ -90,7 +90,8 @@ impl Bridge {
             .handle(carry(self.sites, sender, Arc::clone(&carried)))
             .with_concurrency(CONCURRENCY)
             .with_policy(policy);
-        let service = Service::new(self.name).with_clock(self.clock).on(&self.channel, handlers);
+        let service =
+            Service::new(self.name).with_clock(self.clock).pass_claims().on(&self.channel, handlers);
         Ok((service.start(from).await?, carried))
     }
 }

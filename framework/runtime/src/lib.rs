@@ -15,32 +15,54 @@
 //! - `service`: how an application says what it handles
 //! - `delivery`: how it is handled
 //! - `policy`, `dead_letter`: what happens to what fails
+//! - `priority`: what is handled first
 //! - `call`, `outbox`: questions and replies
+//! - `claim`: bodies that are too large for a broker
+//! - `inbox`: effects that happen once
+//! - `scheduler`: messages that are sent later
+//! - `aggregate`: one message of several
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
+//! - `metrics`: what services do, for Prometheus
+//! - `trace`: to which trace messages belong, and spans of what is done with them
 
+mod aggregate;
 mod bridge;
 mod call;
+mod claim;
 pub mod dead_letter;
 mod delivery;
 mod filter;
+mod inbox;
+mod kept;
+mod metrics;
 mod outbox;
 mod policy;
+mod priority;
 mod publisher;
 mod receiver;
 mod router;
+mod scheduler;
 mod sender;
 mod service;
+mod trace;
 
+pub use aggregate::{Aggregator, Ending};
 pub use bridge::{Bridge, Carried, VIA};
 pub use call::{CALL, Caller, FAILED, REPLY_TO};
-pub use delivery::{Counted, Counts};
+pub use claim::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs};
+pub use delivery::Counted;
 pub use filter::Filter;
+pub use inbox::{Begun, Committed, Effect, Inbox, Once};
+pub use metrics::{MEDIA_TYPE, Metrics};
 pub use policy::{Exhausted, Policy};
+pub use priority::Priority;
 pub use publisher::Publisher;
 pub use receiver::Receiver;
 pub use router::Router;
+pub use scheduler::{Scheduler, Sending};
 pub use sender::Sender;
 pub use service::{
     ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,
     Json, Ready, Replies, Running, Service, Startable, State, Typed,
 };
+pub use trace::{TRACEPARENT, TRACESTATE, Trace};

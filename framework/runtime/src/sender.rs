@@ -7,21 +7,30 @@ use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Clock, Error, Message, Name, Result, Scope};
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, Span};
 
+use crate::claim::Claims;
 use crate::publisher::Publisher;
+use crate::trace;
 
 /// How many messages are published together.
 const WINDOW: usize = 1_024;
 
 /// Puts messages on one channel, for all who have a copy of it. What they send meanwhile is published together.
 ///
+/// What a handler sends belongs to the trace of the message that it handles, as [`Trace`](crate::Trace) says.
+///
 /// Dropping the last copy ends it; what was not answered then is unknown.
 #[derive(Clone, Debug)]
-pub struct Sender(Arc<Inner>);
+pub struct Sender {
+    inner: Arc<Inner>,
+    claims: Option<Claims>,
+}
 
 #[derive(Debug)]
 struct Inner {
     channel: Channel,
+    system: Arc<str>,
     waiting: mpsc::Sender<Waiting>,
     _task: Scope,
 }
@@ -43,24 +52,34 @@ impl Sender {
         clock: Arc<dyn Clock>,
         patience: Duration,
     ) -> Result<Self> {
+        let system = trace::system(&broker.location());
         let publisher = Publisher::open(broker, channel, clock, patience).await?;
         let (waiting, taken) = mpsc::channel(WINDOW);
         let mut task = Scope::new();
         task.spawn(publish(publisher, taken));
-        Ok(Self(Arc::new(Inner { channel: channel.clone(), waiting, _task: task })))
+        let inner = Inner { channel: channel.clone(), system, waiting, _task: task };
+        Ok(Self { inner: Arc::new(inner), claims: None })
+    }
+
+    /// Keeps bodies that are too large here, and sends where they are.
+    #[must_use]
+    pub fn with_claims(mut self, claims: &Claims) -> Self {
+        self.claims = Some(claims.clone());
+        self
     }
 
     /// Where it sends to.
     pub fn channel(&self) -> &Name {
-        &self.0.channel.name
+        &self.inner.channel.name
     }
 
     /// Returns when the message is stored. Messages that one task sends one behind the other are stored in that order.
     ///
     /// # Errors
-    /// What the broker answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
+    /// What the broker, or the store of large bodies, answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
     pub async fn send(&self, message: Message) -> Result<()> {
-        self.enqueue(message).await?.await.unwrap_or_else(|_| Err(ended()))
+        let (answer, span) = self.enqueue(message).await?;
+        answered(answer, span).await
     }
 
     /// Returns when all of them are stored, in their order.
@@ -74,16 +93,28 @@ impl Sender {
         }
         let mut result = Ok(());
         for answer in answers {
-            result = result.and(answer.await.unwrap_or_else(|_| Err(ended())));
+            result = result.and(answered(answer.0, answer.1).await);
         }
         result
     }
 
-    async fn enqueue(&self, message: Message) -> Result<oneshot::Receiver<Result<()>>> {
+    async fn enqueue(&self, mut message: Message) -> Result<(oneshot::Receiver<Result<()>>, Span)> {
         let (tell, told) = oneshot::channel();
-        self.0.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
-        Ok(told)
+        let span = trace::sending(&mut message, &self.inner.system, &self.inner.channel.name);
+        if let Some(claims) = &self.claims {
+            claims.put(&mut message).instrument(span.clone()).await?;
+        }
+        self.inner.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
+        Ok((told, span))
     }
+}
+
+async fn answered(answer: oneshot::Receiver<Result<()>>, span: Span) -> Result<()> {
+    let answer = answer.instrument(span.clone()).await.unwrap_or_else(|_| Err(ended()));
+    if let Err(error) = &answer {
+        span.record("error.type", error.code().name());
+    }
+    answer
 }
 
 fn ended() -> Error {

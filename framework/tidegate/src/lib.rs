@@ -43,7 +43,8 @@ pub mod prelude {
     };
     pub use tidegate_flow::{Flow, Gauge, Options, Transformed, Until, Wanted, plan, run_once};
     pub use tidegate_runtime::{
-        Caller, Failure, Handle, Handlers, Info, Json, Policy, Sender, Service, State, Typed,
+        Aggregator, Begun, Caller, Committed, Failure, Handle, Handlers, Inbox, Info, Json, Metrics, Once,
+        Policy, Priority, Scheduler, Sender, Service, State, Typed,
     };
 }
 

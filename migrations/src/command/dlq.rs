@@ -120,6 +120,7 @@ impl ReasonWord {
             ReasonWord::Refused => dead_letter::Reason::Refused,
             ReasonWord::Undecodable => dead_letter::Reason::Undecodable,
             ReasonWord::Unhandled => dead_letter::Reason::Unhandled,
+            ReasonWord::Unclaimed => dead_letter::Reason::Unclaimed,
             ReasonWord::Behind => dead_letter::Reason::Behind,
         }
         .word()

@@ -35,6 +35,8 @@ mod program;
 mod proxy;
 mod sink;
 mod state;
+mod timers;
+mod transactional;
 
 pub use broker::CASES;
 pub use case::{Case, Outcome, Row, Size, run};
@@ -49,6 +51,8 @@ pub use sink::{
     keeps_rivals_apart,
 };
 pub use state::a_lease_is_one_holders;
+pub use timers::{OpenTimers, TIMER_CASES, TimerCase, keeps_timers};
+pub use transactional::notes_are_in_the_transaction_of_the_effect;
 
 /// The `main` of an adapter's conformance target, with how its fixture is made.
 #[macro_export]

@@ -1,7 +1,9 @@
 //! Records and leases.
 
-use tidegate_core::FlowName;
-use tidegate_core::port::Stored;
+use std::sync::Arc;
+
+use tidegate_core::port::{Stored, Transactional as _};
+use tidegate_core::{Endpoint, FlowName};
 
 use crate::file::{File, flow, open};
 
@@ -40,4 +42,33 @@ async fn a_lease_is_one_holders_until_its_time_is_over() {
     let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
     let state = file.store.state().await.unwrap();
     tidegate_conformance::a_lease_is_one_holders(state.as_ref(), &flow()).await;
+}
+
+#[tokio::test]
+async fn timers_are_kept_as_their_contract_says() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let path = file.folder.path().join("timers.db");
+    let endpoint = Endpoint::parse(&format!("sqlite:{}", path.display())).unwrap();
+    let state = open(&path).state().await.unwrap();
+    let open = move || {
+        let timers = tidegate_sqlite::open_timers(&endpoint).unwrap();
+        (timers, Arc::clone(&state))
+    };
+    tidegate_conformance::keeps_timers(Arc::new(open)).await;
+}
+
+#[tokio::test]
+async fn notes_are_in_the_transaction_of_the_effect() {
+    let file = File::with("CREATE TABLE t(id INTEGER PRIMARY KEY)").await;
+    let endpoint = Endpoint::parse(&format!("sqlite:{}", file.path.display())).unwrap();
+    let store = tidegate_sqlite::open_inbox(&endpoint).unwrap();
+    let write = async |tx: &mut tidegate_sqlite::SqliteTx| {
+        sqlx::raw_sql("INSERT INTO t DEFAULT VALUES").execute(&mut **tx).await.unwrap();
+    };
+    let count = async || {
+        let mut tx = store.begin().await.unwrap();
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut *tx).await.unwrap();
+        u64::try_from(count).unwrap()
+    };
+    tidegate_conformance::notes_are_in_the_transaction_of_the_effect(&store, write, count).await;
 }

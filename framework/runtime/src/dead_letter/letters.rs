@@ -9,6 +9,7 @@ use tidegate_core::port::{Broker, Delivery};
 use tidegate_core::{Clock, Error, Message, Name, Result};
 
 use super::{channel, origin, release, replay, subscription};
+use crate::claim;
 use crate::publisher::Publisher;
 use crate::receiver::Receiver;
 
@@ -113,6 +114,7 @@ impl DeadLetters {
     pub async fn replay_with(&mut self, id: &str, body: &Bytes) -> Result<usize> {
         let edited = |letter: &Message| {
             let (_, mut message) = replay(letter)?;
+            claim::forget(&mut message);
             message.data = body.clone();
             Ok(Some(message))
         };

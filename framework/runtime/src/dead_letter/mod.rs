@@ -48,6 +48,8 @@ pub enum Reason {
     Undecodable,
     /// Nothing handles its kind.
     Unhandled,
+    /// Its body is elsewhere, and was not found there.
+    Unclaimed,
     /// An earlier message of its subject is a dead letter.
     Behind,
 }
@@ -60,6 +62,7 @@ impl Reason {
             Reason::Refused => "refused",
             Reason::Undecodable => "undecodable",
             Reason::Unhandled => "unhandled",
+            Reason::Unclaimed => "unclaimed",
             Reason::Behind => "behind",
         }
     }

@@ -1,12 +1,12 @@
-//! What a service has done so far, for whoever watches it.
+//! What has been done so far, for whoever watches it.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use tidegate_core::port::Delivery;
 
-/// Counts of one service in this process, from its start. They only rise, but for the lag.
+/// Counts of one channel of a service in this process, from its start. They only rise, but for the lag.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     received: AtomicU64,
     handled: AtomicU64,
     retried: AtomicU64,
@@ -18,7 +18,7 @@ pub struct Counts {
     lag_us: AtomicI64,
 }
 
-/// [`Counts`] at one moment.
+/// What a service has done in this process since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counted {
@@ -44,7 +44,7 @@ pub struct Counted {
 
 impl Counts {
     /// What they are now.
-    pub fn read(&self) -> Counted {
+    pub(crate) fn read(&self) -> Counted {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counted {
             received: read(&self.received),
@@ -92,6 +92,23 @@ impl Counts {
 
     pub(crate) fn unknown(&self) {
         add(&self.unknown, 1);
+    }
+}
+
+impl Counted {
+    /// That of several channels together: the lag is the longest.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            handled: self.handled + other.handled,
+            retried: self.retried + other.retried,
+            dead: self.dead + other.dead,
+            ignored: self.ignored + other.ignored,
+            released: self.released + other.released,
+            lost: self.lost + other.lost,
+            unknown: self.unknown + other.unknown,
+            lag_us: self.lag_us.max(other.lag_us),
+        }
     }
 }
 

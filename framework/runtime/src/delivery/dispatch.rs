@@ -8,30 +8,34 @@ use futures::future::{BoxFuture, FutureExt as _, ready};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::message::UNDECODABLE;
 use tidegate_core::port::Delivery;
-use tidegate_core::{Clock, Error, Message, Name};
+use tidegate_core::{Clock, Error, Message};
+use tracing::Instrument as _;
 
 use super::parked::{Parked, Rank};
-use super::{Counts, PAUSE};
+use super::{Meter, PAUSE};
+use crate::claim::{self, Claimed};
 use crate::dead_letter::{self, Burial, Copy, Reason};
 use crate::outbox::Outbox;
 use crate::policy::{Exhausted, Policy};
 use crate::sender::Sender;
 use crate::service::{Context, Ended, Erased, Failure, Handlers, Replies};
+use crate::trace::{Place, Processing};
 
 /// What a subscription's deliveries are handled with.
 pub(crate) struct Dispatch<S> {
-    pub(crate) channel: Name,
-    pub(crate) subscription: Name,
+    pub(crate) place: Arc<Place>,
     pub(crate) handlers: Handlers<S>,
     pub(crate) state: S,
     pub(crate) policy: Policy,
+    /// What is done with messages whose bodies are elsewhere.
+    pub(crate) claims: Claimed,
     /// Where subjects with dead letters are noted, if they are to wait for them.
-    pub(crate) parked: Option<Parked>,
+    pub(crate) parked: Option<Arc<Parked>>,
     /// Where dead letters go; nothing if a message is tried for ever.
     pub(crate) dead: Option<Sender>,
     pub(crate) replies: Replies,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -54,14 +58,14 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     /// Starts what is to be done with a delivery.
     pub(super) fn start(self: &Arc<Self>, delivery: &Delivery) -> BoxFuture<'static, Next> {
         let message = &delivery.message;
-        let copy = Copy::of(message, &self.channel, &self.subscription);
+        let copy = Copy::of(message, &self.place.channel, &self.place.subscription);
         if copy == Copy::Others {
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return ready(Next::Ack).boxed();
         }
         let is_copy = copy == Copy::Ours;
         if *message.kind == *dead_letter::RELEASE {
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return self.let_go(delivery);
         }
         let rank = match (&self.parked, &message.subject) {
@@ -84,36 +88,106 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             if !self.handlers.ignores_others() {
                 return bury(Reason::Unhandled, format!("nothing handles the kind {}", message.kind));
             }
-            self.counts.ignored();
+            self.meter.counts.ignored();
             return if rank == Rank::First { self.let_go(delivery) } else { ready(Next::Ack).boxed() };
         };
-        let started = if is_copy {
-            // What it is a copy of is for us alone: whoever passes the message on passes on the message.
-            let mut delivery = delivery.clone();
-            dead_letter::forget_copy(&mut delivery.message);
-            self.call(handler, &delivery)
-        } else {
-            self.call(handler, delivery)
+        let processing = Processing::of(delivery, &self.place);
+        let Some(mut seen) = self.seen(delivery, is_copy) else {
+            return self.run(handler, delivery, delivery, rank, processing);
         };
-        let future = match started {
+        if !self.is_elsewhere(&seen.message) {
+            return self.run(handler, delivery, &seen, rank, processing);
+        }
+        let (this, handler, delivery) = (Arc::clone(self), Arc::clone(handler), delivery.clone());
+        async move {
+            let fetched = this.fetch(&mut seen.message).instrument(processing.span.clone()).await;
+            match fetched {
+                Ok(()) => this.run(&handler, &delivery, &seen, rank, processing).await,
+                Err(error) => {
+                    processing.span.record("error.type", error.code().name());
+                    if error.code() == code::BODY_MISSING {
+                        return Next::Bury(Reason::Unclaimed, error.to_string());
+                    }
+                    this.failed(&delivery.message, attempt, &Failure::from(error))
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// What a handler sees of a delivery, where that is something else.
+    fn seen(&self, delivery: &Delivery, is_copy: bool) -> Option<Delivery> {
+        if !is_copy && !self.is_elsewhere(&delivery.message) {
+            return None;
+        }
+        let mut seen = delivery.clone();
+        if is_copy {
+            // What it is a copy of is for us alone: whoever passes the message on passes on the message.
+            dead_letter::forget_copy(&mut seen.message);
+        }
+        Some(seen)
+    }
+
+    /// Whether the body of a message has to be fetched.
+    fn is_elsewhere(&self, message: &Message) -> bool {
+        claim::is_claimed(message) && !matches!(self.claims, Claimed::Pass)
+    }
+
+    /// Gives a message its body.
+    async fn fetch(&self, message: &mut Message) -> tidegate_core::Result<()> {
+        let Claimed::Fetch(claims) = &self.claims else {
+            let what = "the body is in a store of large bodies, and the service has none";
+            return Err(Error::new(code::BODY_MISSING, what).hint("add .with_claims(&claims) to the service"));
+        };
+        tokio::select! {
+            fetched = claims.fetch(message) => fetched,
+            () = self.clock.sleep(self.policy.time_limit) => {
+                let what = format!("the body did not come within {:?}", self.policy.time_limit);
+                Err(Error::new(code::TIMED_OUT, what))
+            }
+        }
+    }
+
+    /// Runs a handler with what it sees of a delivery.
+    fn run(
+        self: &Arc<Self>,
+        handler: &Arc<dyn Erased<S>>,
+        delivery: &Delivery,
+        seen: &Delivery,
+        rank: Rank,
+        processing: Processing,
+    ) -> BoxFuture<'static, Next> {
+        let attempt = delivery.attempt.number();
+        let bury = |reason, error: String| ready(Next::Bury(reason, error)).boxed();
+        let future = match processing.span.in_scope(|| self.call(handler, seen)) {
             Ok(Ok(future)) => future,
-            Ok(Err(error)) => return bury(Reason::Undecodable, error.to_string()),
+            Ok(Err(error)) => {
+                processing.span.record("error.type", error.code().name());
+                return bury(Reason::Undecodable, error.to_string());
+            }
             Err(_) => return bury(Reason::Refused, "reading it panicked".to_owned()),
         };
-        let (this, delivery) = (Arc::clone(self), delivery.clone());
-        async move {
-            match this.handle(future).await {
+        let (this, delivery, span) = (Arc::clone(self), delivery.clone(), processing.span.clone());
+        let handling = async move {
+            let began = this.clock.elapsed();
+            let ended = this.handle(future).await;
+            this.meter.took(&delivery.message.kind, this.clock.elapsed().saturating_sub(began));
+            match ended {
                 Ok(reply) => {
                     if let Some(reply) = reply {
                         this.outbox.reply(&delivery.message, reply).await;
                     }
-                    this.counts.handled();
+                    this.meter.handled(&delivery.message.kind);
                     if rank == Rank::First { this.release(&delivery).await } else { Next::Ack }
                 }
-                Err(failure) => this.failed(&delivery.message, attempt, &failure),
+                Err(failure) => {
+                    span.record("error.type", failure.kind());
+                    this.failed(&delivery.message, attempt, &failure)
+                }
             }
-        }
-        .boxed()
+        };
+        let span = processing.span.clone();
+        processing.within(handling).instrument(span).boxed()
     }
 
     /// Lets a handler read the message.
@@ -125,8 +199,8 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     ) -> std::thread::Result<tidegate_core::Result<BoxFuture<'static, Ended>>> {
         let context = Context {
             delivery,
-            channel: &self.channel,
-            subscription: &self.subscription,
+            channel: &self.place.channel,
+            subscription: &self.place.subscription,
             state: &self.state,
         };
         catch_unwind(AssertUnwindSafe(|| handler.start(&context, &self.replies)))
@@ -151,7 +225,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
     fn failed(&self, message: &Message, attempt: u32, failure: &Failure) -> Next {
         if !failure.is_final() && self.policy.tries_again(attempt) {
             let after = self.policy.pause(message, attempt);
-            tracing::info!(error = %failure, id = %message.id, attempt, ?after, subscription = %self.subscription, "a message failed and is tried again");
+            tracing::info!(error = %failure, id = %message.id, attempt, ?after, subscription = %self.place.subscription, "a message failed and is tried again");
             return Next::Retry(after);
         }
         let reason = if failure.is_final() { Reason::Refused } else { Reason::Exhausted };
@@ -170,17 +244,17 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             let message = &delivery.message;
             let Some(dead) = &this.dead else {
                 let after = this.policy.pause_max;
-                tracing::error!(id = %message.id, reason = reason.word(), error, ?after, subscription = %this.subscription, "a message cannot be handled, and is tried for ever; its subject waits");
+                tracing::error!(id = %message.id, reason = reason.word(), error, ?after, subscription = %this.place.subscription, "a message cannot be handled, and is tried for ever; its subject waits");
                 return Next::Retry(after);
             };
             if let Err(failed) = this.try_bury(dead, &delivery, reason, &error).await {
                 let after = this.policy.pause(message, delivery.attempt.number()).max(PAUSE);
-                tracing::error!(error = %failed, id = %message.id, ?after, subscription = %this.subscription, "a message cannot become a dead letter now; it and its subject wait");
+                tracing::error!(error = %failed, id = %message.id, ?after, subscription = %this.place.subscription, "a message cannot become a dead letter now; it and its subject wait");
                 return Next::Retry(after);
             }
-            this.counts.dead();
+            this.meter.dead(reason);
             this.outbox.refuse(message, &error).await;
-            tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.channel, subscription = %this.subscription, "a message became a dead letter");
+            tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.place.channel, subscription = %this.place.subscription, "a message became a dead letter");
             Next::Ack
         }
         .boxed()
@@ -198,8 +272,8 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             parked.park(delivery.token, subject, message, reason, error).await?;
         }
         let burial = Burial {
-            channel: &self.channel,
-            subscription: &self.subscription,
+            channel: &self.place.channel,
+            subscription: &self.place.subscription,
             reason,
             error,
             attempts: delivery.attempt.number(),

@@ -12,6 +12,7 @@
 
 mod counts;
 mod dispatch;
+mod meter;
 mod parked;
 mod queue;
 mod settling;
@@ -27,10 +28,14 @@ use tidegate_core::port::{Consumer, Delivery, Settlement, Signal, Token};
 use tidegate_core::{Clock, Error, Lane, Result};
 use tokio::sync::watch;
 
-pub use counts::{Counted, Counts};
+pub use counts::Counted;
 pub(crate) use dispatch::{Dispatch, Next};
+pub(crate) use meter::Meter;
 pub(crate) use parked::Parked;
 
+use crate::priority::Part;
+
+use meter::InHand;
 use queue::{Key, Queue};
 use settling::Settling;
 
@@ -47,6 +52,8 @@ const EXTEND: Duration = Duration::from_secs(10);
 
 /// One consumer with what handles its deliveries.
 pub(crate) struct Worker<S> {
+    /// Its part in the turns of several levels, if it is one of them.
+    pub(crate) part: Option<Part>,
     pub(crate) consumer: Box<dyn Consumer>,
     pub(crate) dispatch: Arc<Dispatch<S>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -72,14 +79,18 @@ enum Event {
 impl<S: Send + Sync + 'static> Worker<S> {
     /// Works until it is stopped, or the subscription ends.
     pub(crate) async fn run(self) -> Result<()> {
-        let Self { mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
-        let settling = Settling::new(consumer.settler(), Arc::clone(&clock), Arc::clone(&dispatch.counts));
+        let Self { part, mut consumer, dispatch, clock, concurrency, interval, mut stop } = self;
+        let in_hand = dispatch.meter.in_hand();
+        let meter = Arc::clone(&dispatch.meter);
+        let settling = Settling::new(consumer.settler(), Arc::clone(&clock), meter, Arc::clone(&in_hand));
         let mut work = Work {
+            part,
             queue: Queue::default(),
             running: FuturesUnordered::new(),
             at_work: HashSet::new(),
             alone: Alone::Nothing,
             epochs: HashMap::new(),
+            in_hand,
             settling,
             dispatch,
             clock,
@@ -114,18 +125,20 @@ impl<S: Send + Sync + 'static> Worker<S> {
                 () = work.settling.next(), if work.settling.is_busy() => {}
                 () = work.clock.sleep(pause.unwrap_or(WAIT)), if pause.is_some() => {}
                 _ = stop.changed() => {}
+                () = turn(work.part.as_ref()), if work.part.is_some() => {}
                 signal = consumer.receive(room, WAIT, &mut batch), if !is_deaf => {
                     let signal = match signal {
                         Ok(signal) => signal,
                         Err(error) if error.verdict() == Verdict::Never => break Err(error),
                         Err(error) => {
-                            tracing::warn!(%error, subscription = %work.dispatch.subscription, "receiving failed, and is tried again");
+                            tracing::warn!(%error, subscription = %work.dispatch.place.subscription, "receiving failed, and is tried again");
                             receive_at = work.clock.elapsed() + PAUSE;
                             continue;
                         }
                     };
-                    for delivery in batch.drain(..) {
-                        work.take(delivery);
+                    if !batch.is_empty() {
+                        let span = work.dispatch.place.receiving(batch.len());
+                        span.in_scope(|| batch.drain(..).for_each(|delivery| work.take(delivery)));
                     }
                     match work.signal(signal) {
                         Ok(true) => {}
@@ -152,7 +165,16 @@ enum Alone {
     Runs(Token),
 }
 
+/// Returns when it may be a level's turn.
+async fn turn(part: Option<&Part>) {
+    match part {
+        Some(part) => part.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Work<S> {
+    part: Option<Part>,
     queue: Queue,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The messages among these.
@@ -160,6 +182,7 @@ struct Work<S> {
     alone: Alone,
     /// Under which ownership what is parked of a lane is known, or looked for.
     epochs: HashMap<Lane, u64>,
+    in_hand: Arc<InHand>,
     settling: Settling,
     dispatch: Arc<Dispatch<S>>,
     clock: Arc<dyn Clock>,
@@ -172,7 +195,9 @@ struct Work<S> {
 
 impl<S: Send + Sync + 'static> Work<S> {
     fn take(&mut self, delivery: Delivery) {
-        self.dispatch.counts.received(&delivery, self.clock.now());
+        let now = self.clock.now();
+        self.dispatch.meter.counts.received(&delivery, now);
+        self.in_hand.take(&delivery, now);
         let Token { lane, epoch, .. } = delivery.token;
         if self.dispatch.parked.is_some() && self.epochs.insert(lane, epoch) != Some(epoch) {
             self.queue.close(lane);
@@ -194,16 +219,16 @@ impl<S: Send + Sync + 'static> Work<S> {
             }
             alone => self.alone = alone,
         }
-        while self.at_work.len() < self.concurrency && matches!(self.alone, Alone::Nothing) {
-            if !self.interval.is_zero() && self.queue.len() > 0 {
-                let now = self.clock.elapsed();
-                if now < self.start_at {
-                    return Some(self.start_at - now);
-                }
+        let mut pause = None;
+        let mut has_turn = true;
+        while self.at_work.len() < self.concurrency && self.may_start() {
+            pause = self.pause();
+            has_turn = pause.is_none() && self.part.as_ref().is_none_or(Part::ask);
+            if !has_turn {
+                break;
             }
             let (key, delivery) = self.queue.next()?;
-            self.start_at =
-                self.start_at.max(self.clock.elapsed().saturating_sub(self.interval)) + self.interval;
+            self.started();
             if self.dispatch.is_suspect(&delivery) {
                 let others = self.queue.forget_all();
                 others.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
@@ -212,7 +237,40 @@ impl<S: Send + Sync + 'static> Work<S> {
             }
             self.begin(key, delivery);
         }
-        None
+        let wants = !has_turn || self.may_start();
+        match &self.part {
+            Some(part) if wants => part.want(),
+            Some(part) => part.pass(),
+            None => {}
+        }
+        pause
+    }
+
+    fn may_start(&mut self) -> bool {
+        matches!(self.alone, Alone::Nothing) && self.queue.has_ready()
+    }
+
+    /// How long to wait before the next handler may be started.
+    fn pause(&self) -> Option<Duration> {
+        if self.interval.is_zero() {
+            return None;
+        }
+        let now = self.clock.elapsed();
+        match &self.part {
+            Some(part) => part.pause(now),
+            None => self.start_at.checked_sub(now).filter(|pause| !pause.is_zero()),
+        }
+    }
+
+    fn started(&mut self) {
+        if self.interval.is_zero() {
+            return;
+        }
+        let now = self.clock.elapsed();
+        match &self.part {
+            Some(part) => part.started(now, self.interval),
+            None => self.start_at = self.start_at.max(now.saturating_sub(self.interval)) + self.interval,
+        }
     }
 
     fn begin(&mut self, key: Key, delivery: Delivery) {
@@ -241,7 +299,7 @@ impl<S: Send + Sync + 'static> Work<S> {
             Event::Loaded(lane, _, Ok(())) => self.queue.open(lane),
             Event::Loaded(lane, _, Err(error)) if error.code() == code::LEASE_LOST => {
                 // What is in hand of it comes again to its owner.
-                self.dispatch.counts.lost(self.queue.forget(&[lane]).len() as u64);
+                self.lose(&[lane]);
                 self.epochs.remove(&lane);
             }
             Event::Loaded(.., Err(error)) if error.verdict() == Verdict::Never => self.failed = Some(error),
@@ -256,13 +314,16 @@ impl<S: Send + Sync + 'static> Work<S> {
         if matches!(self.alone, Alone::Runs(token) if token == delivery.token) {
             self.alone = Alone::Nothing;
         }
+        if let (Next::Ack | Next::Retry(_), Some(part)) = (&next, &self.part) {
+            part.end();
+        }
         match next {
             Next::Ack => {
                 self.queue.done(&key);
                 self.settling.add(delivery.token, Settlement::Ack);
             }
             Next::Retry(after) => {
-                self.dispatch.counts.retried();
+                self.dispatch.meter.retried(&delivery.message.kind);
                 let behind = self.queue.again(&key, &delivery);
                 self.settling.add(delivery.token, Settlement::Retry { after });
                 behind.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
@@ -280,19 +341,34 @@ impl<S: Send + Sync + 'static> Work<S> {
             // What is parked is looked for with the first message of a lane, which says under which ownership it came.
             Signal::Messages | Signal::LanesGained(_) => {}
             Signal::LanesRevoked { lanes, .. } => {
+                if let Some(parked) = &self.dispatch.parked {
+                    parked.leave(&lanes);
+                }
                 let waiting = self.queue.forget(&lanes);
                 waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
                 self.keep(lanes);
             }
-            Signal::LanesLost(lanes) => {
-                self.dispatch.counts.lost(self.queue.forget(&lanes).len() as u64);
-            }
+            Signal::LanesLost(lanes) => self.lose(&lanes),
             // All that was in hand comes again.
-            Signal::Reconnected => self.dispatch.counts.lost(self.queue.forget_all().len() as u64),
+            Signal::Reconnected => {
+                let lost = self.queue.forget_all();
+                self.dispatch.meter.counts.lost(lost.len() as u64);
+                lost.into_iter().for_each(|token| self.in_hand.settled(token));
+            }
             Signal::Cancelled(error) => return Err(error),
             Signal::Drained => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// These lanes are somebody else's.
+    fn lose(&mut self, lanes: &[Lane]) {
+        if let Some(parked) = &self.dispatch.parked {
+            parked.leave(lanes);
+        }
+        let lost = self.queue.forget(lanes);
+        self.dispatch.meter.counts.lost(lost.len() as u64);
+        lost.into_iter().for_each(|token| self.in_hand.settled(token));
     }
 
     /// Keeps lanes that are to go, as long as handlers of their messages run.
@@ -327,6 +403,8 @@ impl<S: Send + Sync + 'static> Work<S> {
         deadline: Duration,
         result: Result<()>,
     ) -> Result<()> {
+        // Other levels go on with what this one has.
+        self.part = None;
         let waiting: Vec<Token> = self.queue.forget_all();
         waiting.into_iter().for_each(|token| self.settling.add(token, Settlement::Release));
         if let Alone::Waits(waiting) = std::mem::replace(&mut self.alone, Alone::Nothing) {
@@ -351,6 +429,6 @@ impl<S: Send + Sync + 'static> Work<S> {
         drop(self.running);
         let left = consumer.close(deadline.saturating_sub(clock.elapsed())).await;
         result?;
-        left.map(|left| self.dispatch.counts.released(left.released as u64))
+        left.map(|left| self.dispatch.meter.counts.released(left.released as u64))
     }
 }

@@ -5,7 +5,7 @@
 //! again. So what is stored behind a dead letter is never handled before it, however late anybody looks. The record has the epoch
 //! of its owner, who writes it when the lane is taken: an owner of before can change nothing any more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,8 @@ pub(crate) struct Parked {
     flow: FlowName,
     channel: Name,
     lanes: Mutex<HashMap<Lane, (u64, Record)>>,
+    /// Whose subjects are counted here.
+    ours: Mutex<HashSet<Lane>>,
 }
 
 impl std::fmt::Debug for Parked {
@@ -86,7 +88,7 @@ impl Parked {
         let readable: String =
             service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(12).collect();
         let flow = FlowName::new(format!("service_{readable}_{:016x}", xxh3_64(service.as_bytes())))?;
-        Ok(Self { store, flow, channel, lanes: Mutex::default() })
+        Ok(Self { store, flow, channel, lanes: Mutex::default(), ours: Mutex::default() })
     }
 
     /// Reads what is parked of a lane that was taken over, and makes the record this owner's.
@@ -95,7 +97,20 @@ impl Parked {
     /// `lease-lost` if somebody has the lane under a later ownership.
     pub(crate) async fn load(&self, lane: Lane, epoch: u64) -> Result<()> {
         self.lock().remove(&lane);
-        self.change(lane, epoch, |_| ()).await
+        self.change(lane, epoch, |_| ()).await?;
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner).insert(lane);
+        Ok(())
+    }
+
+    /// These lanes are to be somebody else's, who counts them from then on.
+    pub(crate) fn leave(&self, lanes: &[Lane]) {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner).retain(|lane| !lanes.contains(lane));
+    }
+
+    /// How many subjects wait behind a dead letter in the lanes that are this process's.
+    pub(crate) fn subjects(&self) -> usize {
+        let ours = self.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lock().iter().filter(|(lane, _)| ours.contains(lane)).map(|(_, (_, r))| r.subjects.len()).sum()
     }
 
     /// What this message of a subject is to be. A copy is one that was replayed.

@@ -101,6 +101,19 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether there is a message that may be handled next.
+    pub(crate) fn has_ready(&mut self) -> bool {
+        while let Some(key) = self.ready.front() {
+            let waiting = self.keys.get(key).filter(|waiting| !waiting.is_running);
+            let is_ready = waiting.is_some_and(|waiting| !waiting.deliveries.is_empty());
+            if is_ready && !self.closed.contains(&key.lane()) {
+                return true;
+            }
+            self.ready.pop_front();
+        }
+        false
+    }
+
     /// The next message to be handled; its key is busy until it is told otherwise.
     pub(crate) fn next(&mut self) -> Option<(Key, Delivery)> {
         while let Some(key) = self.ready.pop_front() {

@@ -6,8 +6,10 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt as _};
 use tidegate_core::Clock;
 use tidegate_core::port::{Settle, Settled, Settlement, Token};
+use tracing::Instrument as _;
 
-use super::{Counts, PAUSE};
+use super::PAUSE;
+use super::meter::{InHand, Meter};
 
 type Batch = Vec<(Token, Settlement)>;
 
@@ -15,7 +17,8 @@ type Batch = Vec<(Token, Settlement)>;
 pub(super) struct Settling {
     settle: Arc<dyn Settle>,
     clock: Arc<dyn Clock>,
-    counts: Arc<Counts>,
+    meter: Arc<Meter>,
+    in_hand: Arc<InHand>,
     waiting: Batch,
     call: Option<BoxFuture<'static, (Batch, Vec<Settled>)>>,
     /// What was unknown is tried again, after a pause.
@@ -23,13 +26,18 @@ pub(super) struct Settling {
 }
 
 impl Settling {
-    pub(super) fn new(settle: Arc<dyn Settle>, clock: Arc<dyn Clock>, counts: Arc<Counts>) -> Self {
-        Self { settle, clock, counts, waiting: Batch::new(), call: None, is_again: false }
+    pub(super) fn new(
+        settle: Arc<dyn Settle>,
+        clock: Arc<dyn Clock>,
+        meter: Arc<Meter>,
+        in_hand: Arc<InHand>,
+    ) -> Self {
+        Self { settle, clock, meter, in_hand, waiting: Batch::new(), call: None, is_again: false }
     }
 
     pub(super) fn add(&mut self, token: Token, settlement: Settlement) {
         if settlement == Settlement::Release {
-            self.counts.released(1);
+            self.meter.counts.released(1);
         }
         self.waiting.push((token, settlement));
     }
@@ -50,6 +58,7 @@ impl Settling {
             return;
         }
         let (batch, settle) = (std::mem::take(&mut self.waiting), Arc::clone(&self.settle));
+        let span = self.meter.place.settling(batch.len());
         let pause = std::mem::take(&mut self.is_again).then(|| Arc::clone(&self.clock));
         self.call = Some(
             async move {
@@ -59,6 +68,7 @@ impl Settling {
                 let answers = settle.settle(&batch).await;
                 (batch, answers)
             }
+            .instrument(span)
             .boxed(),
         );
     }
@@ -70,11 +80,14 @@ impl Settling {
         self.call = None;
         for ((token, settlement), answer) in batch.into_iter().zip(answers) {
             match answer {
-                Settled::Done => {}
-                Settled::Lost => self.counts.lost(1),
+                Settled::Done => self.in_hand.settled(token),
+                Settled::Lost => {
+                    self.in_hand.settled(token);
+                    self.meter.counts.lost(1);
+                }
                 Settled::Unknown(error) => {
                     tracing::debug!(%error, "whether a message is settled is unknown");
-                    self.counts.unknown();
+                    self.meter.counts.unknown();
                     self.is_again = true;
                     self.waiting.push((token, settlement));
                 }

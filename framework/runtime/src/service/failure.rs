@@ -26,6 +26,11 @@ impl Failure {
         Self { error: error.into(), is_final: false }
     }
 
+    /// What it is in a few words that are the same each time: the name of an error of Tidegate, else that it is another one.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.error.downcast_ref::<tidegate_core::Error>().map_or("_OTHER", |error| error.code().name())
+    }
+
     /// Whether it will fail again.
     pub fn is_final(&self) -> bool {
         self.is_final

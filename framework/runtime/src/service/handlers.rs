@@ -35,6 +35,7 @@ pub struct Handlers<S = ()> {
     by_kind: HashMap<&'static str, Arc<dyn Erased<S>>>,
     others: Option<Arc<dyn Erased<S>>>,
     ignores_others: bool,
+    has_priorities: bool,
     /// A kind that two handlers want.
     twice: Option<&'static str>,
     policy: Policy,
@@ -78,6 +79,7 @@ impl<S: 'static> Handlers<S> {
             by_kind: HashMap::new(),
             others: None,
             ignores_others: false,
+            has_priorities: false,
             twice: None,
             policy: Policy::default(),
             members: 1,
@@ -117,6 +119,14 @@ impl<S: 'static> Handlers<S> {
         self
     }
 
+    /// Handles the messages of three channels, of which each is a level of [`Priority`](crate::Priority): `orders.high`, `orders` and
+    /// `orders.low`. They share concurrency and rate; each has its own dead letters. Order per subject holds within a level.
+    #[must_use]
+    pub fn with_priorities(mut self) -> Self {
+        self.has_priorities = true;
+        self
+    }
+
     /// So many consumers in this process, each with a task of its own, that share the lanes with those of other processes.
     #[must_use]
     pub fn with_members(mut self, members: usize) -> Self {
@@ -149,8 +159,17 @@ impl<S: 'static> Handlers<S> {
         self.by_kind.get(kind).or(self.others.as_ref())
     }
 
+    /// The kinds that have a handler of their own.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = &'static str> {
+        self.by_kind.keys().copied()
+    }
+
     pub(crate) fn ignores_others(&self) -> bool {
         self.ignores_others
+    }
+
+    pub(crate) fn has_priorities(&self) -> bool {
+        self.has_priorities
     }
 
     pub(crate) fn policy(&self) -> &Policy {

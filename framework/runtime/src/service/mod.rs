@@ -6,7 +6,7 @@ mod handler;
 mod handlers;
 mod running;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -28,11 +28,15 @@ pub(crate) use handlers::Erased;
 pub use handlers::Handlers;
 pub use running::Running;
 
+use crate::claim::{Claimed, Claims};
 use crate::dead_letter;
-use crate::delivery::{Counts, Dispatch, Parked, Worker};
+use crate::delivery::{Dispatch, Meter, Parked, Worker};
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::policy::Exhausted;
+use crate::priority::{Part, Priority, Turns};
 use crate::sender::Sender;
+use crate::trace::{self, Place};
 
 /// How long a dead letter is tried before its message waits.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,10 +116,21 @@ pub struct Service<S = (), R = Idle> {
     state: S,
     store: Option<Arc<dyn StateStore>>,
     inputs: Vec<Input<S>>,
+    metrics: Metrics,
+    claims: Claimed,
     topology: Apply,
     ids: Arc<dyn Ids>,
     clock: Arc<dyn Clock>,
     is_ready: PhantomData<fn() -> R>,
+}
+
+/// What comes on one channel, as it is to be started.
+struct Prepared<S> {
+    channel: Channel,
+    subscription: Subscription,
+    handlers: Handlers<S>,
+    /// Which level it is of which input, if that has levels.
+    level: Option<(usize, usize)>,
 }
 
 /// The messages of one channel, and what handles them.
@@ -142,6 +157,8 @@ impl Service {
             state: (),
             store: None,
             inputs: Vec::new(),
+            metrics: Metrics::default(),
+            claims: Claimed::Unknown,
             topology: Apply::Create,
             ids: Arc::new(SystemIds),
             clock: SystemClock::shared(),
@@ -156,6 +173,8 @@ impl Service {
             state,
             store: self.store,
             inputs: Vec::new(),
+            metrics: self.metrics,
+            claims: self.claims,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -170,6 +189,29 @@ impl<S, R> Service<S, R> {
     #[must_use]
     pub fn with_store(mut self, store: Arc<dyn StateStore>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Measures what it does here, beside what is there already. Otherwise what is measured is told by [`Running::metrics`]
+    /// alone.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: &Metrics) -> Self {
+        self.metrics = metrics.clone();
+        self
+    }
+
+    /// Where large bodies are that senders put away: handlers see whole messages. Without it such a message becomes a dead
+    /// letter.
+    #[must_use]
+    pub fn with_claims(mut self, claims: &Claims) -> Self {
+        self.claims = Claimed::Fetch(claims.clone());
+        self
+    }
+
+    /// Leaves bodies where they are that senders put away: handlers see where that is, for whoever gets the message from them.
+    #[must_use]
+    pub fn pass_claims(mut self) -> Self {
+        self.claims = Claimed::Pass;
         self
     }
 
@@ -203,6 +245,8 @@ impl<S, R> Service<S, R> {
             state: self.state,
             store: self.store,
             inputs,
+            metrics: self.metrics,
+            claims: self.claims,
             topology: self.topology,
             ids: self.ids,
             clock: self.clock,
@@ -220,13 +264,15 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
     pub async fn start(self, broker: &Arc<dyn Broker>) -> Result<Running> {
         let (stop, stopped) = watch::channel(None);
         let mut workers = Vec::new();
-        let counts = Arc::new(Counts::default());
+        let mut meters = Vec::new();
         let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
-        let Self { name, state, store, ids, clock, .. } = self;
+        let Self { name, state, store, metrics, claims, ids, clock, .. } = self;
         let source: Arc<str> = name.as_str().into();
-        for (channel, subscription, handlers) in prepared {
+        let system = trace::system(&broker.location());
+        let mut turns: HashMap<usize, Vec<Arc<Turns>>> = HashMap::new();
+        for Prepared { channel, subscription, handlers, level } in prepared {
             let policy = handlers.policy().clone();
             let dead = match policy.exhausted {
                 Exhausted::Block => None,
@@ -237,27 +283,41 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             };
             let parked = match (&store, policy.exhausted) {
                 (Some(store), Exhausted::ParkKey) => {
-                    Some(Parked::new(Arc::clone(store), &name, channel.name.clone())?)
+                    Some(Arc::new(Parked::new(Arc::clone(store), &name, channel.name.clone())?))
                 }
                 _ => None,
             };
             let (members, concurrency) = (handlers.members(), handlers.concurrency());
             let interval = handlers.interval();
-            let dispatch = Arc::new(Dispatch {
+            let place = Arc::new(Place {
+                system: Arc::clone(&system),
                 channel: channel.name.clone(),
                 subscription: subscription.name.clone(),
+            });
+            let meter = Arc::new(Meter::new(Arc::clone(&place), handlers.kinds(), parked.clone()));
+            metrics.watch(&meter);
+            meters.push(Arc::clone(&meter));
+            let dispatch = Arc::new(Dispatch {
+                place,
                 handlers,
                 state: state.clone(),
                 policy,
+                claims: claims.clone(),
                 parked,
                 dead,
                 replies: Replies { ids: Arc::clone(&ids), source: Arc::clone(&source) },
                 outbox: Arc::clone(&outbox),
-                counts: Arc::clone(&counts),
+                meter,
                 clock: Arc::clone(&clock),
             });
-            for _ in 0..members {
+            for member in 0..members {
+                let part = level.map(|(input, level)| {
+                    let make = || (0..members).map(|_| Arc::new(Turns::new(concurrency))).collect();
+                    let turns = turns.entry(input).or_insert_with(make);
+                    Part { turns: Arc::clone(&turns[member]), level }
+                });
                 workers.push(Worker {
+                    part,
                     consumer: broker.subscribe(&subscription).await?,
                     dispatch: Arc::clone(&dispatch),
                     clock: Arc::clone(&clock),
@@ -271,19 +331,15 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         for worker in workers {
             tasks.spawn(worker.run());
         }
-        Ok(Running::new(name, tasks, stop, counts, clock))
+        Ok(Running::new(name, tasks, stop, meters, metrics, clock))
     }
 
     /// Looks at everything that can be wrong before the broker is asked.
-    fn prepare(&self, broker: &dyn Broker) -> Result<Vec<(Channel, Subscription, Handlers<S>)>> {
+    fn prepare(&self, broker: &dyn Broker) -> Result<Vec<Prepared<S>>> {
         let invalid = |what: String| Error::new(code::CONFIG_INVALID, what).with("service", &self.name);
         let mut channels = HashSet::new();
         let mut prepared = Vec::new();
-        for Input { channel, handlers } in &self.inputs {
-            if !channels.insert(&channel.name) {
-                return Err(invalid(format!("the channel {} stands twice", channel.name))
-                    .hint("give all handlers of a channel at once"));
-            }
+        for (input, Input { channel, handlers }) in self.inputs.iter().enumerate() {
             handlers
                 .check()
                 .map_err(|error| error.with("service", &self.name).with("channel", &channel.name))?;
@@ -299,19 +355,28 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             if let tidegate_core::How::No(why) = capabilities.retry_later {
                 return Err(capability::missing(&broker.location(), "retry_later", why));
             }
-            let subscription = Subscription::new(channel, self.name.as_str())?.with_window(handlers.window());
-            prepared.push((channel.clone(), subscription, handlers.clone()));
+            let levels = if handlers.has_priorities() { &Priority::ALL[..] } else { &[Priority::Normal] };
+            for (level, priority) in levels.iter().enumerate() {
+                let channel = priority.channel(channel)?;
+                if !channels.insert(channel.name.clone()) {
+                    return Err(invalid(format!("the channel {} stands twice", channel.name))
+                        .hint("give all handlers of a channel at once"));
+                }
+                let subscription = Subscription::new(&channel, self.name.as_str())?;
+                prepared.push(Prepared {
+                    channel,
+                    subscription: subscription.with_window(handlers.window()),
+                    handlers: handlers.clone(),
+                    level: handlers.has_priorities().then_some((input, level)),
+                });
+            }
         }
         Ok(prepared)
     }
 
-    async fn apply(
-        &self,
-        broker: &dyn Broker,
-        prepared: &[(Channel, Subscription, Handlers<S>)],
-    ) -> Result<()> {
+    async fn apply(&self, broker: &dyn Broker, prepared: &[Prepared<S>]) -> Result<()> {
         let mut topology = Topology::default();
-        for (channel, subscription, handlers) in prepared {
+        for Prepared { channel, subscription, handlers, .. } in prepared {
             topology.channels.push(channel.clone());
             topology.subscriptions.push(subscription.clone());
             if handlers.policy().exhausted != Exhausted::Block {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use tidegate_core::{Clock, Result, Scope};
 use tokio::sync::watch;
 
-use crate::delivery::{Counted, Counts};
+use crate::delivery::{Counted, Meter};
+use crate::metrics::Metrics;
 
 /// A service that handles messages. Dropping it is a crash: what is in hand comes again elsewhere.
 pub struct Running {
@@ -16,7 +17,8 @@ pub struct Running {
     tasks: Scope,
     /// By when everything is to be at its end, by the clock.
     stop: watch::Sender<Option<Duration>>,
-    counts: Arc<Counts>,
+    meters: Vec<Arc<Meter>>,
+    metrics: Metrics,
     clock: Arc<dyn Clock>,
 }
 
@@ -34,15 +36,21 @@ impl Running {
         name: String,
         tasks: Scope,
         stop: watch::Sender<Option<Duration>>,
-        counts: Arc<Counts>,
+        meters: Vec<Arc<Meter>>,
+        metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { name, tasks, stop, counts, clock }
+        Self { name, tasks, stop, meters, metrics, clock }
     }
 
     /// What it has done so far.
     pub fn counted(&self) -> Counted {
-        self.counts.read()
+        self.meters.iter().fold(Counted::default(), |all, meter| all.and(meter.counts.read()))
+    }
+
+    /// What is measured of it, and of others that were given the same metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Handles messages until `signal` is there, then drains.

@@ -2,11 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod aggregating;
 mod calling;
 mod carrying;
+mod claiming;
 mod failing;
 mod handling;
+mod noting;
+mod prioritizing;
+mod scheduling;
+mod watching;
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -124,6 +131,47 @@ async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("{what} did not come about");
+}
+
+/// A clock that is set by hand. Who sleeps looks at it again soon.
+#[derive(Debug, Default)]
+struct HandClock(AtomicI64);
+
+impl HandClock {
+    fn forward(&self, time: Duration) {
+        self.0.fetch_add(i64::try_from(time.as_micros()).unwrap(), Ordering::Relaxed);
+    }
+}
+
+#[async_trait::async_trait]
+impl Clock for HandClock {
+    fn now(&self) -> i64 {
+        1_700_000_000_000_000 + self.0.load(Ordering::Relaxed)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed).unsigned_abs())
+    }
+
+    async fn sleep(&self, _: Duration) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Keeps what comes on a channel.
+async fn collect(world: &World, channel: &Channel) -> (Running, Arc<Mutex<Vec<Message>>>) {
+    let seen: Arc<Mutex<Vec<Message>>> = Arc::default();
+    let see = {
+        let seen = Arc::clone(&seen);
+        move |message: Message| {
+            let seen = Arc::clone(&seen);
+            async move { seen.lock().unwrap().push(message) }
+        }
+    };
+    let handlers =
+        tidegate_runtime::Handlers::new().handle(see).with_policy(tidegate_runtime::Policy::skip());
+    let service = tidegate_runtime::Service::new("collecting").on(channel, handlers);
+    (service.start(&world.broker).await.unwrap(), seen)
 }
 
 async fn drain(service: Running) {
