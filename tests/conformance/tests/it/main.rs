@@ -8,3 +8,5 @@ mod log;
 mod memory;
 #[cfg(test)]
 mod plant;
+#[cfg(test)]
+mod queue;
