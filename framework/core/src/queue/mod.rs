@@ -155,9 +155,6 @@ pub trait Member: Send + Sync {
 
     /// Stands in the line of a lane until it is this member's. Dropping the call leaves the line.
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>>;
-
-    /// Ends the membership.
-    async fn close(&self) -> Result<()>;
 }
 
 /// A lane that a member has, for as long as this is not dropped.

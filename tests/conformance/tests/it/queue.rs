@@ -318,10 +318,6 @@ impl Member for ModelMember {
             changed.await;
         }
     }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 struct ModelLink {
@@ -513,7 +509,7 @@ async fn what_was_put_off_is_so_for_the_next_owner_too() {
 
     let mut first = broker.subscribe(&subscription).await.unwrap();
     let came = take(&mut *first, 1).await;
-    let begin = std::time::Instant::now();
+    let begin = tokio::time::Instant::now();
     let retry = Settlement::Retry { after: Duration::from_millis(700) };
     assert!(first.settler().settle(&[(came[0].token, retry)]).await[0].is_done());
     first.close(Duration::from_secs(1)).await.unwrap();
