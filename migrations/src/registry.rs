@@ -69,6 +69,10 @@ impl Registry {
         for scheme in tidegate_nats::BROKER_SCHEMES {
             registry.add_broker(scheme, tidegate_nats::open_broker);
         }
+        #[cfg(feature = "rabbitmq")]
+        for scheme in tidegate_rabbitmq::BROKER_SCHEMES {
+            registry.add_broker(scheme, tidegate_rabbitmq::open_broker);
+        }
         registry
     }
 
@@ -137,6 +141,8 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     (&["redis", "rediss"], "redis"),
     #[cfg(not(feature = "nats"))]
     (&["nats", "tls"], "nats"),
+    #[cfg(not(feature = "rabbitmq"))]
+    (&["amqp", "amqps"], "rabbitmq"),
 ];
 
 fn find<T: ?Sized>(
