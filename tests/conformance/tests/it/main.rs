@@ -8,6 +8,5 @@ mod log;
 mod memory;
 #[cfg(test)]
 mod plant;
-mod queue;
 #[cfg(test)]
 mod timers;
