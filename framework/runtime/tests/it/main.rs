@@ -8,7 +8,6 @@ mod carrying;
 mod claiming;
 mod failing;
 mod handling;
-mod noting;
 mod prioritizing;
 mod scheduling;
 mod watching;

@@ -1,12 +1,31 @@
-use std::sync::atomic::AtomicUsize;
+//! What a handler writes in its own store, and the note that it did.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
-use tidegate_core::Endpoint;
-use tidegate_runtime::{Begun, Committed, Failure, Handlers, Inbox, Json, Once, Policy, Service, State};
-use tidegate_sqlite::SqliteStore;
+use tidegate::prelude::*;
+use tidegate::runtime::{Begun, Committed, Inbox, Once};
+use tidegate::sqlite::SqliteStore;
 
-use super::*;
+#[derive(Serialize, Deserialize)]
+struct Placed {
+    order: String,
+    number: u32,
+}
+
+impl Typed for Placed {
+    const KIND: &str = "order.placed.v1";
+
+    fn subject(&self) -> Option<String> {
+        Some(self.order.clone())
+    }
+}
 
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -44,10 +63,11 @@ async fn bill(
 
 #[tokio::test]
 async fn what_is_handled_again_has_its_effect_once() {
-    let world = World::new().await;
+    let broker = tidegate::open::broker("memory:").unwrap();
+    let orders = Channel::new("orders").unwrap().with_lanes(2);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bills.db").display().to_string();
-    let store = tidegate_sqlite::open_inbox(&Endpoint::parse(&format!("sqlite:{path}")).unwrap()).unwrap();
+    let store = tidegate::sqlite::open_inbox(&Endpoint::parse(&format!("sqlite:{path}")).unwrap()).unwrap();
     let mut connection = SqliteConnection::connect(&format!("sqlite:{path}?mode=rwc")).await.unwrap();
     let sql = "PRAGMA journal_mode = WAL; CREATE TABLE bills(name TEXT, number INTEGER)";
     sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
@@ -58,16 +78,24 @@ async fn what_is_handled_again_has_its_effect_once() {
             Billing { inbox: Inbox::new(store.clone(), name).unwrap(), attempts: Arc::clone(&attempts) };
         let policy = Policy::block().with_pauses(PAUSE, PAUSE);
         let handlers = Handlers::new().handle(bill).with_policy(policy).with_concurrency(4);
-        let service = Service::new(name).with_state(billing).on(&world.orders, handlers);
-        services.push(service.start(&world.broker).await.unwrap());
+        let service = Service::new(name).with_state(billing).on(&orders, handlers);
+        services.push(service.start(&broker).await.unwrap());
     }
-    let orders: Vec<String> = (0..20).map(|n| format!("o{}:{n}", n % 5)).collect();
-    world.place(&orders.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    eventually("all of them, by both", || services.iter().all(|service| service.counted().handled == 20))
-        .await;
+    let sender =
+        Sender::open(&*broker, &orders, SystemClock::shared(), Duration::from_secs(5)).await.unwrap();
+    let placed = (0..20).map(|number| Json(Placed { order: format!("o{}", number % 5), number }));
+    let messages: Vec<Message> =
+        placed.map(|placed| placed.to_message(&SystemIds, "/shop").unwrap()).collect();
+    sender.send_all(messages).await.unwrap();
+    let all = async {
+        while services.iter().any(|service| service.counted().handled < 20) {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("all of them are handled by both");
     assert!(attempts.load(Ordering::Relaxed) > 60, "some were tried again");
     for service in services {
-        drain(service).await;
+        service.drain(Duration::from_secs(5)).await.unwrap();
     }
     let numbers = sqlx::query_scalar("SELECT number FROM bills ORDER BY number");
     let numbers: Vec<i64> = numbers.fetch_all(&mut connection).await.unwrap();
