@@ -104,6 +104,7 @@ impl Queue {
     /// Whether there is a message that may be handled next.
     pub(crate) fn has_ready(&mut self) -> bool {
         while let Some(key) = self.ready.front() {
+            // A key may stand here since before its lane was closed, or forgotten.
             let waiting = self.keys.get(key).filter(|waiting| !waiting.is_running);
             let is_ready = waiting.is_some_and(|waiting| !waiting.deliveries.is_empty());
             if is_ready && !self.closed.contains(&key.lane()) {
@@ -116,20 +117,15 @@ impl Queue {
 
     /// The next message to be handled; its key is busy until it is told otherwise.
     pub(crate) fn next(&mut self) -> Option<(Key, Delivery)> {
-        while let Some(key) = self.ready.pop_front() {
-            // A key may stand here since before its lane was closed, or forgotten.
-            if self.closed.contains(&key.lane()) {
-                continue;
-            }
-            let Some(waiting) = self.keys.get_mut(&key).filter(|waiting| !waiting.is_running) else {
-                continue;
-            };
-            let Some(delivery) = waiting.deliveries.pop_front() else { continue };
-            waiting.is_running = true;
-            self.len -= 1;
-            return Some((key, delivery));
+        if !self.has_ready() {
+            return None;
         }
-        None
+        let key = self.ready.pop_front()?;
+        let waiting = self.keys.get_mut(&key)?;
+        let delivery = waiting.deliveries.pop_front()?;
+        waiting.is_running = true;
+        self.len -= 1;
+        Some((key, delivery))
     }
 
     /// The message of a key was handled.
