@@ -12,6 +12,7 @@ use tidegate_core::port::{StateStore, Timer, Timers};
 use tidegate_core::{Clock, Error, FlowName, Message, Result, Scope, SystemClock};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+use crate::flow::flow;
 use crate::kept::Kept;
 use crate::sender::Sender;
 use crate::service::Failure;
@@ -132,9 +133,7 @@ impl Aggregator {
         to: Sender,
         combine: impl Fn(&str, &[Message]) -> Result<Message, Failure> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let readable: String =
-            name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(12).collect();
-        let flow = FlowName::new(format!("groups_{readable}_{:016x}", xxh3_64(name.as_bytes())))?;
+        let flow = flow("groups", name)?;
         let by = |message: &Message| {
             message.correlation_id.as_deref().or(message.subject.as_deref()).map(str::to_owned)
         };

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tidegate_core::port::Transactional;
 use tidegate_core::{FlowName, Ids, Message, Result};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
+use crate::flow::flow;
 use crate::service::{Context, Failure, FromContext, IntoEnded};
 
 /// How long an id may be that stands in a note as it is.
@@ -66,9 +67,7 @@ impl<T: Transactional> Inbox<T> {
     /// # Errors
     /// None for any name: what does not fit is cut, and told apart by a hash.
     pub fn new(store: T, service: &str) -> Result<Self> {
-        let readable: String =
-            service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(12).collect();
-        let flow = FlowName::new(format!("inbox_{readable}_{:016x}", xxh3_64(service.as_bytes())))?;
+        let flow = flow("inbox", service)?;
         Ok(Self { store: Arc::new(store), flow })
     }
 

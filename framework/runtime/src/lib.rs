@@ -32,6 +32,7 @@ mod claim;
 pub mod dead_letter;
 mod delivery;
 mod filter;
+mod flow;
 mod inbox;
 mod kept;
 mod metrics;

@@ -15,6 +15,7 @@ use tidegate_core::{Error, FlowName, Lane, Message, Name, Result};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dead_letter::Reason;
+use crate::flow::flow;
 
 /// How many dead letters of a lane are known one by one. Of those beyond it only the number is: they are let go in the order in
 /// which they are replayed.
@@ -85,9 +86,7 @@ impl Parked {
     /// # Errors
     /// None for any name of a service: what does not fit into the name of a record is cut, and told apart by a hash.
     pub(crate) fn new(store: Arc<dyn StateStore>, service: &str, channel: Name) -> Result<Self> {
-        let readable: String =
-            service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(12).collect();
-        let flow = FlowName::new(format!("service_{readable}_{:016x}", xxh3_64(service.as_bytes())))?;
+        let flow = flow("service", service)?;
         Ok(Self { store, flow, channel, lanes: Mutex::default(), ours: Mutex::default() })
     }
 
