@@ -2,7 +2,7 @@ use bytes::Bytes;
 use tidegate_core::error::code;
 use tidegate_core::port::Blobs;
 use tidegate_memory::MemoryBlobs;
-use tidegate_runtime::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs, Handlers, Policy, Sender, Service};
+use tidegate_runtime::{CLAIM_BYTES, Claims, DATAREF, FolderBlobs, Sender, Service};
 
 use super::*;
 
@@ -31,28 +31,14 @@ async fn blobs_are_kept_whole_until_they_are_purged() {
     assert!(error.code() == code::CONFIG_INVALID && !folder.path().join("out").exists(), "{error}");
 }
 
-/// What a service does with messages, and what it sees of them.
-async fn watch(world: &World, service: Service) -> (Running, Arc<Mutex<Vec<Message>>>) {
-    let seen: Arc<Mutex<Vec<Message>>> = Arc::default();
-    let see = {
-        let seen = Arc::clone(&seen);
-        move |message: Message| {
-            let seen = Arc::clone(&seen);
-            async move { seen.lock().unwrap().push(message) }
-        }
-    };
-    let handlers = Handlers::new().handle(see).with_policy(Policy::skip());
-    (service.on(&world.orders, handlers).start(&world.broker).await.unwrap(), seen)
-}
-
 #[tokio::test]
 async fn a_large_body_goes_beside_the_broker_and_one_that_is_gone_makes_a_dead_letter() {
     let world = World::new().await;
     let blobs = MemoryBlobs::default();
     let claims = Claims::new(Arc::new(blobs.clone())).with_limit(1_000);
-    let (whole, seen) = watch(&world, Service::new("whole").with_claims(&claims)).await;
-    let (passing, passed) = watch(&world, Service::new("passing").pass_claims()).await;
-    let (knows_nothing, _) = watch(&world, Service::new("knows-nothing")).await;
+    let (whole, seen) = collect_as(&world, &world.orders, Service::new("whole").with_claims(&claims)).await;
+    let (passing, passed) = collect_as(&world, &world.orders, Service::new("passing").pass_claims()).await;
+    let (knows_nothing, _) = collect_as(&world, &world.orders, Service::new("knows-nothing")).await;
     let (clock, patience) = (Arc::clone(&world.clock), Duration::from_secs(5));
     let sender = Sender::open(&*world.broker, &world.orders, clock, patience).await.unwrap();
     let sender = sender.with_claims(&claims);

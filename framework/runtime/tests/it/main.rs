@@ -21,7 +21,7 @@ use tidegate_core::port::{Broker, Producer, StateStore, Store as _};
 use tidegate_core::{Apply, Channel, Clock, Message, Subscription, SystemClock, Topology};
 use tidegate_memory::{MemoryBroker, MemoryStore};
 use tidegate_runtime::dead_letter::DeadLetters;
-use tidegate_runtime::{Publisher, Running, Typed, dead_letter};
+use tidegate_runtime::{Handlers, Policy, Publisher, Running, Service, Typed, dead_letter};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Placed {
@@ -159,6 +159,15 @@ impl Clock for HandClock {
 
 /// Keeps what comes on a channel.
 async fn collect(world: &World, channel: &Channel) -> (Running, Arc<Mutex<Vec<Message>>>) {
+    collect_as(world, channel, Service::new("collecting")).await
+}
+
+/// Keeps what a service sees of a channel.
+async fn collect_as(
+    world: &World,
+    channel: &Channel,
+    service: Service,
+) -> (Running, Arc<Mutex<Vec<Message>>>) {
     let seen: Arc<Mutex<Vec<Message>>> = Arc::default();
     let see = {
         let seen = Arc::clone(&seen);
@@ -167,9 +176,7 @@ async fn collect(world: &World, channel: &Channel) -> (Running, Arc<Mutex<Vec<Me
             async move { seen.lock().unwrap().push(message) }
         }
     };
-    let handlers =
-        tidegate_runtime::Handlers::new().handle(see).with_policy(tidegate_runtime::Policy::skip());
-    let service = tidegate_runtime::Service::new("collecting").on(channel, handlers);
+    let service = service.on(channel, Handlers::new().handle(see).with_policy(Policy::skip()));
     (service.start(&world.broker).await.unwrap(), seen)
 }
 

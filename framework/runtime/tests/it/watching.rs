@@ -16,16 +16,7 @@ async fn chain(world: &World) -> (Running, Running, Arc<Mutex<Vec<Message>>>) {
     #[derive(Clone)]
     struct Billing(Sender, Arc<Mutex<Option<Trace>>>);
     let bills = Channel::new("bills").unwrap().with_lanes(1);
-    let seen: Arc<Mutex<Vec<Message>>> = Arc::default();
-    let see = {
-        let seen = Arc::clone(&seen);
-        move |message: Message| {
-            let seen = Arc::clone(&seen);
-            async move { seen.lock().unwrap().push(message) }
-        }
-    };
-    let second = Service::new("ledger").on(&bills, Handlers::new().handle(see).with_policy(Policy::skip()));
-    let second = second.start(&world.broker).await.unwrap();
+    let (second, seen) = collect_as(world, &bills, Service::new("ledger")).await;
     let patience = Duration::from_secs(5);
     let sender = Sender::open(&*world.broker, &bills, Arc::clone(&world.clock), patience).await.unwrap();
     let bill = |State(billing): State<Billing>, message: Message| async move {
