@@ -6,6 +6,8 @@ use tidegate_core::port::{Checkpoint, Commit, Exclusion, Identity, KeyRange, Ope
 use tidegate_core::{Error, FlowName, Key, Position, Result, Row};
 
 use crate::error::During;
+use crate::state::NOW;
+use crate::statement::sql;
 
 /// Makes the tables.
 pub(crate) async fn create(connection: &mut SqliteConnection) -> Result<()> {
@@ -41,17 +43,18 @@ pub(crate) async fn open(
         .during("read the checkpoint")?;
     let Some(known) = known else {
         // The first fence is the time, so that nobody has it who opened a flow of this name that was forgotten since.
-        let fence = sqlx::query_scalar(
+        let store = format!(
             "INSERT INTO tidegate_checkpoint(flow, fence, source, position, replay)
-             VALUES (?, CAST(unixepoch('subsec') * 1000000 AS INTEGER), ?, ?, ?) RETURNING fence",
-        )
-        .bind(flow.as_str())
-        .bind(first.source.0.clone())
-        .bind(first.position.bytes().to_vec())
-        .bind(first.replay.bytes().to_vec())
-        .fetch_one(&mut *connection)
-        .await
-        .during("store the checkpoint")?;
+             VALUES (?, {NOW}, ?, ?, ?) RETURNING fence"
+        );
+        let fence = sqlx::query_scalar(sql(store))
+            .bind(flow.as_str())
+            .bind(first.source.0.clone())
+            .bind(first.position.bytes().to_vec())
+            .bind(first.replay.bytes().to_vec())
+            .fetch_one(&mut *connection)
+            .await
+            .during("store the checkpoint")?;
         let commit =
             Commit { ranges: first.ranges.clone(), exclude: first.excluded.clone(), ..Commit::default() };
         advance(connection, flow, routes, &commit).await?;

@@ -12,7 +12,7 @@ use crate::store::SqliteStore;
 use crate::{connect, journal, timers};
 
 /// The file's clock, in microseconds: the machine's that holds the file.
-const NOW: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
+pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
 
 async fn create(connection: &mut SqliteConnection) -> Result<()> {
     sqlx::raw_sql(

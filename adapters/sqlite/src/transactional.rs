@@ -8,6 +8,8 @@ use tidegate_core::{FlowName, Result};
 
 use crate::connect;
 use crate::error::During;
+use crate::state::NOW;
+use crate::statement::sql;
 use crate::store::SqliteStore;
 
 /// A transaction on a connection of its own, which is what it derefs to. Dropping it undoes it.
@@ -43,15 +45,14 @@ impl Transactional for SqliteStore {
 
     async fn note(&self, tx: &mut SqliteTx, flow: &FlowName, id: &str) -> Result<bool> {
         sqlx::raw_sql(TABLE).execute(&mut tx.0).await.during("create the table of what was handled")?;
-        let noted = sqlx::query(
-            "INSERT INTO tidegate_inbox(flow, id, at) VALUES (?, ?, CAST(unixepoch('subsec') * 1000000 AS INTEGER))
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(flow.as_str())
-        .bind(id)
-        .execute(&mut tx.0)
-        .await
-        .during("note what is handled")?;
+        let note =
+            format!("INSERT INTO tidegate_inbox(flow, id, at) VALUES (?, ?, {NOW}) ON CONFLICT DO NOTHING");
+        let noted = sqlx::query(sql(note))
+            .bind(flow.as_str())
+            .bind(id)
+            .execute(&mut tx.0)
+            .await
+            .during("note what is handled")?;
         Ok(noted.rows_affected() > 0)
     }
 
@@ -64,15 +65,13 @@ impl Transactional for SqliteStore {
     async fn forget(&self, flow: &FlowName, older_than: i64) -> Result<u64> {
         let mut connection = connect::creator(self.path()).await?;
         sqlx::raw_sql(TABLE).execute(&mut connection).await.during("create the table of what was handled")?;
-        let forgotten = sqlx::query(
-            "DELETE FROM tidegate_inbox
-             WHERE flow = ? AND at < CAST(unixepoch('subsec') * 1000000 AS INTEGER) - ?",
-        )
-        .bind(flow.as_str())
-        .bind(older_than)
-        .execute(&mut connection)
-        .await
-        .during("forget what was handled")?;
+        let forget = format!("DELETE FROM tidegate_inbox WHERE flow = ? AND at < {NOW} - ?");
+        let forgotten = sqlx::query(sql(forget))
+            .bind(flow.as_str())
+            .bind(older_than)
+            .execute(&mut connection)
+            .await
+            .during("forget what was handled")?;
         connection.close().await.during("close")?;
         Ok(forgotten.rows_affected())
     }
