@@ -108,8 +108,7 @@ fn list(topology: &Topology, json: bool) {
             Keep::UntilSettled => "until settled".to_owned(),
             Keep::AtLeast(time) => format!("{time:?}"),
         };
-        let limits = [channel.messages_max, channel.bytes_max].map(count);
-        let [messages, bytes] = limits;
+        let [messages, bytes] = [channel.messages_max, channel.bytes_max].map(count);
         vec![
             channel.name.to_string(),
             channel.lanes.to_string(),

@@ -54,15 +54,9 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
 /// One broker: what it is, what it can do, and how what it has confirmed can be lost.
 pub(super) async fn broker(registry: &Registry, url: &str, json: bool) -> Result<ExitCode> {
     let broker = registry.open_broker(&Endpoint::parse(url)?)?;
-    let effective = broker.probe().await?;
+    let mut findings = examine_settings(broker.as_ref(), Weight::Loss).await?;
+    let is_unsafe = findings.iter().any(|finding| finding.weight == Weight::Loss);
     let capabilities = broker.capabilities();
-    let mut findings = vec![
-        Finding::new("version", effective.version, true, Weight::Notice, ""),
-        Finding::new("stored means", capabilities.confirm, true, Weight::Notice, ""),
-    ];
-    let is_unsafe = !effective.warnings.is_empty();
-    let warnings = effective.warnings.into_iter();
-    findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, Weight::Loss, "")));
     for case in capabilities.loss {
         findings.push(Finding::new("what is lost when", case.text, false, Weight::Notice, case.avoid));
     }
@@ -101,16 +95,22 @@ fn show(side: &str, what: &str, findings: &[Finding], json: bool, documents: &mu
 
 /// What a broker loses costs a migration time and no row: its calls return when their effect is in the target.
 async fn examine_broker(broker: &dyn Broker) -> Result<Vec<Finding>> {
+    let mut findings = examine_settings(broker, Weight::Notice).await?;
+    let processes = broker.capabilities().processes;
+    let advice = "--role source and target need a broker that several processes reach";
+    findings.push(Finding::new("two processes", processes, processes.is_there(), Weight::Notice, advice));
+    Ok(findings)
+}
+
+/// What a broker is, and how heavy each of its unsafe settings is.
+async fn examine_settings(broker: &dyn Broker, weight: Weight) -> Result<Vec<Finding>> {
     let effective = broker.probe().await?;
     let mut findings = vec![
         Finding::new("version", effective.version, true, Weight::Notice, ""),
         Finding::new("stored means", broker.capabilities().confirm, true, Weight::Notice, ""),
     ];
     let warnings = effective.warnings.into_iter();
-    findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, Weight::Notice, "")));
-    let processes = broker.capabilities().processes;
-    let advice = "--role source and target need a broker that several processes reach";
-    findings.push(Finding::new("two processes", processes, processes.is_there(), Weight::Notice, advice));
+    findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, weight, "")));
     Ok(findings)
 }
 
