@@ -39,6 +39,8 @@ struct Held {
     unsettled: Unsettled,
     /// What is unsettled, and behind that what was not given yet.
     messages: BTreeMap<Place, Fetched>,
+    /// Until when those are not to come that were put off before this consumer had the lane.
+    put_off: BTreeMap<Place, i64>,
     /// Another one is to have it: nothing more is given.
     is_revoked: bool,
 }
@@ -69,7 +71,8 @@ impl Hand {
         self.drop_lane(lane);
         self.bytes += messages.iter().map(|fetched| fetched.message.size()).sum::<usize>();
         let messages = messages.into_iter().map(|fetched| (fetched.place, fetched)).collect();
-        self.lanes.insert(lane, Held { epoch, unsettled, messages, is_revoked: false });
+        self.lanes
+            .insert(lane, Held { epoch, unsettled, messages, put_off: BTreeMap::new(), is_revoked: false });
         match self.news.back_mut() {
             Some(Signal::LanesGained(lanes)) => lanes.push(lane),
             _ => self.news.push_back(Signal::LanesGained(vec![lane])),
@@ -133,6 +136,33 @@ impl Hand {
             self.bytes -= old.message.size();
         }
         true
+    }
+
+    /// The same for a message that is not to come before this time.
+    pub fn arrive_later(&mut self, lane: Lane, epoch: u64, fetched: Fetched, due: i64) -> bool {
+        let place = fetched.place;
+        if !self.arrive(lane, epoch, fetched) {
+            return false;
+        }
+        if let Some(held) = self.lanes.get_mut(&lane) {
+            held.put_off.insert(place, due);
+        }
+        true
+    }
+
+    /// What of a lane is in hand, or was tried in vain, or is not to come yet: each message with how often it was tried in
+    /// vain, when it may come again, and whether it is in hand.
+    pub fn tried(&self, lane: Lane) -> impl Iterator<Item = (&Message, u32, i64, bool)> {
+        let held = self.lanes.get(&lane);
+        held.into_iter().flat_map(|held| {
+            held.unsettled.entries().filter_map(|(place, entry)| {
+                let fetched = held.messages.get(&place)?;
+                let attempts = fetched.attempt.and(entry.attempts).number().saturating_sub(1);
+                let is_in_hand = entry.delivery.is_some();
+                let is_tried = is_in_hand || attempts > 0 || entry.due > 0;
+                is_tried.then_some((&fetched.message, attempts, entry.due, is_in_hand))
+            })
+        })
     }
 
     /// Under which epoch a lane is there, behind which place messages of it are worth fetching, and how many.
@@ -251,7 +281,10 @@ impl Held {
         }
         while self.unsettled.len() < UNSETTLED_MAX {
             let (place, fetched) = self.messages.range(self.unsettled.read_to() + 1..).next()?;
-            if let Some(given) = self.unsettled.admit(*place, fetched.message.subject.clone()) {
+            let key = fetched.message.subject.clone();
+            if let Some(due) = self.put_off.remove(place).filter(|due| *due > now) {
+                self.unsettled.admit_later(*place, key, due);
+            } else if let Some(given) = self.unsettled.admit(*place, key) {
                 return Some(given);
             }
         }
@@ -329,6 +362,20 @@ mod tests {
         hand.end(first[0].token, End::Done);
         assert_eq!(give(&mut hand, 0, 10).len(), 1);
         assert_eq!(hand.wanted(Lane(0)).map(|(_, last, _)| last), Some(10));
+    }
+
+    #[test]
+    fn what_was_put_off_before_comes_at_its_time_with_its_attempts() {
+        let mut hand = hand(10, 1);
+        let tried = Fetched { attempt: Attempt::AtLeast(3), ..fetched(1, "a") };
+        assert!(hand.arrive_later(Lane(0), 1, tried, 50));
+        (2..=3).for_each(|place| _ = hand.arrive(Lane(0), 1, fetched(place, ["b", "a"][place as usize - 2])));
+        assert_eq!(ids(&give(&mut hand, 49, 10)), ["2"]);
+        let open: Vec<_> =
+            hand.tried(Lane(0)).map(|(message, tried, due, held)| (&*message.id, tried, due, held)).collect();
+        assert_eq!(open, [("1", 2, 50, false), ("2", 0, 0, true)]);
+        let again = give(&mut hand, 50, 10);
+        assert_eq!((ids(&again), again[0].attempt), (vec!["1", "3"], Attempt::AtLeast(3)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod log;
 pub mod message;
 pub mod port;
 pub mod position;
+pub mod queue;
 pub mod rows;
 pub mod scope;
 pub mod seats;

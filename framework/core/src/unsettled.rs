@@ -110,6 +110,14 @@ impl Unsettled {
         Some(self.give(place))
     }
 
+    /// Takes note of the next message of the lane, which was tried before and may come at this time, not earlier.
+    pub fn admit_later(&mut self, place: Place, key: Option<Arc<str>>, due: i64) {
+        debug_assert!(place > self.read_to, "messages come in order");
+        self.read_to = place;
+        self.entries.insert(place, Entry { key, attempts: 0, due, delivery: None });
+        self.wait(place);
+    }
+
     /// What waits and is due by now, one at a time.
     pub fn again(&mut self, now: i64) -> Option<Given> {
         let head = *self.heads.first().filter(|(due, _)| *due <= now)?;
@@ -284,6 +292,16 @@ mod tests {
         lane.end(second.number, End::Untried);
         let places: Vec<_> = std::iter::from_fn(|| lane.again(5)).map(|given| given.place).collect();
         assert_eq!(places, [1, 2]);
+    }
+
+    #[test]
+    fn what_may_come_later_holds_those_behind_it() {
+        let mut lane = Unsettled::new(0);
+        lane.admit_later(1, key("a"), 50);
+        assert!(lane.admit(2, key("a")).is_none() && lane.admit(3, key("b")).is_some());
+        assert_eq!((lane.again(49), lane.next_due()), (None, Some(50)));
+        let again: Vec<_> = std::iter::from_fn(|| lane.again(50)).map(|given| given.place).collect();
+        assert_eq!(again, [1, 2]);
     }
 
     #[test]

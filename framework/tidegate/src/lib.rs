@@ -28,6 +28,8 @@ pub use tidegate_mongodb as mongodb;
 pub use tidegate_nats as nats;
 #[cfg(feature = "postgres")]
 pub use tidegate_postgres as postgres;
+#[cfg(feature = "rabbitmq")]
+pub use tidegate_rabbitmq as rabbitmq;
 #[cfg(feature = "redis")]
 pub use tidegate_redis as redis;
 #[cfg(feature = "sqlite")]

@@ -31,6 +31,8 @@ pub const BROKERS: &[(&[&str], Open<dyn Broker>)] = &[
     (tidegate_redis::BROKER_SCHEMES, tidegate_redis::open_broker),
     #[cfg(feature = "nats")]
     (tidegate_nats::BROKER_SCHEMES, tidegate_nats::open_broker),
+    #[cfg(feature = "rabbitmq")]
+    (tidegate_rabbitmq::BROKER_SCHEMES, tidegate_rabbitmq::open_broker),
 ];
 
 /// The schemes that this build has not, each with the feature that brings it.
@@ -49,6 +51,8 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     (&["redis", "rediss"], "redis"),
     #[cfg(not(feature = "nats"))]
     (&["nats", "tls"], "nats"),
+    #[cfg(not(feature = "rabbitmq"))]
+    (&["amqp", "amqps"], "rabbitmq"),
 ];
 
 /// Opens the store of a URL. Nothing is connected yet.

@@ -73,7 +73,11 @@ fn what_cannot_work_is_refused_by_name() {
         "TG0030 capability-missing: memory: has no processes",
         &["--via sqlite:PATH is shared by the processes of one machine"],
     );
-    let known = if cfg!(feature = "kafka") { "known: kafka: kafkas: memory: " } else { "known: memory: " };
+    let known = if cfg!(feature = "kafka") {
+        "known: amqp: amqps: kafka: kafkas: memory: "
+    } else {
+        "known: amqp: amqps: memory: "
+    };
     refused(&["--via", "kafka9://localhost"]).failed(
         2,
         "TG0002 url-invalid",
@@ -180,6 +184,11 @@ async fn redis_carries_it_and_each_half_may_be_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_carries_it_and_each_half_may_be_killed() {
     a_server_carries_it(Broker::Nats, 1_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Rabbitmq, 1_000).await;
 }
 
 #[cfg(feature = "kafka")]

@@ -59,7 +59,8 @@ pub struct Effective {
 /// # Implementing
 /// The crate `tidegate-memory` is the reference. Of a system that keeps messages in order, and small documents that are
 /// compared and set, [`log`](crate::log) makes a whole broker: such an adapter implements [`Log`](crate::log::Log), as
-/// `tidegate-redis` does. [`Hand`](crate::hand::Hand), [`Unsettled`](crate::unsettled::Unsettled) and
+/// `tidegate-redis` does; of one that has queues and takes acknowledgements [`queue`](crate::queue) does, as in
+/// `tidegate-rabbitmq`. [`Hand`](crate::hand::Hand), [`Unsettled`](crate::unsettled::Unsettled) and
 /// [`seats`](crate::seats) are the parts. An adapter exports its
 /// schemes as `BROKER_SCHEMES` and opens a broker with `open_broker`; the crate `tidegate-conformance` checks it.
 ///

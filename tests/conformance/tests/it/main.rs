@@ -8,5 +8,6 @@ mod log;
 mod memory;
 #[cfg(test)]
 mod plant;
+mod queue;
 #[cfg(test)]
 mod timers;

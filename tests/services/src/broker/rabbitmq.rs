@@ -13,10 +13,10 @@ use crate::{Error, Result};
 
 pub(super) const RECIPE: Recipe = Recipe {
     source: "RabbitMQ 3.10 or newer",
-    ports: 3,
+    ports: 4,
     others: &[],
     has_password: true,
-    has_tls: false,
+    has_tls: true,
     locate,
     fetch,
     prepare,
@@ -51,12 +51,19 @@ fn fetch() -> Result<()> {
 }
 
 fn prepare(site: &Site) -> Result<()> {
-    let own = [
-        ("listeners.tcp.1", format!("127.0.0.1:{}", site.port())),
+    let mut own = vec![
+        ("listeners.tcp.1", format!("127.0.0.1:{}", plain_port(site))),
         ("default_pass", password(site).to_owned()),
         ("log.console", "true".to_owned()),
         ("log.file", "false".to_owned()),
     ];
+    if site.options.tls {
+        own.push(("listeners.ssl.1", format!("127.0.0.1:{}", site.port())));
+        own.push(("ssl_options.certfile", site.path("server.crt")));
+        own.push(("ssl_options.keyfile", site.path("server.key")));
+        own.push(("ssl_options.cacertfile", site.path(crate::certificate::AUTHORITY)));
+        own.push(("ssl_options.verify", "verify_none".to_owned()));
+    }
     site.write("rabbitmq.conf", &site.lines(&own, |name, value| format!("{name} = {value}\n")))?;
     site.write("enabled_plugins", "[].\n")?;
     // To look through the plugins takes half of the time of a start; this one has the schema of the configuration.
@@ -134,7 +141,7 @@ fn is_ready(site: &Site) -> bool {
     // Open: the virtual host `/`.
     request.extend(method(40, b"\x01/\0\0"));
     let open_ok = method(41, &[0]);
-    probe::answers(site.port(), &request, |answer| probe::contains(answer, &open_ok))
+    probe::answers(plain_port(site), &request, |answer| probe::contains(answer, &open_ok))
 }
 
 /// A frame on channel 0 with a method of the class of connections.
@@ -143,12 +150,18 @@ fn method(number: u8, arguments: &[u8]) -> Vec<u8> {
     [&[1, 0, 0], &length[..], &[0, 10, 0, number], arguments, &[0xce]].concat()
 }
 
+/// Where TLS has the port of the URL, plain text has one beside it, for our own question whether the server is ready.
+fn plain_port(site: &Site) -> u16 {
+    if site.options.tls { site.ports[3] } else { site.port() }
+}
+
 fn password(site: &Site) -> &str {
     site.options.password.as_deref().unwrap_or(GUEST)
 }
 
 fn url(site: &Site) -> String {
-    format!("amqp://{GUEST}:{}@127.0.0.1:{}", password(site), site.port())
+    let scheme = if site.options.tls { "amqps" } else { "amqp" };
+    format!("{scheme}://{GUEST}:{}@127.0.0.1:{}", password(site), site.port())
 }
 
 #[cfg(test)]

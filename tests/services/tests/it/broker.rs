@@ -142,6 +142,11 @@ async fn nats_speaks_tls_where_asked() {
     speaks_tls(Broker::Nats, "tls://", "\"tls_required\":true").await;
 }
 
+#[tokio::test]
+async fn rabbitmq_speaks_tls_where_asked() {
+    speaks_tls(Broker::Rabbitmq, "amqps://", "").await;
+}
+
 /// Frames of AMQP 0.9.1: each with its channel and method, up to an open connection.
 fn amqp_login(password: &str) -> Vec<u8> {
     let login = format!("\0guest\0{password}");

@@ -1,0 +1,80 @@
+//! A member of a subscription: a connection of its own, so that everything it has is free when it is gone.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lapin::Consumer;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tidegate_core::queue::{Link, Member, held_max};
+use tidegate_core::{Channel, Lane, Name, Result};
+
+use crate::config::Config;
+use crate::connect::{Own, OwnConnection, open, within};
+use crate::lane::RabbitLane;
+use crate::queues::{Publishing, members, passive};
+
+pub(crate) struct RabbitMember {
+    config: Arc<Config>,
+    connection: Arc<OwnConnection>,
+    channel: Channel,
+    subscription: Name,
+    amqp: Own,
+    /// On which books are written: what publishes is on another connection.
+    books: Publishing,
+    /// The consumer that is counted. Nothing comes.
+    _counted: Consumer,
+}
+
+impl RabbitMember {
+    pub(crate) async fn open(
+        config: Arc<Config>,
+        books: Publishing,
+        channel: &Channel,
+        subscription: &Name,
+    ) -> Result<Self> {
+        let connection = OwnConnection(open(&config, "consuming").await?);
+        let amqp = within(config.timeout, "open a channel of AMQP", connection.create_channel()).await?;
+        let amqp = Own(amqp);
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let counted =
+            amqp.basic_consume(members(&channel.name, subscription), "member".into(), options, arguments);
+        let counted = within(config.timeout, "become a member", counted).await?;
+        let (channel, subscription) = (channel.clone(), subscription.clone());
+        let connection = Arc::new(connection);
+        Ok(Self { config, connection, channel, subscription, amqp, books, _counted: counted })
+    }
+}
+
+#[async_trait]
+impl Member for RabbitMember {
+    async fn count(&self) -> Result<usize> {
+        let name = members(&self.channel.name, &self.subscription);
+        let asked = self.amqp.queue_declare(name, passive(), FieldTable::default());
+        let found = within(self.config.timeout, "count members", asked).await?;
+        Ok(found.consumer_count() as usize)
+    }
+
+    async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
+        let timeout = self.config.timeout;
+        let prefetch = held_max(&self.channel);
+        let open = async || {
+            let amqp = Own(self.connection.create_channel().await?);
+            amqp.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            Ok(amqp)
+        };
+        let line = within(timeout, "open a channel of AMQP", open()).await?;
+        let amqp = within(timeout, "open a channel of AMQP", open()).await?;
+        let (connection, books) = (Arc::clone(&self.connection), self.books.clone());
+        let lane = RabbitLane::wait(
+            connection,
+            [line, amqp],
+            books,
+            &self.channel.name,
+            &self.subscription,
+            lane,
+            timeout,
+        );
+        Ok(Box::new(lane.await?))
+    }
+}

@@ -1,0 +1,217 @@
+//! What is RabbitMQ's alone, on real servers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use tidegate_conformance::{Proxy, Traffic};
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settlement};
+use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
+use tidegate_services::broker::{Broker as Service, Options, Server, shared};
+use tidegate_services::skipped;
+use tokio::time::Instant;
+
+/// A server of its own, unless RabbitMQ is skipped.
+async fn server(options: Options) -> Option<Server> {
+    if skipped(Service::Rabbitmq.service()) {
+        return None;
+    }
+    Some(Server::start(Service::Rabbitmq, options).await.unwrap())
+}
+
+fn open(url: &str) -> Arc<dyn Broker> {
+    tidegate_rabbitmq::open_broker(&Endpoint::parse(url).unwrap()).unwrap()
+}
+
+/// A channel of one lane with a subscription.
+async fn channel(broker: &dyn Broker, name: &str) -> (Channel, Subscription) {
+    let channel = Channel::new(name).unwrap().with_lanes(1);
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    (channel, subscription)
+}
+
+fn messages(numbers: std::ops::Range<u64>) -> Vec<Message> {
+    let message = |number: u64| {
+        Message::with_id(number.to_string(), "test", "numbered")
+            .with_subject("k")
+            .with_data("text/plain", "x")
+    };
+    numbers.map(message).collect()
+}
+
+/// Takes messages until so many came.
+async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Delivery> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        consumer.receive(count - all.len(), Duration::from_secs(10), &mut all).await.unwrap();
+    }
+    all
+}
+
+/// Why a broker cannot be used, and that its text has no secret.
+async fn refused(url: &str) -> Error {
+    let error = open(url).probe().await.unwrap_err();
+    let shown = format!("{error:?} {}", error.line());
+    assert!(!shown.contains("secret") && !shown.contains("guess"), "{shown}");
+    error
+}
+
+#[tokio::test]
+async fn who_may_not_come_in_is_told_why() {
+    let Some(server) = server(Options::default().with_password("secret")).await else { return };
+    let probed = open(&server.url()).probe().await.unwrap();
+    assert_eq!(probed.version, "RabbitMQ 3.10.8");
+    assert!(!probed.warnings.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
+    assert!(probed.warnings.iter().any(|warning| warning.contains("not maintained")), "{probed:?}");
+
+    let error = refused(&format!("amqp://guest:guess@127.0.0.1:{}", server.port())).await;
+    assert_eq!((error.code(), error.verdict()), (code::ACCESS_DENIED, Verdict::Never), "{error:?}");
+    assert_eq!(error.message(), "the server refuses the user or the password");
+    let error = refused(&format!("{}/nowhere", server.url())).await;
+    assert_eq!((error.code(), error.verdict()), (code::CONFIG_INVALID, Verdict::Never), "{error:?}");
+    assert_eq!(error.message(), "the server has no virtual host of this name, or the user may not use it");
+    assert!(error.hint_text().unwrap().contains("amqp://host/name"));
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let Some(server) = server(Options::default().with_tls()).await else { return };
+    let Some(other) = self::server(Options::default().with_tls()).await else { return };
+    let url = |ca: &Path| format!("{}?ca={}", server.url(), ca.display());
+    let broker = open(&url(&server.authority_certificate().unwrap()));
+    assert_eq!(broker.probe().await.unwrap().version, "RabbitMQ 3.10.8");
+    let (channel, subscription) = channel(&*broker, "secure").await;
+    let sent = broker.producer(&channel).await.unwrap().publish(&messages(0..3)).await;
+    assert!(sent.iter().all(Sent::is_stored), "{sent:?}");
+    take(&mut *broker.subscribe(&subscription).await.unwrap(), 3).await;
+
+    for url in [url(&other.authority_certificate().unwrap()), server.url()] {
+        let error = refused(&url).await;
+        assert_eq!((error.code(), error.verdict()), (code::TLS_FAILED, Verdict::Never), "{url}: {error:?}");
+        assert_eq!(error.message(), "no trusted connection to the server");
+        assert!(error.hint_text().unwrap().contains("?ca=FILE"));
+    }
+    let error = refused(&url(Path::new("/no/such"))).await;
+    assert!(error.code() == code::TLS_FAILED && error.message().contains("/no/such"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_missing_server_is_told_soon() {
+    let begin = Instant::now();
+    let error = refused("amqp://127.0.0.1:1").await;
+    assert_eq!((error.code(), error.verdict()), (code::UNREACHABLE, Verdict::Retry), "{error:?}");
+    assert_eq!(error.message(), "the server does not answer");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn the_password_that_everybody_knows_is_warned_of() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let probed = open(&server.url()).probe().await.unwrap();
+    assert!(probed.warnings.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
+}
+
+/// An alarm is there from the start: the server wants more of its disk free than there is.
+#[tokio::test]
+async fn a_server_that_is_short_of_disk_is_told_so() {
+    let options = Options::default().with_setting("disk_free_limit.absolute", "1000000GB");
+    let Some(server) = server(options).await else { return };
+    let broker = open(&format!("{}?timeout_ms=1000", server.url()));
+    let channel = Channel::new("full").unwrap().with_lanes(1);
+    let error = broker.apply(&Topology::of(&channel), Apply::Create).await.unwrap_err();
+    assert_eq!((error.code(), error.verdict()), (code::LIMIT_REACHED, Verdict::Unknown), "{error:?}");
+    assert_eq!(error.message(), "the server takes no messages: it is short of memory or disk");
+    let probed = broker.probe().await.unwrap();
+    assert!(probed.warnings.iter().any(|warning| warning.contains("takes no messages now")), "{probed:?}");
+}
+
+#[tokio::test]
+async fn a_queue_that_somebody_removed_is_named() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let broker = open(&server.url());
+    let (channel, subscription) = channel(&*broker, "removed").await;
+    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await[0].is_stored());
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    let came = take(&mut *consumer, 1).await;
+    let connection = Connection::connect(&server.url(), ConnectionProperties::default()).await.unwrap();
+    let amqp = connection.create_channel().await.unwrap();
+    amqp.queue_delete("tidegate/removed/s/0".into(), QueueDeleteOptions::default()).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    let error = loop {
+        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
+            Ok(_) => assert!(Instant::now() < until, "nobody is told"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), code::CHANNEL_MISSING, "{error:?}");
+    assert_eq!(error.message(), "an exchange or a queue of the channel is not there");
+    let settled = consumer.settler().settle(&[(came[0].token, Settlement::Ack)]).await;
+    assert!(settled[0].is_lost(), "{settled:?}");
+    let sent = broker.producer(&channel).await.unwrap().publish(&messages(1..2)).await;
+    assert_eq!(sent[0].error().unwrap().code(), code::SUBSCRIPTION_MISSING);
+}
+
+/// A consumer that is not heard of for two heartbeats: its lane goes to another one, and what it settles is not done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_hangs_loses_its_lanes() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let port = Endpoint::parse(&server.url()).unwrap().url().unwrap().port().unwrap();
+    let proxy = Proxy::start(port).await.unwrap();
+    let settings = "lease_ms=1000&timeout_ms=2000";
+    let broker = open(&format!("{}?{settings}", server.url()));
+    let (channel, subscription) = channel(&*broker, "hanging").await;
+    assert!(
+        broker.producer(&channel).await.unwrap().publish(&messages(0..2)).await.iter().all(Sent::is_stored)
+    );
+    let hanging = open(&format!("amqp://guest:guest@127.0.0.1:{}?{settings}", proxy.port()));
+    let mut first = hanging.subscribe(&subscription).await.unwrap();
+    let in_hand = take(&mut *first, 2).await;
+    proxy.set(Traffic::Silent);
+    let begin = Instant::now();
+    let mut second = broker.subscribe(&subscription).await.unwrap();
+    let came = take(&mut *second, 2).await;
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    let settled = first.settler().settle(&[(in_hand[0].token, Settlement::Ack)]).await;
+    assert!(!settled[0].is_done(), "{settled:?}");
+    let done: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+    assert!(second.settler().settle(&done).await.iter().all(|settled| settled.is_done()));
+}
+
+#[tokio::test]
+async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let broker = open(&server.url());
+    let (_, subscription) = channel(&*broker, "others").await;
+    let connection = Connection::connect(&server.url(), ConnectionProperties::default()).await.unwrap();
+    let amqp = connection.create_channel().await.unwrap();
+    let publish = async |properties: BasicProperties, body: &[u8]| {
+        let (exchange, key) = ("tidegate/others".into(), "0".into());
+        let options = BasicPublishOptions::default();
+        amqp.basic_publish(exchange, key, options, body, properties).await.unwrap().await.unwrap();
+    };
+    let mut headers = FieldTable::default();
+    for (name, value) in
+        [("cloudEvents:id", "7"), ("cloudEvents:source", "/shop"), ("cloudEvents:type", "placed")]
+    {
+        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    publish(
+        BasicProperties::default().with_headers(headers).with_content_type("text/plain".into()),
+        b"order",
+    )
+    .await;
+    publish(BasicProperties::default(), b"\xff?").await;
+    let came = take(&mut *broker.subscribe(&subscription).await.unwrap(), 2).await;
+    let right = Message::with_id("7", "/shop", "placed").with_data("text/plain", "order");
+    assert_eq!(came[0].message, right);
+    assert_eq!(
+        (&*came[1].message.kind, &came[1].message.data[..]),
+        ("tidegate.undecodable.v1", &b"\xff?"[..])
+    );
+}

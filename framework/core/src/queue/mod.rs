@@ -1,0 +1,202 @@
+//! Brokers that keep messages in queues and take acknowledgements, and nothing else that we need.
+//!
+//! Such a system is a [`Queues`]; [`QueueBroker`] makes a [`Broker`](crate::port::Broker) of it:
+//!
+//! ```text
+//! channel ──▶ lane 0 ──▶ queue of (billing, 0)   the system copies what is published to a lane
+//!         │          └─▶ queue of (search, 0)    to the queue of every subscription
+//!         └─▶ lane 1 ──▶ …
+//!             register                           the channel's settings and its subscriptions; held while it is changed
+//!             book of (billing, 0)               what the owner of the lane noted of attempts
+//! ```
+//!
+//! Each lane of a subscription has one owner. Members stand in a line for it, and the system lets the next one in when the
+//! one before is gone and what he had in hand is back in its queue, in its order. A member that has more than its share of
+//! the lanes finishes what it has in hand of one and leaves its line.
+//!
+//! What waits or failed stays unacknowledged at the owner, so that messages behind it of other subjects flow, and the order
+//! of the queue is never changed. How often something was tried only the owner knows: systems count what they handed over,
+//! which is more. So the owner notes it in the book of the lane, where the next owner finds it.
+//!
+//! - `record`: what stands in a register and in a book
+//! - `broker`, `producer`, `consumer`, `settle`: the ports
+//! - `shared`, `member`, `owner`: what a consumer's task does beside it
+
+mod broker;
+mod consumer;
+mod member;
+mod owner;
+mod producer;
+mod record;
+mod settle;
+mod shared;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use crate::log::Settings;
+pub use broker::QueueBroker;
+
+use crate::capability::Capabilities;
+use crate::channel::{Channel, Name};
+use crate::error::{Error, Result};
+use crate::hand::{BYTES_MAX, Fetched, UNSETTLED_MAX};
+use crate::lane::Lane;
+use crate::message::Message;
+use crate::port::Effective;
+use crate::unsettled::Place;
+
+/// Why channels cannot be listed.
+pub const NO_LISTING: &str = "whoever uses queues cannot list them";
+/// Why messages cannot be looked at.
+pub const NO_BROWSING: &str = "a queue shows its messages to those alone who take them";
+
+/// How few messages of a lane an owner has room for, however large they may be.
+const HELD_MIN: u64 = 64;
+
+/// How many messages of a lane its owner has unacknowledged at most. All owners of a channel have to agree: what one of them
+/// had in hand is in its order again only if the next one takes all of it. So it follows from the channel alone: what fits in
+/// a consumer's memory, of the size that the channel's limits suppose.
+pub fn held_max(channel: &Channel) -> u16 {
+    let size = (channel.bytes_max / channel.messages_max.max(1)).max(1);
+    let fits = BYTES_MAX as u64 / size / u64::from(channel.lanes.max(1));
+    let most = channel.messages_max.min(UNSETTLED_MAX as u64).max(HELD_MIN);
+    u16::try_from(fits.clamp(HELD_MIN, most)).unwrap_or(u16::MAX)
+}
+
+/// What became of a message that was to be sent.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is stored in the queue of every subscription.
+    Stored,
+    /// There is no queue for it, and it was not stored.
+    Unwanted,
+    /// The system takes nothing for now, and why. It was not sent, and nothing behind it was.
+    Blocked(Error),
+    /// It was not stored, and will not be.
+    Refused(Error),
+    /// It may be stored.
+    Unknown(Error),
+}
+
+/// A system of queues.
+///
+/// # Contract
+/// 1. What is sent to a lane is in the queue of every subscription, or the answer is not [`Taken::Stored`].
+/// 2. A register is held by one at a time; whoever holds it and is gone gives it back.
+/// 3. A lane is one member's at a time. The next one gets it when everything that the one before had not settled is back in
+///    its queue, before what nobody has had.
+/// 4. An error whose verdict is not unknown means that nothing was done.
+///
+/// # Concurrency
+/// Used by many tasks at once.
+///
+/// # Cancel safety
+/// Every call may be dropped; one that changes something may then have happened.
+#[async_trait]
+pub trait Queues: Send + Sync + fmt::Debug + 'static {
+    /// Where it is, for people; without secrets.
+    fn location(&self) -> String;
+
+    /// What it can do, with what is done here.
+    fn capabilities(&self) -> &'static Capabilities;
+
+    /// Looks at the live server.
+    async fn probe(&self) -> Result<Effective>;
+
+    /// Makes what a channel is sent to, and its register with this in it, unless they are there. Repeatable.
+    async fn create(&self, channel: &Channel, register: Bytes) -> Result<()>;
+
+    /// Takes the register of a channel, as soon as nobody else holds it; `None` if there is no such channel.
+    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>>;
+
+    /// Makes the queues and the books of a subscription. Repeatable.
+    async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
+
+    /// Removes them, with everything in them. Repeatable.
+    async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
+
+    /// How many messages wait in the queues of a subscription, and are in nobody's hand.
+    async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64>;
+
+    /// What sends for one producer.
+    async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>>;
+
+    /// A member of a subscription that is there. It is one as long as it is not dropped.
+    async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>>;
+}
+
+/// The register of a channel, held. Dropped, it is given back as it was.
+#[async_trait]
+pub trait Register: Send {
+    /// What stands in it.
+    fn value(&self) -> &[u8];
+
+    /// Gives it back, with something else in it if there is something.
+    async fn give_back(self: Box<Self>, value: Option<Bytes>) -> Result<()>;
+}
+
+/// Sends messages to a channel, for one producer.
+#[async_trait]
+pub trait Sender: Send {
+    /// Whether it is of use still, as far as is known.
+    fn is_open(&self) -> bool;
+
+    /// Sends messages to their lanes, in their order; one answer a message.
+    async fn send(&mut self, batch: &[&Message]) -> Vec<Taken>;
+
+    /// Returns when nothing of an earlier call can be stored any more.
+    async fn finish(&mut self) -> Result<()>;
+}
+
+/// A member of a subscription, over one connection. An error of a call means that the connection is of no use any more.
+#[async_trait]
+pub trait Member: Send + Sync {
+    /// How many members the subscription has, with this one.
+    async fn count(&self) -> Result<usize>;
+
+    /// Stands in the line of a lane until it is this member's. Dropping the call leaves the line.
+    async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>>;
+}
+
+/// A lane that a member has, for as long as this is not dropped.
+#[async_trait]
+pub trait Link: Send + Sync {
+    /// What the owner before wrote last; empty if there was none.
+    fn book(&self) -> Bytes;
+
+    /// Whether the connection is there, as far as is known.
+    fn is_open(&self) -> bool;
+
+    /// Appends what has come, in the order of the queue; waits until there is something. The place of a message is its number
+    /// among what has come over this link, and its attempt says with [`Attempt::Flag`](crate::port::Attempt::Flag) whether an
+    /// owner before had it. Dropping the call loses nothing.
+    async fn next(&self, out: &mut Vec<Fetched>) -> Result<()>;
+
+    /// Acknowledges messages, and returns when that is as durable as they were.
+    async fn settle(&self, places: &[Place]) -> Result<()>;
+
+    /// Replaces what stands in the book.
+    async fn write(&self, book: Bytes) -> Result<()>;
+
+    /// Gives the lane up: what is not settled goes back to its queue.
+    async fn close(&self) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_owner_holds_follows_from_the_channel() {
+        let channel = Channel::new("orders").unwrap();
+        assert_eq!(held_max(&channel), 3_907);
+        assert_eq!(held_max(&channel.clone().with_lanes(1_024)), 64);
+        assert_eq!(held_max(&channel.clone().with_lanes(1)), 10_000);
+        assert_eq!(held_max(&channel.clone().with_limits(100, 1 << 20)), 100);
+        assert_eq!(held_max(&channel.with_limits(1, u64::MAX)), 64);
+    }
+}

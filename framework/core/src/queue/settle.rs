@@ -1,0 +1,102 @@
+//! Settles deliveries: each is done when its acknowledgement is durable, or what is noted of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::Queues;
+use super::shared::{Shared, Written};
+use crate::capability::{How, missing};
+use crate::error::{Error, code};
+use crate::lane::Lane;
+use crate::port::{Settle, Settled, Settlement, Token};
+use crate::unsettled::End;
+
+pub(super) struct QueueSettle<Q: Queues> {
+    shared: Arc<Shared<Q>>,
+}
+
+impl<Q: Queues> QueueSettle<Q> {
+    pub(super) fn new(shared: Arc<Shared<Q>>) -> Self {
+        Self { shared }
+    }
+}
+
+#[async_trait]
+impl<Q: Queues> Settle for QueueSettle<Q> {
+    async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Settled> {
+        let shared = &self.shared;
+        let now = shared.clock.now();
+        // Of each: the answer that is known already, or the lane whose writing has it.
+        let mut asked: Vec<Result<Lane, Settled>> = Vec::with_capacity(batch.len());
+        let waits: Vec<_> = {
+            let mut inner = shared.lock();
+            for (token, settlement) in batch {
+                let end = match (settlement, shared.queues.capabilities().dead_letter) {
+                    (Settlement::DeadLetter { .. }, How::No(why)) => {
+                        let refusal = missing(&shared.queues.location(), "dead_letter", why);
+                        asked.push(Err(Settled::Refused(refusal)));
+                        continue;
+                    }
+                    (Settlement::Ack | Settlement::DeadLetter { .. }, _) => End::Done,
+                    (Settlement::Release, _) => End::Untried,
+                    (Settlement::Retry { after }, _) => {
+                        let after = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
+                        End::Failed { due: now.saturating_add(after) }
+                    }
+                };
+                let place = inner.hand.end(*token, end);
+                if let (Some(place), End::Done) = (place, end) {
+                    inner.ack(token.lane, place);
+                }
+                asked.push(place.map(|_| token.lane).ok_or(Settled::Lost));
+            }
+            let lanes: BTreeSet<Lane> =
+                asked.iter().filter_map(|asked| asked.as_ref().ok()).copied().collect();
+            let mut wait = |lane: Lane| {
+                let number = inner.touch(lane);
+                if let Some(kept) = inner.lanes.get(&lane) {
+                    kept.wakers.urgent.notify_one();
+                }
+                (lane, inner.wait(lane, number))
+            };
+            lanes.into_iter().map(&mut wait).collect()
+        };
+        shared.changed.notify_one();
+        let mut written = BTreeMap::new();
+        for (lane, wait) in waits {
+            let gone = || Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"));
+            written.insert(lane, wait.await.unwrap_or_else(|_| gone()));
+        }
+        let answer = |asked: Result<Lane, Settled>| match asked {
+            Err(known) => known,
+            Ok(lane) => match written.get(&lane) {
+                Some(Written::Done) => Settled::Done,
+                Some(Written::Unknown(error)) => Settled::Unknown(error.again()),
+                Some(Written::Lost) | None => Settled::Lost,
+            },
+        };
+        asked.into_iter().map(answer).collect()
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Settled> {
+        let until = self.shared.clock.elapsed() + by;
+        let mut inner = self.shared.lock();
+        let mut extend = |token: &Token| {
+            if inner.hand.place(*token).is_none() {
+                return Settled::Lost;
+            }
+            match inner.kept(token.lane, token.epoch) {
+                Some(kept) => {
+                    kept.held_until = kept.held_until.max(until);
+                    kept.wakers.leaving.notify_one();
+                    Settled::Done
+                }
+                None => Settled::Lost,
+            }
+        };
+        tokens.iter().map(&mut extend).collect()
+    }
+}
