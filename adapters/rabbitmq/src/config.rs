@@ -11,6 +11,10 @@ use tidegate_core::{Endpoint, Error, Result};
 /// Who a server without users of its own lets in from the same machine.
 pub(crate) const GUEST: &str = "guest";
 
+/// The server answers when a queue is made, and notes it on its disk up to 3.5 s later (half a second behind the last one, or
+/// when its buffer of 3 s is over). Killed in between, it finds an empty queue without a leader where the queue was.
+const RIPE: Duration = Duration::from_millis(4_000);
+
 /// Where the server is, and how to talk to it.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -25,6 +29,8 @@ pub(crate) struct Config {
     /// The client's own certificate, and its key.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) timeout: Duration,
+    /// How long a queue has to be there before it is relied on.
+    pub(crate) ripe: Duration,
     pub(crate) settings: Settings,
 }
 
@@ -66,6 +72,7 @@ impl Config {
             ca: None,
             certificate: None,
             timeout: Duration::from_secs(5),
+            ripe: RIPE,
             settings: Settings::default(),
         };
         let (mut certificate, mut key) = (None, None);
@@ -109,9 +116,13 @@ impl Config {
                 let number = number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))?;
                 self.timeout = Duration::from_millis(number);
             }
+            "ripe_ms" => {
+                let number = value.parse().map_err(|_| invalid(format!("{name}={value} is no number")))?;
+                self.ripe = Duration::from_millis(number);
+            }
             _ => {
                 return Err(invalid(format!("an amqp URL has no setting {name}")).hint(
-                    "ca, cert, key, password-file, timeout_ms, lease_ms, grace_ms and patience_ms are known",
+                    "ca, cert, key, password-file, timeout_ms, ripe_ms, lease_ms, grace_ms and patience_ms are known",
                 ));
             }
         }
@@ -163,6 +174,7 @@ mod tests {
         for (url, named) in [
             ("amqp://h?lease=1", "lease"),
             ("amqp://h?timeout_ms=0", "timeout_ms"),
+            ("amqp://h?ripe_ms=x", "ripe_ms"),
             ("amqp://h?lease_ms=x", "lease_ms"),
             ("amqp://h?password-file=/no/such", "/no/such"),
             ("amqps://h?cert=/c", "belong together"),

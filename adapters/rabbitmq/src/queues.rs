@@ -193,7 +193,9 @@ impl Queues for RabbitQueues {
             // Whoever made it went away before there was something in it.
             Found::Empty => {}
         }
-        register::begin(&link, &channel.name, &value, self.config.timeout).await
+        register::begin(&link, &channel.name, &value, self.config.timeout).await?;
+        tokio::time::sleep(self.config.ripe).await;
+        Ok(())
     }
 
     async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
@@ -215,7 +217,9 @@ impl Queues for RabbitQueues {
         let amqp = self.confirming().await?.amqp;
         let made = declare(&amqp, members(name, subscription), false);
         within(self.config.timeout, "make a queue", made).await?;
-        try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await.map(drop)
+        try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await?;
+        tokio::time::sleep(self.config.ripe).await;
+        Ok(())
     }
 
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {

@@ -14,6 +14,9 @@ use tidegate_services::broker::{Broker as Service, Options, Server};
 /// How long both ends are left to notice that connections were cut.
 const NOTICED: Duration = Duration::from_millis(200);
 
+/// How long a server that is killed has to know of its queues.
+const RIPE: Duration = Duration::from_secs(4);
+
 /// One server for all cases, and a network before it. The server has nothing that empties it, and takes long to start: cases
 /// have channels of their own, and leave them.
 #[derive(Default)]
@@ -49,7 +52,7 @@ impl Fixture for Rabbit {
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
         let port = self.running()?.1.port();
         let url = format!(
-            "amqp://guest:guest@127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
+            "amqp://guest:guest@127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&ripe_ms=0"
         );
         tidegate_rabbitmq::open_broker(&Endpoint::parse(&url)?)
     }
@@ -64,6 +67,8 @@ impl Fixture for Rabbit {
     async fn kill(&mut self, channel: &Channel, prefix: &str) -> Result<Killed> {
         let broker = self.connect().await?;
         let server = self.running()?.0.clone();
+        // What `ripe_ms` is for, here once, and not in every case that makes a channel.
+        tokio::time::sleep(RIPE).await;
         let confirmed = kill_while_publishing(&*broker, channel, prefix, server.kill()).await?;
         server.restart().await.map_err(failed)?;
         Ok(Killed { broker: self.connect().await?, confirmed })

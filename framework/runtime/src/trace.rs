@@ -131,7 +131,7 @@ pub(crate) fn system(location: &str) -> Arc<str> {
     match scheme {
         "kafkas" => "kafka",
         "rediss" => "redis",
-        "amqp" | "amqps" => "amqp",
+        "amqp" | "amqps" => "rabbitmq",
         "tls" => "nats",
         other => other,
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
 
 use crate::broker::CASES;
 use crate::case::{Case, Outcome, Row, Size, run};
@@ -24,9 +25,13 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// Runs the suite as a command line program says: exit status 1 if a case failed or was not run.
+/// Runs the suite as a command line program says: exit status 1 if a case failed or was not run. What `RUST_LOG` asks for is
+/// written to the standard error.
 pub fn program(fixture: impl Fn() -> Box<dyn Fixture>) -> ExitCode {
     let arguments = Arguments::parse();
+    if let Ok(filter) = EnvFilter::try_from_default_env() {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(suite(&mut *fixture(), &arguments)),

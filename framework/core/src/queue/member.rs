@@ -88,9 +88,6 @@ async fn line<Q: Queues + ?Sized>(
                 left.map_err(ended)?;
                 continue;
             }
-            // Whoever is told nothing for so long stands in line anew: its turn may have come, and word of it been lost when a
-            // server was started again.
-            () = shared.clock.sleep(shared.settings.lease) => continue,
         };
         own(shared, lane, link.into()).await?;
     }

@@ -6,42 +6,17 @@ mod model;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidegate_conformance::{CASES, Outcome, Size, run};
 use tidegate_core::error::code;
 use tidegate_core::log::Log;
 use tidegate_core::port::{Consumer, Delivery, Settled, Settlement, Signal};
 use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
 
+use crate::every_case;
 use model::{Model, Modelled};
 
 #[test]
 fn a_log_and_documents_are_enough_for_a_broker() {
-    let mut failed = Vec::new();
-    for part in CASES.chunks(8) {
-        let rows: Vec<_> = std::thread::scope(|scope| {
-            let runs: Vec<_> = part
-                .iter()
-                .map(|case| {
-                    scope.spawn(|| {
-                        let runtime = tokio::runtime::Builder::new_multi_thread()
-                            .worker_threads(2)
-                            .enable_all()
-                            .build();
-                        let mut fixture = Modelled { model: Model::new() };
-                        runtime.unwrap().block_on(run(&mut fixture, &[*case], Size::Quick, |row, time| {
-                            println!("{row:?} {time:?}");
-                        }))
-                    })
-                })
-                .collect();
-            runs.into_iter().flat_map(|run| run.join().unwrap()).collect()
-        });
-        failed.extend(
-            rows.into_iter()
-                .filter(|row| ![Outcome::Passed, Outcome::RefusedAsDeclared].contains(&row.outcome)),
-        );
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
+    every_case(|| Box::new(Modelled { model: Model::new() }));
 }
 
 /// Found by reading: a consumer that could not understand what it read waited in silence.

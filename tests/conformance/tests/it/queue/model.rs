@@ -1,0 +1,462 @@
+//! Queues in memory that can be cut off and made to lose answers, and what the suite needs of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tidegate_conformance::{Fixture, Hook, Killed, numbered};
+use tidegate_core::error::code;
+use tidegate_core::hand::Fetched;
+use tidegate_core::port::{Attempt, Broker, Effective, Sent};
+use tidegate_core::queue::{
+    Link, Member, NO_BROWSING, NO_LISTING, QueueBroker, Queues, Register, Sender, Settings, Taken, held_max,
+};
+use tidegate_core::{
+    Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
+    Subscription, SystemClock, Topology,
+};
+use tokio::sync::Notify;
+
+static CAPABILITIES: Capabilities = Capabilities {
+    confirm: "in memory",
+    order_by_key: How::Native,
+    competing_consumers: How::Native,
+    durable_subscriptions: How::Native,
+    unregister: How::Native,
+    replay: How::No("a queue forgets what is settled"),
+    dedupe: How::No("queues know no message again"),
+    retry_later: How::Native,
+    dead_letter: How::No("publish to a channel of dead letters, then settle"),
+    delivery_count: How::Native,
+    lock_extend: How::Native,
+    listing: How::No(NO_LISTING),
+    browsing: How::No(NO_BROWSING),
+    processes: How::No("it is in memory"),
+    message_bytes_max: 16 << 20,
+    consumers_per_lane_max: 1,
+    loss: &[LossCase { when: LossEvent::BrokerKilled, text: "it is in memory", avoid: "nothing" }],
+};
+
+/// Queues in memory. Clones are the same ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    data: Arc<Data>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Data {
+    channels: Mutex<BTreeMap<Name, Stored>>,
+    changed: Notify,
+    /// How often all connections were cut.
+    cuts: AtomicU64,
+    tickets: AtomicU64,
+    /// How many answers to sending are to be lost.
+    to_lose: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Stored {
+    register: Option<Bytes>,
+    subscriptions: BTreeMap<Name, Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    members: usize,
+    lanes: BTreeMap<Lane, Line>,
+}
+
+/// A queue, its book, and who stands in its line: the first has what is in hand.
+#[derive(Debug, Default)]
+struct Line {
+    book: Bytes,
+    line: VecDeque<u64>,
+    /// With whether somebody had it before.
+    ready: VecDeque<(Message, bool)>,
+    in_hand: BTreeMap<u64, Message>,
+    given: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lost() -> Error {
+    Error::new(code::CONNECTION_LOST, "the connection was lost")
+}
+
+impl Model {
+    pub(crate) fn new() -> Self {
+        Self { data: Arc::default(), clock: SystemClock::shared() }
+    }
+
+    pub(crate) fn broker(&self) -> Arc<dyn Broker> {
+        let settings = Settings {
+            lease: Duration::from_millis(1_000),
+            grace: Duration::from_millis(300),
+            patience: Duration::from_millis(1_000),
+        };
+        Arc::new(QueueBroker::new(self.clone(), settings, Arc::clone(&self.clock)))
+    }
+
+    fn cut(&self) {
+        self.data.cuts.fetch_add(1, Ordering::AcqRel);
+        self.data.changed.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Queues for Model {
+    fn location(&self) -> String {
+        "model:".to_owned()
+    }
+
+    fn capabilities(&self) -> &'static Capabilities {
+        &CAPABILITIES
+    }
+
+    async fn probe(&self) -> Result<Effective> {
+        Ok(Effective::default())
+    }
+
+    async fn create(&self, channel: &Channel, register: Bytes) -> Result<()> {
+        let fresh = || Stored { register: Some(register), subscriptions: BTreeMap::new() };
+        lock(&self.data.channels).entry(channel.name.clone()).or_insert_with(fresh);
+        Ok(())
+    }
+
+    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
+        loop {
+            let mut changed = std::pin::pin!(self.data.changed.notified());
+            changed.as_mut().enable();
+            tokio::task::yield_now().await;
+            let found = match lock(&self.data.channels).get_mut(channel) {
+                None => return Ok(None),
+                Some(stored) => stored.register.take(),
+            };
+            if let Some(value) = found {
+                let (data, channel) = (Arc::clone(&self.data), channel.clone());
+                return Ok(Some(Box::new(Held { data, channel, value })));
+            }
+            changed.await;
+        }
+    }
+
+    async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
+        let mut channels = lock(&self.data.channels);
+        let stored = channels.get_mut(&channel.name).ok_or_else(lost)?;
+        let lanes = (0..channel.lanes).map(|lane| (Lane(lane), Line::default())).collect();
+        stored.subscriptions.entry(subscription.clone()).or_insert(Queue { members: 0, lanes });
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
+        if let Some(stored) = lock(&self.data.channels).get_mut(&channel.name) {
+            stored.subscriptions.remove(subscription);
+        }
+        self.data.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {
+        let channels = lock(&self.data.channels);
+        let queue = channels.get(&channel.name).and_then(|stored| stored.subscriptions.get(subscription));
+        Ok(queue.map_or(0, |queue| queue.lanes.values().map(|line| line.ready.len()).sum::<usize>() as u64))
+    }
+
+    async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>> {
+        let cuts = self.data.cuts.load(Ordering::Acquire);
+        Ok(Box::new(ModelSender { data: Arc::clone(&self.data), channel: channel.clone(), cuts }))
+    }
+
+    async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>> {
+        let session = Session {
+            cuts: self.data.cuts.load(Ordering::Acquire),
+            data: Arc::clone(&self.data),
+            channel: channel.clone(),
+            subscription: subscription.clone(),
+        };
+        session.with(|queue| queue.members += 1)?;
+        Ok(Arc::new(ModelMember { session }))
+    }
+}
+
+struct Held {
+    data: Arc<Data>,
+    channel: Name,
+    value: Bytes,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(stored) = lock(&self.data.channels).get_mut(&self.channel) {
+            stored.register.get_or_insert_with(|| self.value.clone());
+        }
+        self.data.changed.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Register for Held {
+    fn value(&self) -> &[u8] {
+        &self.value
+    }
+
+    async fn give_back(mut self: Box<Self>, value: Option<Bytes>) -> Result<()> {
+        if let Some(value) = value {
+            self.value = value;
+        }
+        Ok(())
+    }
+}
+
+struct ModelSender {
+    data: Arc<Data>,
+    channel: Channel,
+    cuts: u64,
+}
+
+#[async_trait]
+impl Sender for ModelSender {
+    fn is_open(&self) -> bool {
+        self.data.cuts.load(Ordering::Acquire) == self.cuts
+    }
+
+    async fn send(&mut self, batch: &[&Message]) -> Vec<Taken> {
+        tokio::task::yield_now().await;
+        if !self.is_open() {
+            return batch.iter().map(|_| Taken::Unknown(lost())).collect();
+        }
+        let mut answers = Vec::new();
+        if let Some(stored) = lock(&self.data.channels).get_mut(&self.channel.name) {
+            for message in batch {
+                let lane = message.lane(self.channel.lanes);
+                for queue in stored.subscriptions.values_mut() {
+                    queue.lanes.entry(lane).or_default().ready.push_back(((*message).clone(), false));
+                }
+                answers.push(if stored.subscriptions.is_empty() { Taken::Unwanted } else { Taken::Stored });
+            }
+        }
+        self.data.changed.notify_waiters();
+        let less = |left: usize| left.checked_sub(1);
+        if self.data.to_lose.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok() {
+            return batch.iter().map(|_| Taken::Unknown(lost())).collect();
+        }
+        tokio::task::yield_now().await;
+        answers
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One connection of one member.
+#[derive(Clone)]
+struct Session {
+    data: Arc<Data>,
+    channel: Channel,
+    subscription: Name,
+    cuts: u64,
+}
+
+impl Session {
+    fn is_open(&self) -> bool {
+        self.data.cuts.load(Ordering::Acquire) == self.cuts
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Queue) -> T) -> Result<T> {
+        let mut channels = lock(&self.data.channels);
+        let stored = channels.get_mut(&self.channel.name).ok_or_else(lost)?;
+        Ok(act(stored.subscriptions.get_mut(&self.subscription).ok_or_else(lost)?))
+    }
+
+    fn line<T>(&self, lane: Lane, act: impl FnOnce(&mut Line) -> T) -> Result<T> {
+        if !self.is_open() {
+            return Err(lost());
+        }
+        self.with(|queue| act(queue.lanes.entry(lane).or_default()))
+    }
+}
+
+struct ModelMember {
+    session: Session,
+}
+
+impl Drop for ModelMember {
+    fn drop(&mut self) {
+        let _gone_before = self.session.with(|queue| queue.members = queue.members.saturating_sub(1));
+    }
+}
+
+#[async_trait]
+impl Member for ModelMember {
+    async fn count(&self) -> Result<usize> {
+        tokio::task::yield_now().await;
+        if !self.session.is_open() {
+            return Err(lost());
+        }
+        self.session.with(|queue| queue.members)
+    }
+
+    async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
+        let session = self.session.clone();
+        let ticket = session.data.tickets.fetch_add(1, Ordering::Relaxed);
+        // From here on it leaves the line when it is dropped.
+        let mut link = ModelLink { session, lane, ticket, book: Bytes::new() };
+        link.session.line(lane, |line| line.line.push_back(ticket))?;
+        loop {
+            let data = Arc::clone(&link.session.data);
+            let mut changed = std::pin::pin!(data.changed.notified());
+            changed.as_mut().enable();
+            let first = |line: &mut Line| (line.line.front() == Some(&ticket)).then(|| line.book.clone());
+            if let Some(book) = link.session.line(lane, first)? {
+                link.book = book;
+                return Ok(Box::new(link));
+            }
+            changed.await;
+        }
+    }
+}
+
+struct ModelLink {
+    session: Session,
+    lane: Lane,
+    ticket: u64,
+    book: Bytes,
+}
+
+impl Drop for ModelLink {
+    fn drop(&mut self) {
+        let (lane, ticket) = (self.lane, self.ticket);
+        let _gone_before = self.session.with(|queue| {
+            let line = queue.lanes.entry(lane).or_default();
+            if line.line.front() == Some(&ticket) {
+                for (_, message) in std::mem::take(&mut line.in_hand).into_iter().rev() {
+                    line.ready.push_front((message, true));
+                }
+                line.given = 0;
+            }
+            line.line.retain(|known| *known != ticket);
+        });
+        self.session.data.changed.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Link for ModelLink {
+    fn book(&self) -> Bytes {
+        self.book.clone()
+    }
+
+    fn is_open(&self) -> bool {
+        self.session.is_open()
+    }
+
+    async fn next(&self, out: &mut Vec<Fetched>) -> Result<()> {
+        let most = usize::from(held_max(&self.session.channel));
+        loop {
+            let data = Arc::clone(&self.session.data);
+            let mut changed = std::pin::pin!(data.changed.notified());
+            changed.as_mut().enable();
+            self.session.line(self.lane, |line| {
+                while line.in_hand.len() < most
+                    && let Some((message, was_had)) = line.ready.pop_front()
+                {
+                    line.given += 1;
+                    let place = line.given;
+                    line.in_hand.insert(place, message.clone());
+                    let attempt = Attempt::Flag(was_had);
+                    out.push(Fetched { place, message, stored_at: None, attempt, has_position: false });
+                }
+            })?;
+            if !out.is_empty() {
+                return Ok(());
+            }
+            changed.await;
+        }
+    }
+
+    async fn settle(&self, places: &[u64]) -> Result<()> {
+        tokio::task::yield_now().await;
+        self.session
+            .line(self.lane, |line| places.iter().for_each(|place| _ = line.in_hand.remove(place)))?;
+        self.session.data.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn write(&self, book: Bytes) -> Result<()> {
+        tokio::task::yield_now().await;
+        self.session.line(self.lane, |line| line.book = book)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) struct Modelled {
+    pub(crate) model: Model,
+}
+
+#[async_trait]
+impl Fixture for Modelled {
+    fn adapter(&self) -> &'static str {
+        "queues"
+    }
+
+    async fn start(&mut self) -> Result<Arc<dyn Broker>> {
+        self.model = Model::new();
+        Ok(self.model.broker())
+    }
+
+    async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
+        Ok(self.model.broker())
+    }
+
+    async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
+        self.model.cut();
+        Ok(self.model.broker())
+    }
+
+    async fn kill(&mut self, channel: &Channel, prefix: &str) -> Result<Killed> {
+        let mut producer = self.model.broker().producer(channel).await?;
+        let batch: Vec<_> = (0..50).map(|number| numbered(prefix, number)).collect();
+        let sent = producer.publish(&batch).await;
+        let confirmed = (0..).zip(&sent).filter(|(_, sent)| matches!(sent, Sent::Stored { .. }));
+        let confirmed = confirmed.map(|(number, _)| number).collect();
+        self.model = Model::new();
+        let broker = self.model.broker();
+        let topology = Topology::of(channel).and(&Subscription::new(channel, "s")?);
+        broker.apply(&topology, Apply::Create).await?;
+        Ok(Killed { broker, confirmed })
+    }
+
+    async fn cut(&mut self) -> Result<Hook> {
+        self.model.cut();
+        Ok(Hook::Done)
+    }
+
+    async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
+        self.model.data.to_lose.store(calls, Ordering::Release);
+        Ok(Hook::Done)
+    }
+
+    /// What is kept of the subscription that has most.
+    async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
+        let channels = lock(&self.model.data.channels);
+        let queues = channels.get(&channel.name).into_iter().flat_map(|stored| stored.subscriptions.values());
+        let of = |queue: &Queue| {
+            queue.lanes.values().map(|line| line.ready.len() + line.in_hand.len()).sum::<usize>()
+        };
+        Ok(Some(queues.map(of).max().unwrap_or(0) as u64))
+    }
+
+    async fn clean_up(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
