@@ -51,7 +51,7 @@ pub const BROKER_SCHEMES: &[&str] = &["amqp", "amqps"];
 /// - `cert=FILE` and `key=FILE`: those of this client; without a user in the URL they are the login (SASL EXTERNAL)
 /// - `password-file=FILE`: instead of a password in the URL
 /// - `timeout_ms` (5,000): how long an answer may take
-/// - `ripe_ms` (4,000): how long a call that makes queues waits behind it: a server that is killed while a queue is younger
+/// - `ripe_ms` (4,000): how long to wait behind the last queue that was made: a server that is killed while a queue is younger
 ///   forgets it, with what was confirmed into it
 /// - `lease_ms` (as heartbeat, in whole seconds), `grace_ms` and `patience_ms` as everywhere
 ///

@@ -1,7 +1,7 @@
 //! Exchanges and quorum queues of one server as queues.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::connect::{Own, Shared, published, within};
@@ -113,11 +114,17 @@ pub(crate) struct RabbitQueues {
     config: Arc<Config>,
     /// What publishes has a connection of its own: the server stops those that publish when it is short of memory or disk.
     publishing: Arc<Shared>,
+    /// When a queue was made last.
+    made: Mutex<Option<Instant>>,
 }
 
 impl RabbitQueues {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config: Arc::new(config), publishing: Arc::default() }
+        Self { config: Arc::new(config), publishing: Arc::default(), made: Mutex::default() }
+    }
+
+    fn made(&self) {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     async fn confirming(&self) -> Result<Publishing> {
@@ -194,7 +201,7 @@ impl Queues for RabbitQueues {
             Found::Empty => {}
         }
         register::begin(&link, &channel.name, &value, self.config.timeout).await?;
-        tokio::time::sleep(self.config.ripe).await;
+        self.made();
         Ok(())
     }
 
@@ -218,7 +225,7 @@ impl Queues for RabbitQueues {
         let made = declare(&amqp, members(name, subscription), false);
         within(self.config.timeout, "make a queue", made).await?;
         try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await?;
-        tokio::time::sleep(self.config.ripe).await;
+        self.made();
         Ok(())
     }
 
@@ -228,6 +235,14 @@ impl Queues for RabbitQueues {
         let amqp = self.confirming().await?.amqp;
         let gone = amqp.queue_delete(members(name, subscription), QueueDeleteOptions::default());
         within(self.config.timeout, "remove a queue", gone).await.map(drop)
+    }
+
+    async fn ripen(&self) -> Result<()> {
+        let made = *self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = made {
+            tokio::time::sleep_until(made + self.config.ripe).await;
+        }
+        Ok(())
     }
 
     async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {

@@ -64,11 +64,15 @@ async fn main() -> Result<()> {
     sender.send_all(messages?).await?;
 
     let (mut by, mut next) = (BTreeMap::<_, u32>::new(), BTreeMap::<u32, u32>::new());
-    for _ in 0..CUSTOMERS * JOBS {
+    while by.values().sum::<u32>() < CUSTOMERS * JOBS {
         let Some((name, job)) = comes.recv().await else { break };
-        *by.entry(name).or_default() += 1;
         let next = next.entry(job.customer).or_default();
+        // What was done and could not be settled, because another worker had the lane by then, is done once more.
+        if job.number < *next {
+            continue;
+        }
         assert_eq!(job.number, *next, "the jobs of customer {} are out of order", job.customer);
+        *by.entry(name).or_default() += 1;
         *next += 1;
     }
     for (name, count) in &by {

@@ -180,6 +180,7 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
         for wanted in &topology.subscriptions {
             self.register(wanted).await?;
         }
+        queues.ripen().await?;
         Ok(differences)
     }
 
@@ -212,6 +213,7 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
     async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn Consumer>> {
         self.link.check_open()?;
         let (number, record) = self.register(subscription).await?;
+        self.link.queues.ripen().await?;
         let shared = Arc::new(Shared::new(&self.link, record.channel, subscription, number));
         lock(&self.link.consumers).push(Arc::clone(&shared));
         Ok(Box::new(QueueConsumer::new(Arc::clone(&self.link), shared, subscription)))

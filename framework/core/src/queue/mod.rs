@@ -119,6 +119,11 @@ pub trait Queues: Send + Sync + fmt::Debug + 'static {
     /// Removes them, with everything in them. Repeatable.
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
 
+    /// Returns when what this has made until now is so durable that a kill of the system leaves it.
+    async fn ripen(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// How many messages wait in the queues of a subscription, and are in nobody's hand.
     async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64>;
 
