@@ -1,6 +1,8 @@
 //! The cases of brokers. Their ids stand on the pages of the traits.
 
 mod consume;
+mod hops;
+mod life;
 mod look;
 mod order;
 mod publish;
@@ -76,6 +78,7 @@ pub const CASES: &[Case] = &[
     ),
     case!("C29", "publishing again does not invert", ["order_by_key", "dedupe"], order::publish_again),
     case!("C30", "the lane of a key is the same on every broker", ["order_by_key"], order::lane_map),
+    case!("D31", "a retry comes neither early nor late", ["retry_later"], service::retries),
     case!("D32", "each of several delays ends at its own time", ["retry_later"], service::delays),
     case!(
         "D33",
@@ -95,6 +98,7 @@ pub const CASES: &[Case] = &[
         ["retry_later", "delivery_count"],
         service::killer
     ),
+    case!("D36", "what cannot be read is put away as it came", ["retry_later"], service::undecodable),
     case!("D37", "a dead letter is replayed as it was, in its order", ["retry_later"], service::replay),
     case!(
         "D38",
@@ -102,10 +106,17 @@ pub const CASES: &[Case] = &[
         ["lock_extend", "competing_consumers"],
         consume::extend
     ),
+    case!("E40", "what is open goes on behind a restart, and nothing is lost", [], life::restart),
     case!("F47", "a service that is drained has handled or gives back", ["retry_later"], service::drain),
     case!("F48", "consumers may be closed at once", ["competing_consumers"], service::close_at_once),
+    case!("F49", "what a dropped service was at is done by another", [], service::dropped),
+    case!("F50", "nothing stays of what was closed", [], life::nothing_stays),
     case!("F51", "many channels with one message each", [], service::many_channels),
     case!("G52", "a dead letter is put away", ["dead_letter"], consume::dead_letter_away),
+    case!("G54", "what is not as declared is named, and left as it is", [], life::drift),
+    case!("H56", "what is urgent overtakes, and nothing starves", [], hops::priority),
     case!("H57", "questions get their own replies, in time or not at all", ["retry_later"], service::calls),
+    case!("H58", "a bridge makes one channel of two", ["competing_consumers"], hops::bridge),
+    case!("H60", "a trace goes through every hop", [], hops::trace),
     case!("H61", "the counts of a service add up", ["retry_later", "delivery_count"], service::balance),
 ];

@@ -21,10 +21,10 @@ use crate::case::{ARRIVAL, Check, Context, Stop, ensure, message, messages, publ
 
 /// What a handler of the suite does, and has done.
 #[derive(Clone, Default)]
-struct Desk(Arc<Inner>);
+pub(super) struct Desk(Arc<Inner>);
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     /// The subjects that fail.
     broken: Mutex<Vec<String>>,
     /// What succeeded: the versions of each subject, in their order.
@@ -34,16 +34,16 @@ struct Inner {
 }
 
 impl Desk {
-    fn breaks(&self, subjects: &[&str]) {
+    pub(super) fn breaks(&self, subjects: &[&str]) {
         let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
         *self.0.broken.lock().unwrap_or_else(PoisonError::into_inner) = subjects;
     }
 
-    fn done(&self) -> BTreeMap<String, Vec<String>> {
+    pub(super) fn done(&self) -> BTreeMap<String, Vec<String>> {
         self.0.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn tried(&self) -> u32 {
+    pub(super) fn tried(&self) -> u32 {
         self.0.tried.load(Ordering::Relaxed)
     }
 }
@@ -63,26 +63,26 @@ async fn handle(State(desk): State<Desk>, message: Message) -> Result<(), Failur
 }
 
 /// A channel, with a store for what is parked.
-struct Scene {
-    channel: Channel,
+pub(super) struct Scene {
+    pub(super) channel: Channel,
     store: Arc<dyn StateStore>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 impl Scene {
-    async fn new(name: &str) -> Check<Self> {
+    pub(super) async fn new(name: &str) -> Check<Self> {
         let store = MemoryStore::new("parked").state().await?;
         Ok(Self { channel: Channel::new(name)?.with_lanes(2), store, clock: SystemClock::shared() })
     }
 
-    async fn start(&self, context: &Context<'_>, desk: &Desk, policy: Policy) -> Check<Running> {
+    pub(super) async fn start(&self, context: &Context<'_>, desk: &Desk, policy: Policy) -> Check<Running> {
         let policy = policy.with_pauses(Duration::from_millis(10), Duration::from_millis(50));
         let handlers = Handlers::new().handle(handle).with_policy(policy);
         let service = Service::new("s").with_state(desk.clone()).with_store(Arc::clone(&self.store));
         Ok(service.on(&self.channel, handlers).start(&context.broker).await?)
     }
 
-    async fn publish(&self, context: &Context<'_>, all: &[Message]) -> Check {
+    pub(super) async fn publish(&self, context: &Context<'_>, all: &[Message]) -> Check {
         publish(&mut *context.broker.producer(&self.channel).await?, &context.oracle, all).await.map(drop)
     }
 
@@ -114,7 +114,7 @@ impl Scene {
 }
 
 /// Waits until it is so.
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Check {
+pub(super) async fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Check {
     let end = Instant::now() + ARRIVAL;
     while !is_so() {
         ensure!(Instant::now() < end, "{what}: not within {ARRIVAL:?}");
@@ -123,8 +123,40 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Check {
     Ok(())
 }
 
-fn header<'m>(message: &'m Message, name: &str) -> &'m str {
+pub(super) fn header<'m>(message: &'m Message, name: &str) -> &'m str {
     message.headers.get(name).unwrap_or_default()
+}
+
+/// Many at once, and again and again.
+pub(crate) async fn retries(context: &mut Context<'_>) -> Check {
+    let channel = Channel::new("retries")?;
+    let subscription = context.declare(&channel, &["s"]).await?.remove(0);
+    let all = messages(10, 10);
+    publish(&mut *context.broker.producer(&channel).await?, &context.oracle, &all).await?;
+    let mut consumer = context.broker.subscribe(&subscription).await?;
+    let mut came = take(&mut *consumer, all.len(), ARRIVAL).await?;
+    ensure!(came.len() == all.len(), "{} of {} messages came", came.len(), all.len());
+    let after = Duration::from_millis(400);
+    for _ in 0..3 {
+        let begin = Instant::now();
+        settle(&*consumer, &came, &Settlement::Retry { after }).await?;
+        let settled = Instant::now();
+        came.clear();
+        while came.len() < all.len() {
+            let next = take(&mut *consumer, 1, ARRIVAL).await?;
+            ensure!(next.len() == 1, "{} of {} messages came again", came.len(), all.len());
+            // It was put off at some time of the call; brokers count in milliseconds.
+            let (least, most) = (settled.elapsed(), begin.elapsed());
+            ensure!(
+                most + Duration::from_millis(2) >= after,
+                "one came {most:?} after it was put off for {after:?}"
+            );
+            let late = Duration::from_secs(1);
+            ensure!(least <= after + late, "one came {least:?} after it was put off for {after:?}");
+            came.extend(next);
+        }
+    }
+    settle(&*consumer, &came, &Settlement::Ack).await
 }
 
 /// Messages that are asked for again come at their own times, whatever waits before them.
@@ -176,6 +208,31 @@ pub(crate) async fn dead_once(context: &mut Context<'_>) -> Check {
     ensure!(error == "it is broken" && attempts == "3", "the cause is {error:?} after {attempts}");
     let good: Vec<_> = (0..20).map(|version| version.to_string()).collect();
     ensure!(desk.done().get("good") == Some(&good), "others were handled as {:?}", desk.done());
+    service.drain(ARRIVAL).await.map_err(Stop::from)
+}
+
+/// What its kind does not say is put away as it came, at once, and stops nobody else.
+pub(crate) async fn undecodable(context: &mut Context<'_>) -> Check {
+    let scene = Scene::new("garbled").await?;
+    let policy = Policy::skip().with_attempts(3);
+    let handlers = Handlers::new().handle(answer).with_policy(policy);
+    let service = Service::new("s").with_store(Arc::clone(&scene.store)).on(&scene.channel, handlers);
+    let service = service.start(&context.broker).await?;
+    let typed = |id: &str, body: &'static [u8]| {
+        Message::with_id(id, "conformance", Question::KIND).with_data("application/json", body)
+    };
+    let garbled: &[u8] = b"{\"no\xff end\0";
+    scene.publish(context, &[typed("garbled", garbled), typed("well", b"3"), message("k", 0)]).await?;
+    until("the dead letters", || service.counted().dead == 2).await?;
+    until("the other one", || service.counted().handled == 1).await?;
+    ensure!(service.counted().retried == 0, "what can never be read was tried again");
+    let dead = scene.dead(context, 2, false).await?;
+    let dead = |id: &str| dead.iter().find(|dead| &*dead.id == id);
+    let Some(raw) = dead("garbled") else {
+        return Err(Stop::Failed("what cannot be read is not among the dead letters".to_owned()));
+    };
+    ensure!(header(raw, dead_letter::REASON) == "undecodable", "it is dead as {raw:?}");
+    ensure!(raw.data == garbled, "its body was {garbled:?}, and is {:?}", raw.data);
     service.drain(ARRIVAL).await.map_err(Stop::from)
 }
 
@@ -279,6 +336,22 @@ pub(crate) async fn drain(context: &mut Context<'_>) -> Check {
         ensure!(versions == right, "{key} was handled as {versions:?}");
     }
     Ok(())
+}
+
+/// A service that is dropped is a crash: what it was at is not settled, and whoever comes does it.
+pub(crate) async fn dropped(context: &mut Context<'_>) -> Check {
+    let (scene, desk) = (Scene::new("crashed").await?, Desk::default());
+    context.declare(&scene.channel, &["s"]).await?;
+    desk.0.hangs.store(true, Ordering::Relaxed);
+    scene.publish(context, &messages(10, 20)).await?;
+    let service = scene.start(context, &desk, Policy::skip()).await?;
+    until("the first", || desk.tried() >= 1).await?;
+    drop(service);
+    desk.0.hangs.store(false, Ordering::Relaxed);
+    let service = scene.start(context, &desk, Policy::skip()).await?;
+    let handled = || desk.done().values().map(Vec::len).sum::<usize>();
+    until("all of them", || handled() == 20).await?;
+    service.drain(ARRIVAL).await.map_err(Stop::from)
 }
 
 pub(crate) async fn close_at_once(context: &mut Context<'_>) -> Check {

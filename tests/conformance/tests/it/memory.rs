@@ -50,6 +50,7 @@ impl Fixture for Memory {
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
+        self.broker.cut();
         self.broker = self.broker.connect();
         Ok(self.planted(self.broker.clone()))
     }

@@ -65,6 +65,13 @@ pub(crate) enum Bug {
     CloseSettles,
     NamesAreShort,
     LosesReplies,
+    RetryComesEarly,
+    CutsDeadLetters,
+    KeepsTasks,
+    VerifyIsQuiet,
+    UrgentComesLast,
+    LosesWhatWasCarried,
+    ForgetsTraces,
 }
 
 /// Every bug and the case that is meant for it.
@@ -103,17 +110,27 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::RetryBlocksAll, "C28"),
     (Bug::RetriesBackwards, "C29"),
     (Bug::OtherLanes, "C30"),
+    (Bug::RetryComesEarly, "D31"),
+    (Bug::RetryComesLate, "D31"),
     (Bug::RetryComesLate, "D32"),
     (Bug::AttemptStaysOne, "D33"),
     (Bug::StoresForNobody, "D34"),
     (Bug::AttemptStaysOne, "D35"),
+    (Bug::CutsDeadLetters, "D36"),
     (Bug::CopiesAreDuplicates, "D37"),
     (Bug::ExtendPretends, "D38"),
+    (Bug::ReconnectDropsInHand, "E40"),
     (Bug::ReleaseCounts, "F47"),
     (Bug::CloseSettles, "F48"),
+    (Bug::CrashSettles, "F49"),
+    (Bug::KeepsTasks, "F50"),
     (Bug::NamesAreShort, "F51"),
     (Bug::DeadLetterPretends, "G52"),
+    (Bug::VerifyIsQuiet, "G54"),
+    (Bug::UrgentComesLast, "H56"),
     (Bug::LosesReplies, "H57"),
+    (Bug::LosesWhatWasCarried, "H58"),
+    (Bug::ForgetsTraces, "H60"),
     (Bug::AttemptStaysOne, "H61"),
 ];
 
@@ -239,7 +256,11 @@ impl Broker for Planted {
             kept.name = Name::new("kept-for-nobody")?;
             topology.subscriptions.push(kept);
         }
-        self.inner.apply(&topology, mode).await
+        let mut found = self.inner.apply(&topology, mode).await?;
+        if self.bug == Bug::VerifyIsQuiet {
+            found.retain(|difference| !matches!(difference, Difference::ChannelDiffers { .. }));
+        }
+        Ok(found)
     }
 
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
@@ -291,6 +312,14 @@ impl Broker for Planted {
             inner => inner?,
         };
         let kept = Arc::new(Kept { shared: Arc::clone(&self.shared), ..Kept::default() });
+        if self.bug == Bug::UrgentComesLast && subscription.channel.as_str().ends_with(".high") {
+            *lock(&kept.blocked) = Some(Instant::now() + Duration::from_secs(1));
+        }
+        if self.bug == Bug::KeepsTasks {
+            let mut scope = Scope::new();
+            scope.spawn(std::future::pending());
+            std::mem::forget(scope);
+        }
         Ok(Box::new(PlantedConsumer {
             bug: self.bug,
             broker: self.inner.clone(),
@@ -323,10 +352,11 @@ struct PlantedProducer {
 impl Producer for PlantedProducer {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
         match self.bug {
-            Bug::LosesConfirmed | Bug::LosesReplies => {
-                // Of two hundred messages one is confirmed and not stored, or of replies all.
+            Bug::LosesConfirmed | Bug::LosesReplies | Bug::LosesWhatWasCarried => {
+                // Of two hundred messages one is confirmed and not stored; of replies, or of what came over a bridge, all.
                 let is_lost = |message: &&Message| match self.bug {
                     Bug::LosesReplies => message.headers.get(tidegate_runtime::CALL).is_some(),
+                    Bug::LosesWhatWasCarried => message.headers.get(tidegate_runtime::VIA).is_some(),
                     _ => self.shared.number.fetch_add(1, Ordering::Relaxed) % 200 == 199,
                 };
                 let lost: HashSet<_> = batch.iter().filter(is_lost).map(|m| Arc::clone(&m.id)).collect();
@@ -361,6 +391,13 @@ impl Producer for PlantedProducer {
         if self.bug == Bug::CopiesAreDuplicates {
             let forget = |message: &mut Message| message.headers.remove(tidegate_core::message::COPY);
             batch.to_mut().iter_mut().for_each(forget);
+        }
+        if self.bug == Bug::ForgetsTraces {
+            batch.to_mut().iter_mut().for_each(|message| message.traceparent = None);
+        }
+        if self.bug == Bug::CutsDeadLetters {
+            let is_dead = |m: &&mut Message| m.headers.get(tidegate_runtime::dead_letter::REASON).is_some();
+            batch.to_mut().iter_mut().filter(is_dead).for_each(|m| m.data.truncate(3));
         }
         let mut sent = inner.publish(&batch).await;
         let refused = sent.iter().position(|sent| matches!(sent, Sent::Refused(_)));
@@ -541,6 +578,7 @@ impl PlantedSettle {
             (Bug::RetryComesLate, Settlement::Retry { after }) => {
                 Settlement::Retry { after: *after + Duration::from_secs(2) }
             }
+            (Bug::RetryComesEarly, Settlement::Retry { after }) => Settlement::Retry { after: *after / 2 },
             (Bug::ReleaseCounts, Settlement::Release) => Settlement::Retry { after: Duration::ZERO },
             (Bug::DeadLetterPretends, Settlement::DeadLetter { .. }) => Settlement::Ack,
             (Bug::RetryGoesToTheBack, Settlement::Retry { after }) => {
