@@ -39,10 +39,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
             known.join(", ")
         ));
     }
-    let mut command = workspace::cargo(&["test", "--quiet", "--package", &package, "--test", "conformance"]);
-    command.args(["--", "--size", &arguments.size]);
+    let built = workspace::build()?;
+    let suite = built.suites.get(&package).ok_or_else(|| format!("{package} was not built"))?;
+    let mut command = suite.command(&arguments.size);
     if let Some(file) = &arguments.json {
-        // The target runs in the folder of its package.
+        // The suite runs in the folder of its package.
         let file = std::path::absolute(file).map_err(|cause| format!("{}: {cause}", file.display()))?;
         command.arg("--json").arg(file);
     }
@@ -65,9 +66,7 @@ pub(crate) fn quick(run: &Run) -> Tally {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some((package, suite)) = next() {
-                    let mut command = Command::new(&suite.binary);
-                    command.args(["--size", "quick"]).current_dir(&suite.folder);
-                    let found = check(package, &mut command, run);
+                    let found = check(package, &mut suite.command("quick"), run);
                     tally.lock().unwrap_or_else(PoisonError::into_inner).add(found);
                 }
             });

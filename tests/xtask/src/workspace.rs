@@ -76,9 +76,18 @@ pub(crate) struct Built {
 /// A conformance target.
 #[derive(Debug)]
 pub(crate) struct Suite {
-    pub(crate) binary: PathBuf,
+    binary: PathBuf,
     /// Where cargo would run it.
-    pub(crate) folder: PathBuf,
+    folder: PathBuf,
+}
+
+impl Suite {
+    /// Runs it in this size.
+    pub(crate) fn command(&self, size: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(["--size", size]).current_dir(&self.folder);
+        command
+    }
 }
 
 /// Builds every program and every conformance target with the features that `cargo test` of the workspace has: asked for

@@ -1,6 +1,7 @@
 //! Group H: what goes from one channel to another, over this broker.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tidegate_memory::MemoryBroker;
 use tidegate_runtime::{
     Bridge, Failure, Handlers, Info, Policy, Priority, Receiver, Sender, Service, State, Trace,
 };
+use tokio::time::sleep;
 
 use super::service::{Scene, until};
 use crate::case::{ARRIVAL, Check, Context, Stop, ensure, message, messages, publish};
@@ -17,34 +19,58 @@ use crate::case::{ARRIVAL, Check, Context, Stop, ensure, message, messages, publ
 /// How many messages of each level wait.
 const WAITING: usize = 60;
 
-type Seen = Arc<Mutex<Vec<String>>>;
+/// Handles messages, or keeps them waiting.
+#[derive(Clone, Default)]
+struct Counter(Arc<Inner>);
 
-fn seen(seen: &Seen) -> Vec<String> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+#[derive(Default)]
+struct Inner {
+    /// The channels of what was handled, in its order.
+    handled: Mutex<Vec<String>>,
+    is_closed: AtomicBool,
 }
 
-async fn note(State(seen): State<Seen>, info: Info, _: Message) -> Result<(), Failure> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(info.channel.to_string());
+impl Counter {
+    fn handled(&self) -> Vec<String> {
+        self.0.handled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn count(State(counter): State<Counter>, info: Info, _: Message) -> Result<(), Failure> {
+    while counter.0.is_closed.load(Ordering::Relaxed) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    counter.0.handled.lock().unwrap_or_else(PoisonError::into_inner).push(info.channel.to_string());
     // So that what waits is there before its turn is over.
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    sleep(Duration::from_millis(1)).await;
     Ok(())
 }
 
 pub(crate) async fn priority(context: &mut Context<'_>) -> Check {
     let channel = Channel::new("urgent")?.with_lanes(1);
-    for level in Priority::ALL.into_iter().rev() {
+    let mut producers = Vec::new();
+    for level in Priority::ALL {
         let channel = level.channel(&channel)?;
         context.declare(&channel, &["s"]).await?;
         let mut producer = context.broker.producer(&channel).await?;
-        publish(&mut *producer, &context.oracle, &messages(WAITING, WAITING)).await?;
+        publish(&mut *producer, &context.oracle, &messages(1, 1)).await?;
+        producers.push(producer);
     }
-    let handled = Seen::default();
-    let handlers = Handlers::new().handle(note).with_priorities().with_concurrency(4);
+    let counter = Counter::default();
+    let handlers = Handlers::new().handle(count).with_priorities().with_concurrency(4);
     let handlers = handlers.with_policy(Policy::skip());
-    let service = Service::new("s").with_state(Arc::clone(&handled)).on(&channel, handlers);
+    let service = Service::new("s").with_state(counter.clone()).on(&channel, handlers);
     let service = service.start(&context.broker).await?;
-    until("all of them", || seen(&handled).len() == 3 * WAITING).await?;
-    let order = seen(&handled);
+    until("one of each", || counter.handled().len() == 3).await?;
+    // The least urgent come first, and all of them are there before one is handled.
+    counter.0.is_closed.store(true, Ordering::Relaxed);
+    for producer in producers.iter_mut().rev() {
+        publish(&mut **producer, &context.oracle, &messages(WAITING, WAITING)).await?;
+    }
+    sleep(Duration::from_millis(700)).await;
+    counter.0.is_closed.store(false, Ordering::Relaxed);
+    until("all of them", || counter.handled().len() == 3 + 3 * WAITING).await?;
+    let order = counter.handled().split_off(3);
     let last = |name: &str| order.iter().rposition(|handled| handled == name).unwrap_or(0);
     let (high, low) = (last("urgent.high"), last("urgent.low"));
     ensure!(high < last("urgent") && high < low, "what is urgent was handled last: {order:?}");

@@ -75,7 +75,7 @@ pub(crate) async fn nothing_stays(context: &mut Context<'_>) -> Check {
 
 /// Verifying names everything that is not as declared, and makes nothing of it.
 pub(crate) async fn drift(context: &mut Context<'_>) -> Check {
-    let (there, absent) = (Channel::new("there")?.with_lanes(2), Channel::new("absent")?);
+    let (there, absent) = (Channel::new("drifted")?.with_lanes(2), Channel::new("absent")?);
     context.declare(&there, &["s"]).await?;
     let wanted = there.clone().with_lanes(3);
     let topology = Topology::of(&wanted)

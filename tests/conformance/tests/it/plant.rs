@@ -312,9 +312,6 @@ impl Broker for Planted {
             inner => inner?,
         };
         let kept = Arc::new(Kept { shared: Arc::clone(&self.shared), ..Kept::default() });
-        if self.bug == Bug::UrgentComesLast && subscription.channel.as_str().ends_with(".high") {
-            *lock(&kept.blocked) = Some(Instant::now() + Duration::from_secs(1));
-        }
         if self.bug == Bug::KeepsTasks {
             let mut scope = Scope::new();
             scope.spawn(std::future::pending());
@@ -501,6 +498,11 @@ impl Consumer for PlantedConsumer {
         let mut came = Vec::new();
         let signal = inner.receive(max, wait, &mut came).await?;
         match self.bug {
+            Bug::UrgentComesLast
+                if !came.is_empty() && self.subscription.channel.as_str().ends_with(".high") =>
+            {
+                *lock(&self.kept.blocked) = Some(Instant::now() + Duration::from_secs(2));
+            }
             Bug::CancelLoses if !came.is_empty() => sleep(Duration::from_millis(1)).await,
             Bug::ShufflesBatches => came.reverse(),
             Bug::AttemptStaysOne => came.iter_mut().for_each(|d| d.attempt = Attempt::Exact(1)),
