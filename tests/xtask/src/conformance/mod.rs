@@ -1,7 +1,9 @@
-//! `cargo xtask conformance <adapter>`: what every adapter has to do, done by one of them. The suite itself is the crate
+//! `cargo xtask conformance <adapter>…`: what every adapter has to do, done by some of them. The suite itself is the crate
 //! `tidegate-conformance`; an adapter that is checked has a test target of that name.
 
-use std::path::PathBuf;
+mod page;
+
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,42 +17,72 @@ const AT_ONCE: usize = 3;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The adapter, as its folder is called.
-    adapter: String,
+    /// The adapters, as their folders are called; without a name all of them.
+    adapters: Vec<String>,
     /// quick (for every commit), full (some minutes) or soak.
     #[arg(long, default_value = "quick")]
     size: String,
-    /// Writes a row a case to this file: what came of it and why.
+    /// Writes a row a case and adapter to this file: what came of it and why.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Makes the book's page of such rows, from this run's.
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
     /// These cases alone: A1,B14
     #[arg(long, value_name = "CASES")]
     only: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
-    let packages = checked()?;
-    let package = format!("tidegate-{}", arguments.adapter);
-    if !packages.contains(&package) {
-        let known: Vec<_> = packages.iter().filter_map(|name| name.strip_prefix("tidegate-")).collect();
-        return Err(format!(
-            "`{}` has no conformance target (there are: {})",
-            arguments.adapter,
-            known.join(", ")
-        ));
+    let known = checked()?;
+    let package = |adapter: &String| format!("tidegate-{adapter}");
+    let asked: Vec<String> = arguments.adapters.iter().map(package).collect();
+    if let Some(strange) = asked.iter().find(|package| !known.contains(package)) {
+        let strip = |package: &'_ str| package.trim_start_matches("tidegate-").to_owned();
+        let known: Vec<_> = known.iter().map(|package| strip(package)).collect();
+        let strange = strip(strange);
+        return Err(format!("`{strange}` has no conformance target (there are: {})", known.join(", ")));
     }
     let built = workspace::build()?;
-    let suite = built.suites.get(&package).ok_or_else(|| format!("{package} was not built"))?;
-    let mut command = suite.command(&arguments.size);
-    if let Some(file) = &arguments.json {
+    let folder = tempfile::tempdir().map_err(|cause| cause.to_string())?;
+    let (mut tally, mut rows) = (Tally::default(), Vec::new());
+    for package in if asked.is_empty() { &known } else { &asked } {
+        let suite = built.suites.get(package).ok_or_else(|| format!("{package} was not built"))?;
+        let mut command = suite.command(&arguments.size);
         // The suite runs in the folder of its package.
-        let file = std::path::absolute(file).map_err(|cause| format!("{}: {cause}", file.display()))?;
-        command.arg("--json").arg(file);
+        let file = folder.path().join(package);
+        command.arg("--json").arg(&file);
+        command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
+        tally.add(check(package, &mut command, &Run::default()));
+        rows.extend(read(&file));
     }
-    command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
-    let tally = check(&package, &mut command, &Run::default());
+    let write = |file: &Path, text: String| {
+        std::fs::write(file, text).map_err(|cause| format!("{}: {cause}", file.display()))
+    };
+    if let Some(file) = &arguments.json {
+        write(file, serde_json::to_string_pretty(&rows).map_err(|cause| cause.to_string())? + "\n")?;
+    }
+    if let Some(file) = &arguments.page {
+        write(file, page::page(&rows))?;
+    }
     report(&tally, &[]);
     Ok(if tally.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the suite says of a case, done by one adapter.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+struct Row {
+    id: String,
+    rule: String,
+    adapter: String,
+    outcome: String,
+    detail: String,
+}
+
+/// The rows of a suite; none of one that did not come to its end, which is told elsewhere.
+fn read(file: &Path) -> Vec<Row> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// Every adapter, as many at once as do not make each other late.
@@ -106,9 +138,10 @@ mod tests {
             assert!(packages.iter().any(|package| package == name), "{packages:?}");
         }
         let arguments = |adapter: &str| Arguments {
-            adapter: adapter.to_owned(),
+            adapters: vec![adapter.to_owned()],
             size: "quick".to_owned(),
             json: None,
+            page: None,
             only: None,
         };
         let cause = run(&arguments("nothing")).unwrap_err();

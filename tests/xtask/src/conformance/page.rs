@@ -1,0 +1,148 @@
+//! The page that says which broker does what.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::Row;
+
+const INTRODUCTION: &str = "# What every broker does
+
+What a broker promises is a list of properties, and each adapter shows each of them against the real server, or declares why it
+cannot, and refuses. A suite that cannot fail shows nothing: each property has a planted bug that it has to catch. This page is
+written from a run of the suite:
+
+```console
+$ cargo xtask conformance --page docs/reference/conformance.md
+```
+
+*yes*: it was shown. *no*: declared, with the reason below, and refused with `capability-missing` by whoever asks for it.
+
+";
+
+const ELSEWHERE: &str = "
+## Shown by tests of its own
+
+| property | | test |
+|---|---|---|
+";
+
+/// Properties that need what the suite has no hook for, with the functions that show them.
+const TESTS: &[(&str, &str, &[&str])] = &[
+    (
+        "D39",
+        "who was away for longer than its lease settles nothing",
+        &[
+            "a_consumer_that_hangs_loses_its_lanes",
+            "the_lanes_of_a_dead_process_are_taken_when_its_lease_is_over",
+        ],
+    ),
+    ("E42", "a server that is absent is told soon", &["a_missing_server_is_told_soon"]),
+    (
+        "E43",
+        "a wrong password or certificate is told at once, and not tried again",
+        &[
+            "a_wrong_password_and_none_are_told_and_are_not_tried_again",
+            "who_may_not_come_in_is_told_why",
+            "tls_is_verified",
+        ],
+    ),
+    ("E44", "a consumer whose queue was removed is told so", &["a_queue_that_somebody_removed_is_named"]),
+    (
+        "E46",
+        "a server without room refuses, and consumers go on",
+        &["a_server_that_is_short_of_disk_is_told_so"],
+    ),
+    (
+        "G53",
+        "settings that lose messages are named",
+        &["what_loses_messages_is_named", "the_password_that_everybody_knows_is_warned_of"],
+    ),
+    ("H59", "other programs read our messages and write theirs", &["other_programs_read_and_write"]),
+];
+
+/// The page of these rows: a table of the properties, the reasons of what is declared, and what is shown elsewhere.
+pub(super) fn page(rows: &[Row]) -> String {
+    let mut adapters: Vec<&str> = Vec::new();
+    let mut cases: Vec<(&str, &str)> = Vec::new();
+    let mut cells = BTreeMap::new();
+    let mut reasons: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+    for row in rows {
+        if !adapters.contains(&row.adapter.as_str()) {
+            adapters.push(&row.adapter);
+        }
+        if !cases.iter().any(|(id, _)| *id == row.id) {
+            cases.push((&row.id, &row.rule));
+        }
+        let word = match row.outcome.as_str() {
+            "passed" => "yes",
+            "refused-as-declared" => "no",
+            "failed" => "FAILED",
+            _ => "not run",
+        };
+        if word == "no" {
+            reasons.entry(&row.adapter).or_default().entry(&row.detail).or_default().push(&row.id);
+        }
+        cells.insert((row.id.as_str(), row.adapter.as_str()), word);
+    }
+    let mut page = INTRODUCTION.to_owned();
+    let line = |page: &mut String, cells: &[&str]| _ = writeln!(page, "| {} |", cells.join(" | "));
+    line(&mut page, &[&["property", ""], &adapters[..]].concat());
+    line(&mut page, &vec!["---"; adapters.len() + 2]);
+    for (id, rule) in cases {
+        let words = adapters.iter().map(|adapter| cells.get(&(id, *adapter)).copied().unwrap_or("not run"));
+        let words: Vec<&str> = [id, rule].into_iter().chain(words).collect();
+        line(&mut page, &words);
+    }
+    page.push_str("\n## What is declared\n\n| broker | properties | why not |\n|---|---|---|\n");
+    for (adapter, reasons) in reasons {
+        for (why, ids) in reasons {
+            line(&mut page, &[adapter, &ids.join(", "), why]);
+        }
+    }
+    page.push_str(ELSEWHERE);
+    for (id, rule, tests) in TESTS {
+        let tests: Vec<_> = tests.iter().map(|test| format!("`{test}`")).collect();
+        line(&mut page, &[id, rule, &tests.join(", ")]);
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace;
+
+    fn row(id: &str, adapter: &str, outcome: &str, detail: &str) -> Row {
+        let [id, adapter, outcome, detail] = [id, adapter, outcome, detail].map(str::to_owned);
+        Row { rule: format!("rule of {id}"), id, adapter, outcome, detail }
+    }
+
+    #[test]
+    fn a_page_says_what_was_shown_and_what_is_declared() {
+        let page = page(&[
+            row("A1", "memory", "passed", ""),
+            row("A2", "memory", "refused-as-declared", "dedupe: no: it forgets"),
+            row("A1", "redis", "failed", "lost"),
+        ]);
+        for line in [
+            "| property |  | memory | redis |",
+            "| A1 | rule of A1 | yes | FAILED |",
+            "| A2 | rule of A2 | no | not run |",
+            "| memory | A2 | dedupe: no: it forgets |",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line}: {page}");
+        }
+    }
+
+    #[test]
+    fn every_test_that_is_named_is_there() {
+        let files = workspace::text_files();
+        let is_other = |path: &str| path.ends_with(".rs") && !path.ends_with("page.rs");
+        let sources: Vec<_> =
+            files.iter().filter(|file| is_other(&file.path)).map(|file| &file.text).collect();
+        for test in TESTS.iter().flat_map(|(_, _, tests)| *tests) {
+            let definition = format!("fn {test}(");
+            assert!(sources.iter().any(|text| text.contains(&definition)), "{test} is not there");
+        }
+    }
+}
