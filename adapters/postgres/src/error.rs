@@ -139,6 +139,14 @@ fn from_tls(error: io::Error, operation: &'static str) -> Error {
         .because(error)
 }
 
+/// Nobody knows whether a commit that was not answered was done. One that the server refused was not.
+pub(crate) fn unsure(error: Error) -> Error {
+    match error.code() {
+        code::CONNECTION_LOST | code::TIMED_OUT | code::UNREACHABLE => error.verdict_is(Verdict::Unknown),
+        _ => error,
+    }
+}
+
 fn from_refusal(refusal: Refusal, operation: &'static str) -> Error {
     let (code, verdict) =
         meaning(&refusal.state, refusal.routine.as_deref().unwrap_or_default(), &refusal.message);

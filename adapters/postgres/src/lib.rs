@@ -39,13 +39,17 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod tls;
+mod transactional;
 mod wire;
 
 use std::sync::Arc;
 
-use tidegate_core::port::Store;
+use tidegate_core::port::{Store, Timers};
 use tidegate_core::{Codec, Endpoint, Result};
+
+pub use transactional::{PostgresInbox, PostgresTx};
 
 /// The schemes of the URLs that [`open`] takes.
 pub const SCHEMES: &[&str] = &["postgres", "postgresql"];
@@ -61,4 +65,20 @@ pub fn codec() -> Arc<dyn Codec> {
 /// `url-invalid` or `config-invalid`.
 pub fn open(endpoint: &Endpoint) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(store::PostgresStore::open(endpoint)?))
+}
+
+/// Opens the timers of a database by its URL. Nothing is reached yet.
+///
+/// # Errors
+/// `url-invalid` or `config-invalid`.
+pub fn open_timers(endpoint: &Endpoint) -> Result<Arc<dyn Timers>> {
+    Ok(Arc::new(state::PostgresState::new(store::PostgresStore::open(endpoint)?)))
+}
+
+/// Opens a database whose transactions note what was handled. Nothing is reached yet.
+///
+/// # Errors
+/// `url-invalid` or `config-invalid`.
+pub fn open_inbox(endpoint: &Endpoint) -> Result<PostgresInbox> {
+    PostgresInbox::open(endpoint)
 }

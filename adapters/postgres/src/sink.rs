@@ -16,7 +16,6 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt as _;
-use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Opened, Route, Sink, TableBatch};
 use tidegate_core::{Error, FlowName, Key, Result, Rows};
 use tokio_postgres::error::SqlState;
@@ -24,7 +23,7 @@ use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use crate::catalog::target;
 use crate::connect::Session;
-use crate::error::from_driver;
+use crate::error::{from_driver, unsure};
 use crate::schema;
 use crate::sink::helper::Helper;
 use crate::sink::place::Place;
@@ -392,12 +391,4 @@ async fn copy_into(
     }
     sink.finish().await?;
     Ok(())
-}
-
-/// Nobody knows whether a commit that was not answered was done. One that the server refused was not.
-fn unsure(error: Error) -> Error {
-    match error.code() {
-        code::CONNECTION_LOST | code::TIMED_OUT | code::UNREACHABLE => error.verdict_is(Verdict::Unknown),
-        _ => error,
-    }
 }

@@ -18,28 +18,36 @@ use crate::store::PostgresStore;
 #[derive(Debug)]
 pub(crate) struct PostgresState {
     store: PostgresStore,
-    session: Mutex<Arc<Session>>,
+    session: Mutex<Option<Arc<Session>>>,
     /// The tables are there.
     is_made: AtomicBool,
 }
 
 impl PostgresState {
+    /// Nothing is reached yet.
+    pub(crate) fn new(store: PostgresStore) -> Self {
+        Self { store, session: Mutex::default(), is_made: AtomicBool::new(false) }
+    }
+
     pub(crate) async fn open(store: &PostgresStore) -> Result<Self> {
-        let session = Mutex::new(Arc::new(store.session().await?));
-        Ok(Self { store: store.clone(), session, is_made: AtomicBool::new(false) })
+        let state = Self::new(store.clone());
+        state.session().await?;
+        Ok(state)
     }
 
     /// The session; another one if the server ended it.
     async fn session(&self) -> Result<Arc<Session>> {
-        let mut session = self.session.lock().await;
-        if session.is_closed() {
-            *session = Arc::new(self.store.session().await?);
+        let mut known = self.session.lock().await;
+        if let Some(session) = known.as_ref().filter(|session| !session.is_closed()) {
+            return Ok(Arc::clone(session));
         }
-        Ok(Arc::clone(&session))
+        let session = Arc::new(self.store.session().await?);
+        *known = Some(Arc::clone(&session));
+        Ok(session)
     }
 
     /// The session, with the tables made.
-    async fn making(&self) -> Result<Arc<Session>> {
+    pub(crate) async fn making(&self) -> Result<Arc<Session>> {
         let session = self.session().await?;
         if !self.is_made.load(Ordering::Relaxed) {
             schema::ensure(&session).await?;
@@ -49,7 +57,7 @@ impl PostgresState {
     }
 
     /// The session, if the tables are there: looking makes nothing.
-    async fn looking(&self) -> Result<Option<Arc<Session>>> {
+    pub(crate) async fn looking(&self) -> Result<Option<Arc<Session>>> {
         if !self.is_made.load(Ordering::Relaxed) {
             let sql = "SELECT to_regclass('tidegate.records') IS NOT NULL";
             if !self.session().await?.query_one(sql, &[]).await.map_err(failed)?.get::<_, bool>(0) {
@@ -60,12 +68,12 @@ impl PostgresState {
     }
 }
 
-fn failed(error: tokio_postgres::Error) -> Error {
+pub(crate) fn failed(error: tokio_postgres::Error) -> Error {
     from_driver(error, "state")
 }
 
-/// Versions never grow beyond what fits both.
-fn number(version: u64) -> i64 {
+/// Versions and numbers never grow beyond what fits both.
+pub(crate) fn number(version: u64) -> i64 {
     i64::try_from(version).unwrap_or(i64::MAX)
 }
 
@@ -107,7 +115,8 @@ impl StateStore for PostgresState {
             c AS (DELETE FROM tidegate.ranges WHERE flow = $1),
             h AS (DELETE FROM tidegate.holes WHERE flow = $1),
             i AS (DELETE FROM tidegate.identities WHERE flow = $1),
-            d AS (DELETE FROM tidegate.left_out WHERE flow = $1)
+            d AS (DELETE FROM tidegate.left_out WHERE flow = $1),
+            t AS (DELETE FROM tidegate.timers WHERE flow = $1)
             DELETE FROM tidegate.leases WHERE flow = $1";
         self.making().await?.execute(sql, &[&flow.as_str()]).await.map_err(failed)?;
         Ok(())

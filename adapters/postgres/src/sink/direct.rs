@@ -5,7 +5,8 @@ use tidegate_core::{Result, Rows};
 use tokio_postgres::error::SqlState;
 
 use super::helper::{Helper, LOCK_TIMEOUT};
-use super::{PostgresSink, copy_into, is_kept_out, unsure};
+use super::{PostgresSink, copy_into, is_kept_out};
+use crate::error::unsure;
 
 impl PostgresSink {
     /// Copies into the table itself; false, with nothing done, if a row was there. `first` is the rows as a copy, or with

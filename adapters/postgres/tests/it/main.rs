@@ -7,6 +7,7 @@ mod capturing;
 mod crawling;
 mod describing;
 mod flowing;
+mod serving;
 mod visibility;
 
 use std::ops::Deref;
