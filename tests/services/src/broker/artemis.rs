@@ -126,5 +126,5 @@ fn password(site: &Site) -> &str {
 }
 
 fn url(site: &Site) -> String {
-    format!("amqp1://{USER}:{}@127.0.0.1:{}", password(site), site.port())
+    format!("artemis://{USER}:{}@127.0.0.1:{}", password(site), site.port())
 }

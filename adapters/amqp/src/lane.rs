@@ -1,0 +1,293 @@
+//! A lane that a member has: the book, for which it stood in line, and the queue.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fe2o3_amqp::link::RecvError;
+use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::transaction::{Controller, Transaction, TransactionDischarge as _};
+use fe2o3_amqp::types::messaging::Body;
+use fe2o3_amqp::types::primitives::Value;
+use fe2o3_amqp::{Receiver, Sender};
+use futures::FutureExt as _;
+use tidegate_core::error::code;
+use tidegate_core::hand::Fetched;
+use tidegate_core::port::Attempt;
+use tidegate_core::queue::Link;
+use tidegate_core::unsettled::Place;
+use tidegate_core::{Error, Lane, Message, Name, Result};
+use tokio::sync::Notify;
+
+use crate::artemis::{self, MESSAGES, Management, Question, address, of};
+use crate::codec::decode;
+use crate::connect::{Connection, Node, receiver, sender, within};
+use crate::error::{from_driver, timed_out};
+use crate::register::COPIES_MAX;
+use crate::send::{numbered, post, value};
+
+/// How many messages are taken at once from what has come.
+const PIECE: usize = 1_000;
+/// How long a book waits for credit: a server that gives none is short of room, and consumers make it.
+const CREDIT: Duration = Duration::from_millis(100);
+
+type Came = std::result::Result<Delivery<Body<Value>>, RecvError>;
+
+/// Which of several books is the last: the owner's number, then its own. What an owner of before sent and was stored late does
+/// not come after what its successor wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Number {
+    owner: u64,
+    book: u64,
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.owner, self.book)
+    }
+}
+
+impl FromStr for Number {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        let (owner, book) = text.split_once('.').unwrap_or((text, "0"));
+        Ok(Self { owner: owner.parse()?, book: book.parse()? })
+    }
+}
+
+pub(crate) struct AmqpLane {
+    channel: Name,
+    lane: Lane,
+    timeout: Duration,
+    /// How many messages there may be in hand.
+    held: u32,
+    found: Bytes,
+    messages: tokio::sync::Mutex<Receiver>,
+    /// Somebody waits for the receiver of messages, which is had by who waits for some.
+    wanted: Notify,
+    taken: Mutex<Taken>,
+    books: tokio::sync::Mutex<Books>,
+    transactions: Controller,
+    // Last: what is on it goes with it.
+    session: tokio::sync::Mutex<SessionHandle<()>>,
+}
+
+/// How many messages came, and what of them is not acknowledged.
+#[derive(Default)]
+struct Taken {
+    count: u64,
+    open: BTreeMap<Place, DeliveryInfo>,
+}
+
+/// The books that have come: all but the last are to go.
+struct Books {
+    queue: String,
+    receiver: Receiver,
+    sender: Sender,
+    number: Number,
+    came: Vec<(Number, DeliveryInfo)>,
+}
+
+fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl AmqpLane {
+    /// Waits until it is this member's turn. The queue has a line of its own: the member before may still be at its head there.
+    pub(crate) async fn wait(
+        connection: &Connection,
+        management: &Management,
+        channel: &Name,
+        subscription: &Name,
+        lane: Lane,
+        held: u32,
+        timeout: Duration,
+    ) -> Result<Self> {
+        const OPERATION: &str = "stand in line";
+        let (queue, book) =
+            (artemis::queue(channel, subscription, lane), artemis::book(channel, subscription, lane));
+        let mut session = connection.session().await?;
+        let transactions = Controller::attach(&mut session, "transactions");
+        let transactions = within(timeout, "open a link for transactions", transactions).await?;
+        let sender = sender(&mut session, Node::Queue, timeout).await?;
+        let line = receiver(&mut session, Node::Queue, book.clone(), timeout).await?;
+        let (number, came) = (Number::default(), Vec::new());
+        let mut books = Books { queue: book, receiver: line, sender, number, came };
+        within(timeout, OPERATION, books.receiver.set_credit(COPIES_MAX)).await?;
+        let mut found = books.next().await?;
+        let count = management.counts(&[Question::count(&books.queue, MESSAGES)]).await?;
+        while books.came.len() < count.first().copied().flatten().unwrap_or(0) as usize {
+            // Those that were there came together.
+            let Ok(next) = tokio::time::timeout(timeout, books.next()).await else { break };
+            found = std::cmp::max_by_key(found, next?, |(number, _)| *number);
+        }
+        books.number = Number { owner: found.0.owner + 1, book: 0 };
+        let source = of(&address(channel, lane), &queue);
+        let mut messages = receiver(&mut session, Node::Topic, source, timeout).await?;
+        within(timeout, "read a queue", messages.set_credit(held)).await?;
+        Ok(Self {
+            channel: channel.clone(),
+            lane,
+            timeout,
+            held,
+            found: found.1,
+            messages: tokio::sync::Mutex::new(messages),
+            wanted: Notify::new(),
+            taken: Mutex::default(),
+            books: tokio::sync::Mutex::new(books),
+            transactions,
+            session: tokio::sync::Mutex::new(session),
+        })
+    }
+
+    /// A message that came, or what stands in the place of one that cannot be read.
+    fn fetched(&self, came: Came) -> Result<Fetched> {
+        let (info, message) = match came {
+            Ok(delivery) => (DeliveryInfo::from(&delivery), decode(delivery.into_message())),
+            Err(RecvError::MessageDecode(error)) => {
+                let why = Error::new(code::MESSAGE_INVALID, "the message is not written as AMQP is");
+                (error.info, Err((why.because(error.source), Bytes::new())))
+            }
+            Err(error) => return Err(from_driver(&error, "receive")),
+        };
+        let mut taken = lock(&self.taken);
+        taken.count += 1;
+        let place = taken.count;
+        taken.open.insert(place, info);
+        let message = message.unwrap_or_else(|(error, body)| {
+            Message::undecodable(&self.channel, self.lane, place, &error, body)
+        });
+        // Servers count badly what they hand over. What an owner before had comes first, and is no more than it may hold.
+        let attempt = Attempt::Flag(place <= u64::from(self.held));
+        Ok(Fetched { place, message, stored_at: None, attempt, has_position: false })
+    }
+
+    /// The receiver of messages, from whoever waits for some over it.
+    async fn receiver(&self) -> tokio::sync::MutexGuard<'_, Receiver> {
+        let mut lock = std::pin::pin!(self.messages.lock());
+        if let Some(receiver) = (&mut lock).now_or_never() {
+            return receiver;
+        }
+        // In line for it by now.
+        self.wanted.notify_one();
+        lock.await
+    }
+}
+
+impl Books {
+    async fn next(&mut self) -> Result<(Number, Bytes)> {
+        let came = self.receiver.recv::<Body<Value>>().await;
+        let came = came.map_err(|error| from_driver(&error, "read a book"))?;
+        let info = DeliveryInfo::from(&came);
+        let (number, value) = value(came.into_message());
+        let number = number.parse().unwrap_or_default();
+        self.came.push((number, info));
+        Ok((number, value))
+    }
+}
+
+#[async_trait]
+impl Link for AmqpLane {
+    fn book(&self) -> Bytes {
+        self.found.clone()
+    }
+
+    fn is_open(&self) -> bool {
+        // Who has it closes it.
+        self.session.try_lock().is_ok_and(|session| !session.is_ended())
+    }
+
+    async fn next(&self, out: &mut Vec<Fetched>) -> Result<()> {
+        loop {
+            let mut receiver = self.messages.lock().await;
+            let first = tokio::select! {
+                came = receiver.recv::<Body<Value>>() => came,
+                () = self.wanted.notified() => continue,
+            };
+            out.push(self.fetched(first)?);
+            while out.len() < PIECE
+                && let Some(came) = receiver.recv::<Body<Value>>().now_or_never()
+            {
+                match self.fetched(came) {
+                    Ok(fetched) => out.push(fetched),
+                    // It is said again by whoever asks next.
+                    Err(_) => break,
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    async fn settle(&self, places: &[Place]) -> Result<()> {
+        const OPERATION: &str = "acknowledge";
+        let mut receiver = self.receiver().await;
+        let (done, credit) = {
+            let mut taken = lock(&self.taken);
+            let done: Vec<DeliveryInfo> =
+                places.iter().filter_map(|place| taken.open.remove(place)).collect();
+            (done, self.held.saturating_sub(u32::try_from(taken.open.len()).unwrap_or(u32::MAX)))
+        };
+        within(self.timeout, OPERATION, receiver.accept_all(done)).await?;
+        within(self.timeout, OPERATION, receiver.set_credit(credit)).await?;
+        drop(receiver);
+        // Nobody answers an acknowledgement. A transaction that is begun behind it on the same session is answered when
+        // everything before it is on the disk; it has nothing in it.
+        let behind = Transaction::declare(&self.transactions, None);
+        let mut behind = within(self.timeout, OPERATION, behind).await?;
+        behind.set_rollback_on_drop_trials(0);
+        within(self.timeout, OPERATION, behind.commit()).await
+    }
+
+    async fn write(&self, value: Bytes) -> Result<()> {
+        const OPERATION: &str = "note attempts";
+        let mut books = self.books.lock().await;
+        books.number.book += 1;
+        let number = books.number;
+        let book = numbered(books.queue.clone(), number.to_string(), &value);
+        match post(&mut books.sender, book, CREDIT, self.timeout, OPERATION).await {
+            // Consumers make the room that the server needs: they go on, and nothing is noted meanwhile.
+            Err(error) if error.code() == code::LIMIT_REACHED => return Ok(()),
+            stored => stored?,
+        }
+        // It comes back here, where it is the last; those before may go then.
+        while books.came.iter().all(|(known, _)| *known != number) {
+            let next = tokio::time::timeout(self.timeout, books.next()).await;
+            next.map_err(|_| timed_out(OPERATION))??;
+        }
+        let (last, old) = std::mem::take(&mut books.came).into_iter().partition(|(known, _)| *known == number);
+        books.came = last;
+        let old: Vec<(Number, DeliveryInfo)> = old;
+        within(self.timeout, OPERATION, books.receiver.accept_all(old.into_iter().map(|(_, info)| info))).await?;
+        within(self.timeout, OPERATION, books.receiver.set_credit(COPIES_MAX)).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let mut session = self.session.lock().await;
+        match tokio::time::timeout(self.timeout, session.end()).await {
+            Ok(ended) => ended.map_err(|error| {
+                Error::new(code::CONNECTION_LOST, "the connection was lost")
+                    .with("operation", "give a lane up")
+                    .because(error)
+            }),
+            Err(_) => Err(timed_out("give a lane up")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_of_a_later_owner_are_later() {
+        let numbers = ["0.0", "1.1", "1.10", "2.0"].map(|text| text.parse::<Number>().unwrap());
+        assert!(numbers.is_sorted() && numbers.map(|number| number.to_string())[2] == "1.10");
+        assert!("x".parse::<Number>().is_err());
+    }
+}
