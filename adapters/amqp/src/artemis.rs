@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::{self, AmqpError, ErrorCondition};
 use fe2o3_amqp::types::messaging::{
     AmqpValue, ApplicationProperties, Body, Message as Amqp, MessageId, Outcome, Properties,
 };
@@ -59,12 +60,12 @@ pub(crate) fn of(address: &str, queue: &str) -> String {
     format!("{address}::{queue}")
 }
 
-/// What is asked of the server: an attribute of something, or an operation with its arguments.
+/// What is asked of something of the server: an operation with its arguments.
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     resource: String,
-    name: &'static str,
-    arguments: Option<Json>,
+    operation: &'static str,
+    arguments: Json,
 }
 
 /// The server as a whole.
@@ -94,21 +95,21 @@ impl Question {
 
     /// How many there are of something of a queue.
     pub(crate) fn count(queue: &str, what: &'static str) -> Self {
-        Self { resource: format!("queue.{queue}"), name: what, arguments: None }
+        Self { resource: format!("queue.{queue}"), operation: what, arguments: json!([]) }
     }
 
     pub(crate) fn version() -> Self {
-        Self { resource: SERVER.to_owned(), name: "Version", arguments: None }
+        Self::operation("getVersion", json!([]))
     }
 
-    fn operation(name: &'static str, arguments: Json) -> Self {
-        Self { resource: SERVER.to_owned(), name, arguments: Some(arguments) }
+    fn operation(operation: &'static str, arguments: Json) -> Self {
+        Self { resource: SERVER.to_owned(), operation, arguments }
     }
 }
 
-pub(crate) const MESSAGES: &str = "MessageCount";
-pub(crate) const IN_HAND: &str = "DeliveringCount";
-pub(crate) const CONSUMERS: &str = "ConsumerCount";
+pub(crate) const MESSAGES: &str = "getMessageCount";
+pub(crate) const IN_HAND: &str = "getDeliveringCount";
+pub(crate) const CONSUMERS: &str = "getConsumerCount";
 
 /// What the server has to keep to for our addresses, or messages go away, or move, behind our back.
 fn needed() -> Json {
@@ -173,7 +174,7 @@ impl Management {
         let receiver = reply_receiver(&mut session, timeout).await?;
         let reply_to = receiver.source().as_ref().and_then(|source| source.address.clone());
         let reply_to = reply_to.ok_or_else(|| from_server(None, "open a queue for answers"))?;
-        let sender = sender(&mut session, Node::Queue, timeout).await?;
+        let sender = sender(&mut session, Node::Queue, Some(MANAGEMENT), timeout).await?;
         let asking = Asking { next: 1, reply_to, sender, receiver, session };
         Ok(Self { asking: tokio::sync::Mutex::new(asking), timeout })
     }
@@ -308,9 +309,7 @@ impl Question {
         let text = |text: &str| SimpleValue::String(text.to_owned());
         let mut named = OrderedMap::new();
         named.insert("_AMQ_ResourceName".to_owned(), text(&self.resource));
-        let what = if self.arguments.is_some() { "_AMQ_OperationName" } else { "_AMQ_Attribute" };
-        named.insert(what.to_owned(), text(self.name));
-        let arguments = self.arguments.as_ref().map(Json::to_string).unwrap_or_default();
+        named.insert("_AMQ_OperationName".to_owned(), text(self.operation));
         Amqp {
             header: None,
             delivery_annotations: None,
@@ -322,7 +321,7 @@ impl Question {
                 ..Properties::default()
             }),
             application_properties: Some(ApplicationProperties(named)),
-            body: AmqpValue(Value::String(arguments)),
+            body: AmqpValue(Value::String(self.arguments.to_string())),
             footer: None,
         }
     }
@@ -352,6 +351,13 @@ fn answered(message: Amqp<Body<Value>>) -> (Option<u64>, std::result::Result<Jso
 /// There is no such queue, no such address, or nothing of this name that can be asked.
 fn is_gone(said: &str) -> bool {
     ["AMQ229017", "AMQ229203", "AMQ229067"].iter().any(|known| said.contains(known))
+}
+
+/// Whether a message was refused because its address is not there. The server has no condition for that where a link may send
+/// to any address.
+pub(crate) fn is_unwanted(said: &definitions::Error) -> bool {
+    said.condition == ErrorCondition::AmqpError(AmqpError::NotFound)
+        || said.description.as_ref().is_some_and(|words| words.starts_with("AMQ119002"))
 }
 
 fn refused(said: String, operation: &'static str) -> Error {

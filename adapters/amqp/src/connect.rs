@@ -164,13 +164,15 @@ async fn attach(
     within(time, "open a receiver", attaching).await
 }
 
-/// Sends messages, each to the address that it names.
+/// Sends messages to one address, or each to that which it names.
 pub(crate) async fn sender(
     session: &mut SessionHandle<()>,
     node: Node,
+    address: Option<&str>,
     time: Duration,
 ) -> Result<Sender> {
-    let target = Target::builder().capabilities(node.capability()).build();
+    let mut target = Target::builder().capabilities(node.capability()).build();
+    target.address = address.map(str::to_owned);
     let attaching = Sender::builder().name(unique("sender")).target(target).attach(session);
     within(time, "open a sender", attaching).await
 }

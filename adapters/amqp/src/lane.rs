@@ -115,7 +115,7 @@ impl AmqpLane {
         let mut session = connection.session().await?;
         let transactions = Controller::attach(&mut session, "transactions");
         let transactions = within(timeout, "open a link for transactions", transactions).await?;
-        let sender = sender(&mut session, Node::Queue, timeout).await?;
+        let sender = sender(&mut session, Node::Queue, None, timeout).await?;
         let line = receiver(&mut session, Node::Queue, book.clone(), timeout).await?;
         let (number, came) = (Number::default(), Vec::new());
         let mut books = Books { queue: book, receiver: line, sender, number, came };

@@ -134,7 +134,7 @@ impl Queues for AmqpQueues {
         management.tell(&made, "make a queue").await?;
         // Without a book nobody could have the lane. One more is of no harm.
         let (_, mut session) = self.shared.session(&self.config).await?;
-        let mut link = sender(&mut session, Node::Queue, timeout).await?;
+        let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
         for lane in lanes(channel) {
             let book = numbered(artemis::book(name, subscription, lane), Number::default().to_string(), b"");
             post(&mut link, book, timeout, timeout, "make a book").await?;

@@ -46,7 +46,7 @@ pub(crate) async fn begin(
     value: &[u8],
     timeout: Duration,
 ) -> Result<()> {
-    let mut link = sender(session, Node::Queue, timeout).await?;
+    let mut link = sender(session, Node::Queue, None, timeout).await?;
     let message = numbered(artemis::register(name), 1.to_string(), value);
     post(&mut link, message, timeout, timeout, "write a register").await
 }
@@ -102,7 +102,7 @@ impl Register for AmqpRegister {
     async fn give_back(self: Box<Self>, value: Option<Bytes>) -> Result<()> {
         let Self { mut session, receiver, name, found, version, timeout, .. } = *self;
         if let Some(value) = value {
-            let mut link = sender(&mut session, Node::Queue, timeout).await?;
+            let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
             let message = numbered(artemis::register(&name), (version + 1).to_string(), &value);
             post(&mut link, message, timeout, timeout, "write a register").await?;
             within(timeout, "write a register", receiver.accept(found)).await?;

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use fe2o3_amqp::link::delivery::DeliveryFut;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::definitions::{AmqpError, ErrorCondition};
 use fe2o3_amqp::types::messaging::{Data, Message as Amqp, MessageId, Outcome, Properties};
 use fe2o3_amqp::types::primitives::Binary;
 use fe2o3_amqp::Sender as Link;
@@ -18,7 +17,7 @@ use tidegate_core::queue::{Sender, Taken};
 use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 
-use crate::artemis::address;
+use crate::artemis::{address, is_unwanted};
 use crate::codec::{durable, encode};
 use crate::config::Config;
 use crate::connect::{Connection, Node, Shared, sender, within};
@@ -78,7 +77,7 @@ pub(crate) struct AmqpSender {
 impl AmqpSender {
     pub(crate) async fn open(config: &Config, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
         let (connection, mut session) = shared.session(config).await?;
-        let link = Some(sender(&mut session, Node::Topic, config.timeout).await?);
+        let link = Some(sender(&mut session, Node::Topic, None, config.timeout).await?);
         let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), config.timeout);
         Ok(Self { shared, connection, session, link, channel, timeout })
     }
@@ -154,7 +153,7 @@ fn answered(answer: std::result::Result<Outcome, SendError>) -> Taken {
         Err(error) => return Taken::Unknown(from_driver(&error, "publish").verdict_is(Verdict::Unknown)),
     };
     // Its address is there as long as there is a queue that wants it.
-    if rejected.as_ref().is_some_and(|said| said.condition == ErrorCondition::AmqpError(AmqpError::NotFound)) {
+    if rejected.as_ref().is_some_and(is_unwanted) {
         return Taken::Unwanted;
     }
     let error = from_server(rejected.as_ref(), "publish");
