@@ -231,9 +231,11 @@ impl Management {
         match self.missing(addresses).await?.iter().next() {
             None => Ok(()),
             Some((name, wanted)) => {
-                let text = format!("the server keeps to other settings of our addresses than {name} = {wanted}");
-                Err(Error::new(code::CONFIG_INVALID, text)
-                    .hint(format!("look in its broker.xml for an address-setting that is narrower than {ALL}")))
+                let text =
+                    format!("the server keeps to other settings of our addresses than {name} = {wanted}");
+                Err(Error::new(code::CONFIG_INVALID, text).hint(format!(
+                    "look in its broker.xml for an address-setting that is narrower than {ALL}"
+                )))
             }
         }
     }
@@ -292,7 +294,8 @@ impl Asking {
         let mut answers: Vec<Option<_>> = questions.iter().map(|_| None).collect();
         while answers.iter().any(Option::is_none) {
             let came = tokio::time::timeout_at(until, self.receiver.recv::<Body<Value>>()).await;
-            let came = came.map_err(|_| timed_out(OPERATION))?.map_err(|error| from_driver(&error, OPERATION))?;
+            let came =
+                came.map_err(|_| timed_out(OPERATION))?.map_err(|error| from_driver(&error, OPERATION))?;
             within(time, OPERATION, self.receiver.accept(&came)).await?;
             let (number, answer) = answered(came.into_message());
             let place = number.and_then(|number| usize::try_from(number.checked_sub(first)?).ok());
@@ -345,7 +348,14 @@ fn answered(message: Amqp<Body<Value>>) -> (Option<u64>, std::result::Result<Jso
         Ok(other) => other,
         Err(_) => Json::String(text),
     };
-    (number, if is_done { Ok(value) } else { Err(value.as_str().map_or_else(|| value.to_string(), str::to_owned)) })
+    (
+        number,
+        if is_done {
+            Ok(value)
+        } else {
+            Err(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        },
+    )
 }
 
 /// There is no such queue, no such address, or nothing of this name that can be asked.

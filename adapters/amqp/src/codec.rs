@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use fe2o3_amqp::types::messaging::annotations::OwnedKey;
 use fe2o3_amqp::types::messaging::{
-    AmqpValue, ApplicationProperties, Body, Data, Header, Message as Amqp, MessageAnnotations, MessageId, Properties,
+    AmqpValue, ApplicationProperties, Body, Data, Header, Message as Amqp, MessageAnnotations, MessageId,
+    Properties,
 };
 use fe2o3_amqp::types::primitives::{Binary, OrderedMap, SimpleValue, Symbol, Value};
 use tidegate_core::error::code;
@@ -147,7 +148,8 @@ fn foreign(properties: &Properties, others: &mut Vec<(String, String)>) -> Resul
         ("type".to_owned(), properties.subject.clone().unwrap_or_else(|| KIND.to_owned())),
     ];
     attributes.extend(properties.group_id.clone().map(|group| ("subject".to_owned(), group)));
-    attributes.extend(properties.correlation_id.as_ref().map(|known| ("correlationid".to_owned(), id(known))));
+    attributes
+        .extend(properties.correlation_id.as_ref().map(|known| ("correlationid".to_owned(), id(known))));
     if let Some(made) = &properties.creation_time {
         attributes.push(("time".to_owned(), json::time(made.milliseconds())?));
     }

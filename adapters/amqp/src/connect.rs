@@ -8,7 +8,7 @@ use std::time::Duration;
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::sasl_profile::SaslProfile;
-use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::session::{BeginError, SessionHandle};
 use fe2o3_amqp::types::messaging::{Source, Target};
 use fe2o3_amqp::types::primitives::{Array, Symbol};
 use fe2o3_amqp::{Receiver, Sender, Session};
@@ -16,9 +16,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tidegate_core::error::code;
-use tidegate_core::{Error, Result};
+use tidegate_core::{Error, Result, Scope};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
 use crate::config::Config;
@@ -65,7 +66,9 @@ fn unique(what: &str) -> String {
 /// A connection; it ends when it is dropped, with everything on it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    handle: tokio::sync::Mutex<ConnectionHandle<()>>,
+    handle: Arc<tokio::sync::Mutex<ConnectionHandle<()>>>,
+    /// What begins sessions.
+    beginning: Mutex<Scope>,
     timeout: Duration,
 }
 
@@ -120,7 +123,8 @@ impl Connection {
             _ => builder.sasl_profile(SaslProfile::Anonymous),
         };
         let handle = builder.open_with_stream(stream).await.map_err(|error| from_connect(&error))?;
-        Ok(Self { handle: tokio::sync::Mutex::new(handle), timeout: config.timeout })
+        let handle = Arc::new(tokio::sync::Mutex::new(handle));
+        Ok(Self { handle, beginning: Mutex::default(), timeout: config.timeout })
     }
 
     pub(crate) async fn is_open(&self) -> bool {
@@ -129,10 +133,20 @@ impl Connection {
 
     /// A session; it ends when it is dropped, with every link on it.
     pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
-        within(self.timeout, "begin a session", async {
-            Session::begin(&mut *self.handle.lock().await).await
-        })
-        .await
+        let (tell, told) = oneshot::channel();
+        let handle = Arc::clone(&self.handle);
+        // Beside whoever asks: one who goes away before the answer would take the connection along, from everybody.
+        let begin = async move {
+            let _gone = tell.send(Session::begin(&mut *handle.lock().await).await);
+            Ok(())
+        };
+        {
+            let mut beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+            beginning.reap();
+            beginning.spawn(begin);
+        }
+        within(self.timeout, "begin a session", async { told.await.unwrap_or(Err(BeginError::IllegalState)) })
+            .await
     }
 }
 
@@ -192,7 +206,9 @@ fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
     match &config.ca {
         Some(file) => {
             for certificate in chain(file)? {
-                roots.add(certificate).map_err(|error| failed("ca=FILE holds no authority").because(error))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| failed("ca=FILE holds no authority").because(error))?;
             }
         }
         // A system's store may hold single certificates nobody can read; the rest of it is good.

@@ -87,8 +87,9 @@ pub(crate) fn timed_out(operation: &'static str) -> Error {
 
 /// The server gives no credit to send anything.
 pub(crate) fn blocked() -> Error {
-    Error::new(code::LIMIT_REACHED, "the server takes no messages: an address is full, or its disk is")
-        .hint("look at its log, max-disk-usage and the limits of its addresses; consumers go on and make room")
+    Error::new(code::LIMIT_REACHED, "the server takes no messages: an address is full, or its disk is").hint(
+        "look at its log, max-disk-usage and the limits of its addresses; consumers go on and make room",
+    )
 }
 
 /// Whether what was asked for is not there.
@@ -105,9 +106,11 @@ fn meaning(said: Option<&definitions::Error>) -> (Code, Verdict, &'static str) {
         Some(ErrorCondition::AmqpError(AmqpError::UnauthorizedAccess)) => {
             (code::ACCESS_DENIED, Verdict::Never, "the user may not do this")
         }
-        Some(ErrorCondition::AmqpError(AmqpError::ResourceLimitExceeded)) => {
-            (code::LIMIT_REACHED, Verdict::Retry, "an address of the channel is full, and its policy is to refuse")
-        }
+        Some(ErrorCondition::AmqpError(AmqpError::ResourceLimitExceeded)) => (
+            code::LIMIT_REACHED,
+            Verdict::Retry,
+            "an address of the channel is full, and its policy is to refuse",
+        ),
         Some(ErrorCondition::LinkError(LinkError::MessageSizeExceeded)) => {
             (code::BODY_TOO_LARGE, Verdict::Never, "the message is larger than the server takes")
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -74,8 +74,9 @@ pub(crate) struct AmqpLane {
     taken: Mutex<Taken>,
     books: tokio::sync::Mutex<Books>,
     transactions: Controller,
-    // Last: what is on it goes with it.
+    // These last: what is on them goes with them. A member that is gone leaves its lanes to whoever closes them.
     session: tokio::sync::Mutex<SessionHandle<()>>,
+    _connection: Arc<Connection>,
 }
 
 /// How many messages came, and what of them is not acknowledged.
@@ -101,7 +102,7 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 impl AmqpLane {
     /// Waits until it is this member's turn. The queue has a line of its own: the member before may still be at its head there.
     pub(crate) async fn wait(
-        connection: &Connection,
+        connection: &Arc<Connection>,
         management: &Management,
         channel: &Name,
         subscription: &Name,
@@ -143,6 +144,7 @@ impl AmqpLane {
             books: tokio::sync::Mutex::new(books),
             transactions,
             session: tokio::sync::Mutex::new(session),
+            _connection: Arc::clone(connection),
         })
     }
 
@@ -258,12 +260,14 @@ impl Link for AmqpLane {
         // It comes back here, where it is the last; those before may go then.
         while books.came.iter().all(|(known, _)| *known != number) {
             let next = tokio::time::timeout(self.timeout, books.next()).await;
-            next.map_err(|_| timed_out(OPERATION))??;
+            next.map_err(|_| timed_out("read a book back"))??;
         }
-        let (last, old) = std::mem::take(&mut books.came).into_iter().partition(|(known, _)| *known == number);
+        let (last, old) =
+            std::mem::take(&mut books.came).into_iter().partition(|(known, _)| *known == number);
         books.came = last;
         let old: Vec<(Number, DeliveryInfo)> = old;
-        within(self.timeout, OPERATION, books.receiver.accept_all(old.into_iter().map(|(_, info)| info))).await?;
+        within(self.timeout, OPERATION, books.receiver.accept_all(old.into_iter().map(|(_, info)| info)))
+            .await?;
         within(self.timeout, OPERATION, books.receiver.set_credit(COPIES_MAX)).await
     }
 

@@ -1,5 +1,6 @@
 //! A member of a subscription: a connection of its own, so that everything it has is free when it is gone.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub(crate) struct AmqpMember {
     /// The consumer that is counted, on a session of its own. Nothing comes.
     _counted: (Receiver, SessionHandle<()>),
     management: Management,
-    connection: Connection,
+    connection: Arc<Connection>,
     channel: Channel,
     subscription: Name,
     /// How many members there were when it was seen last.
@@ -38,7 +39,7 @@ impl AmqpMember {
         Ok(Self {
             _counted: (counted, session),
             management,
-            connection,
+            connection: Arc::new(connection),
             channel: channel.clone(),
             subscription: subscription.clone(),
             count: AtomicUsize::new(1),
@@ -68,7 +69,8 @@ impl Member for AmqpMember {
         let (connection, management) = (&self.connection, &self.management);
         let held = u32::from(held_max(&self.channel));
         let name = &self.channel.name;
-        let found = AmqpLane::wait(connection, management, name, &self.subscription, lane, held, self.timeout);
+        let found =
+            AmqpLane::wait(connection, management, name, &self.subscription, lane, held, self.timeout);
         Ok(Box::new(found.await?))
     }
 }

@@ -17,7 +17,8 @@ pub(crate) async fn probe(config: &Config, management: &Management) -> Result<Ef
         || config.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     if !config.has_tls && !is_here {
         warnings.push(
-            "the connection is not encrypted, and the server is another machine: write artemiss://".to_owned(),
+            "the connection is not encrypted, and the server is another machine: write artemiss://"
+                .to_owned(),
         );
     }
     Ok(Effective { version: format!("Artemis {version}"), warnings })

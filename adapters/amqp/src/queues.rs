@@ -139,8 +139,9 @@ impl Queues for AmqpQueues {
             let book = numbered(artemis::book(name, subscription, lane), Number::default().to_string(), b"");
             post(&mut link, book, timeout, timeout, "make a book").await?;
         }
-        let queue =
-            |lane| Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane));
+        let queue = |lane| {
+            Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane))
+        };
         let made: Vec<Question> = lanes(channel).map(queue).collect();
         management.tell(&made, "make a queue").await.map(drop)
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fe2o3_amqp::link::delivery::DeliveryFut;
+use fe2o3_amqp::Sender as Link;
 use fe2o3_amqp::link::SendError;
+use fe2o3_amqp::link::delivery::DeliveryFut;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{Data, Message as Amqp, MessageId, Outcome, Properties};
 use fe2o3_amqp::types::primitives::Binary;
-use fe2o3_amqp::Sender as Link;
 use futures::FutureExt as _;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::queue::{Sender, Taken};
@@ -84,7 +84,10 @@ impl AmqpSender {
 
     /// Hands messages over until the server gives no more credit, or there is no connection any more: what was handed over, and
     /// what is to be said of the next one, should there be a next one.
-    async fn hand_over(&mut self, batch: &[&Message]) -> (Vec<std::result::Result<Sent, Taken>>, Option<Error>) {
+    async fn hand_over(
+        &mut self,
+        batch: &[&Message],
+    ) -> (Vec<std::result::Result<Sent, Taken>>, Option<Error>) {
         let mut sent = Vec::with_capacity(batch.len());
         let Some(link) = &mut self.link else {
             return (sent, Some(Error::new(code::CONNECTION_LOST, "the connection is lost")));
@@ -99,7 +102,9 @@ impl AmqpSender {
                     sent.push(Err(Taken::Refused(Error::new(code::BODY_TOO_LARGE, text))));
                 }
                 // Nothing of a message counts before its last frame was handed over.
-                Ok(Err(error)) => return (sent, Some(from_driver(&error, "publish").verdict_is(Verdict::Retry))),
+                Ok(Err(error)) => {
+                    return (sent, Some(from_driver(&error, "publish").verdict_is(Verdict::Retry)));
+                }
                 Err(_) => return (sent, Some(blocked().with("operation", "publish"))),
             }
         }
@@ -199,11 +204,14 @@ impl Sender for AmqpSender {
 }
 
 /// What stands in a message of our own, and its number.
-pub(crate) fn value(message: Amqp<fe2o3_amqp::types::messaging::Body<fe2o3_amqp::types::primitives::Value>>) -> (String, Bytes) {
+pub(crate) fn value(
+    message: Amqp<fe2o3_amqp::types::messaging::Body<fe2o3_amqp::types::primitives::Value>>,
+) -> (String, Bytes) {
     let number = match message.properties.and_then(|properties| properties.message_id) {
         Some(MessageId::String(number)) => number,
         _ => String::new(),
     };
-    let parts = message.body.try_into_data().map(|parts| parts.flat_map(Binary::into_vec).collect::<Vec<u8>>());
+    let parts =
+        message.body.try_into_data().map(|parts| parts.flat_map(Binary::into_vec).collect::<Vec<u8>>());
     (number, parts.unwrap_or_default().into())
 }
