@@ -1,8 +1,6 @@
 //! A lane that a member has: the book, for which it stood in line, and the queue.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +22,12 @@ use tidegate_core::unsettled::Place;
 use tidegate_core::{Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
 
-use crate::artemis::{self, MESSAGES, Management, Question, address, of};
+use crate::artemis::{self, Management, address, of};
 use crate::codec::decode;
 use crate::connect::{Connection, Node, receiver, sender, within};
+use crate::copies::{Copies, Number, copy};
 use crate::error::{from_driver, timed_out};
-use crate::register::COPIES_MAX;
-use crate::send::{numbered, post, value};
+use crate::send::post;
 
 /// How many messages are taken at once from what has come.
 const PIECE: usize = 1_000;
@@ -37,29 +35,6 @@ const PIECE: usize = 1_000;
 const CREDIT: Duration = Duration::from_millis(100);
 
 type Came = std::result::Result<Delivery<Body<Value>>, RecvError>;
-
-/// Which of several books is the last: the owner's number, then its own. What an owner of before sent and was stored late does
-/// not come after what its successor wrote.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Number {
-    owner: u64,
-    book: u64,
-}
-
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.owner, self.book)
-    }
-}
-
-impl FromStr for Number {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        let (owner, book) = text.split_once('.').unwrap_or((text, "0"));
-        Ok(Self { owner: owner.parse()?, book: book.parse()? })
-    }
-}
 
 pub(crate) struct AmqpLane {
     channel: Name,
@@ -72,7 +47,7 @@ pub(crate) struct AmqpLane {
     /// Somebody waits for the receiver of messages, which is had by who waits for some.
     wanted: Notify,
     taken: Mutex<Taken>,
-    books: tokio::sync::Mutex<Books>,
+    book: tokio::sync::Mutex<Book>,
     transactions: Controller,
     // These last: what is on them goes with them. A member that is gone leaves its lanes to whoever closes them.
     session: tokio::sync::Mutex<SessionHandle<()>>,
@@ -86,13 +61,11 @@ struct Taken {
     open: BTreeMap<Place, DeliveryInfo>,
 }
 
-/// The books that have come: all but the last are to go.
-struct Books {
-    queue: String,
-    receiver: Receiver,
+/// The book, and what writes it.
+struct Book {
+    copies: Copies,
     sender: Sender,
     number: Number,
-    came: Vec<(Number, DeliveryInfo)>,
 }
 
 fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
@@ -110,25 +83,17 @@ impl AmqpLane {
         held: u32,
         timeout: Duration,
     ) -> Result<Self> {
-        const OPERATION: &str = "stand in line";
         let (queue, book) =
             (artemis::queue(channel, subscription, lane), artemis::book(channel, subscription, lane));
         let mut session = connection.session().await?;
         let transactions = Controller::attach(&mut session, "transactions");
         let transactions = within(timeout, "open a link for transactions", transactions).await?;
         let sender = sender(&mut session, Node::Queue, None, timeout).await?;
-        let line = receiver(&mut session, Node::Queue, book.clone(), timeout).await?;
-        let (number, came) = (Number::default(), Vec::new());
-        let mut books = Books { queue: book, receiver: line, sender, number, came };
-        within(timeout, OPERATION, books.receiver.set_credit(COPIES_MAX)).await?;
-        let mut found = books.next().await?;
-        let count = management.counts(&[Question::count(&books.queue, MESSAGES)]).await?;
-        while books.came.len() < count.first().copied().flatten().unwrap_or(0) as usize {
-            // Those that were there came together.
-            let Ok(next) = tokio::time::timeout(timeout, books.next()).await else { break };
-            found = std::cmp::max_by_key(found, next?, |(number, _)| *number);
-        }
-        books.number = Number { owner: found.0.owner + 1, book: 0 };
+        let mut copies = Copies::stand(&mut session, book, timeout).await?;
+        copies.next().await?;
+        let (number, found) = copies.last(management).await?;
+        copies.keep(number).await?;
+        let book = Book { copies, sender, number: number.next_owner() };
         let source = of(&address(channel, lane), &queue);
         let mut messages = receiver(&mut session, Node::Topic, source, timeout).await?;
         within(timeout, "read a queue", messages.set_credit(held)).await?;
@@ -137,11 +102,11 @@ impl AmqpLane {
             lane,
             timeout,
             held,
-            found: found.1,
+            found,
             messages: tokio::sync::Mutex::new(messages),
             wanted: Notify::new(),
             taken: Mutex::default(),
-            books: tokio::sync::Mutex::new(books),
+            book: tokio::sync::Mutex::new(book),
             transactions,
             session: tokio::sync::Mutex::new(session),
             _connection: Arc::clone(connection),
@@ -179,18 +144,6 @@ impl AmqpLane {
         // In line for it by now.
         self.wanted.notify_one();
         lock.await
-    }
-}
-
-impl Books {
-    async fn next(&mut self) -> Result<(Number, Bytes)> {
-        let came = self.receiver.recv::<Body<Value>>().await;
-        let came = came.map_err(|error| from_driver(&error, "read a book"))?;
-        let info = DeliveryInfo::from(&came);
-        let (number, value) = value(came.into_message());
-        let number = number.parse().unwrap_or_default();
-        self.came.push((number, info));
-        Ok((number, value))
     }
 }
 
@@ -247,28 +200,16 @@ impl Link for AmqpLane {
     }
 
     async fn write(&self, value: Bytes) -> Result<()> {
-        const OPERATION: &str = "note attempts";
-        let mut books = self.books.lock().await;
-        books.number.book += 1;
-        let number = books.number;
-        let book = numbered(books.queue.clone(), number.to_string(), &value);
-        match post(&mut books.sender, book, CREDIT, self.timeout, OPERATION).await {
+        let mut book = self.book.lock().await;
+        let number = book.number.next();
+        book.number = number;
+        let copy = copy(&book.copies.queue, number, &value);
+        match post(&mut book.sender, copy, CREDIT, self.timeout, "note attempts").await {
             // Consumers make the room that the server needs: they go on, and nothing is noted meanwhile.
             Err(error) if error.code() == code::LIMIT_REACHED => return Ok(()),
             stored => stored?,
         }
-        // It comes back here, where it is the last; those before may go then.
-        while books.came.iter().all(|(known, _)| *known != number) {
-            let next = tokio::time::timeout(self.timeout, books.next()).await;
-            next.map_err(|_| timed_out("read a book back"))??;
-        }
-        let (last, old) =
-            std::mem::take(&mut books.came).into_iter().partition(|(known, _)| *known == number);
-        books.came = last;
-        let old: Vec<(Number, DeliveryInfo)> = old;
-        within(self.timeout, OPERATION, books.receiver.accept_all(old.into_iter().map(|(_, info)| info)))
-            .await?;
-        within(self.timeout, OPERATION, books.receiver.set_credit(COPIES_MAX)).await
+        book.copies.keep(number).await
     }
 
     async fn close(&self) -> Result<()> {
@@ -281,17 +222,5 @@ impl Link for AmqpLane {
             }),
             Err(_) => Err(timed_out("give a lane up")),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn books_of_a_later_owner_are_later() {
-        let numbers = ["0.0", "1.1", "1.10", "2.0"].map(|text| text.parse::<Number>().unwrap());
-        assert!(numbers.is_sorted() && numbers.map(|number| number.to_string())[2] == "1.10");
-        assert!("x".parse::<Number>().is_err());
     }
 }

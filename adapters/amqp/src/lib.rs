@@ -19,13 +19,14 @@
 //!
 //! - `config`, `connect`, `error`: what a URL says, connections and links, what can go wrong
 //! - `codec`, `json`: messages, and what of other programs' messages becomes of them
-//! - `send`, `register`, `member`, `lane`, `queues`: the queues
+//! - `send`, `copies`, `register`, `member`, `lane`, `queues`: the queues
 //! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
 
 mod artemis;
 mod codec;
 mod config;
 mod connect;
+mod copies;
 mod error;
 mod json;
 mod lane;

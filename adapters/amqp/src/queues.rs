@@ -12,11 +12,11 @@ use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
 use crate::config::Config;
 use crate::connect::{Node, Shared, sender};
-use crate::lane::Number;
+use crate::copies::{Number, copy};
 use crate::member::AmqpMember;
 use crate::probe::probe;
 use crate::register::{self, Found};
-use crate::send::{AmqpSender, numbered, post};
+use crate::send::{AmqpSender, post};
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
@@ -136,7 +136,7 @@ impl Queues for AmqpQueues {
         let (_, mut session) = self.shared.session(&self.config).await?;
         let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
         for lane in lanes(channel) {
-            let book = numbered(artemis::book(name, subscription, lane), Number::default().to_string(), b"");
+            let book = copy(&artemis::book(name, subscription, lane), Number::default(), b"");
             post(&mut link, book, timeout, timeout, "make a book").await?;
         }
         let queue = |lane| {

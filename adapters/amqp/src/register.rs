@@ -5,21 +5,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fe2o3_amqp::Receiver;
-use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::messaging::Body;
-use fe2o3_amqp::types::primitives::Value;
 use tidegate_core::queue::Register;
-use tidegate_core::{Error, Name, Result};
+use tidegate_core::{Name, Result};
 
-use crate::artemis::{self, MESSAGES, Management, Question};
-use crate::connect::{Node, receiver, sender, within};
-use crate::error::{is_missing, timed_out};
-use crate::send::{numbered, post, value};
-
-/// How many messages of a register or a book there may be: those of writers that went away in the midst of it.
-pub(crate) const COPIES_MAX: u32 = 64;
+use crate::artemis::{self, Management};
+use crate::connect::{Node, sender};
+use crate::copies::{Copies, Number, copy};
+use crate::error::is_missing;
+use crate::send::post;
 
 pub(crate) enum Found {
     Register(Box<AmqpRegister>),
@@ -30,12 +24,10 @@ pub(crate) enum Found {
 }
 
 pub(crate) struct AmqpRegister {
+    copies: Copies,
     session: SessionHandle<()>,
-    receiver: Receiver,
-    name: Name,
     value: Bytes,
-    found: DeliveryInfo,
-    version: u64,
+    version: Number,
     timeout: Duration,
 }
 
@@ -46,9 +38,18 @@ pub(crate) async fn begin(
     value: &[u8],
     timeout: Duration,
 ) -> Result<()> {
+    write(session, &artemis::register(name), Number::default().next_owner(), value, timeout).await
+}
+
+async fn write(
+    session: &mut SessionHandle<()>,
+    queue: &str,
+    version: Number,
+    value: &[u8],
+    timeout: Duration,
+) -> Result<()> {
     let mut link = sender(session, Node::Queue, None, timeout).await?;
-    let message = numbered(artemis::register(name), 1.to_string(), value);
-    post(&mut link, message, timeout, timeout, "write a register").await
+    post(&mut link, copy(queue, version, value), timeout, timeout, "write a register").await
 }
 
 /// Takes the register as soon as nobody else holds it.
@@ -58,39 +59,18 @@ pub(crate) async fn find(
     name: &Name,
     timeout: Duration,
 ) -> Result<Found> {
-    const OPERATION: &str = "read a register";
-    let queue = artemis::register(name);
-    let mut receiver = match receiver(&mut session, Node::Queue, queue.clone(), timeout).await {
-        Ok(receiver) => receiver,
+    let mut copies = match Copies::stand(&mut session, artemis::register(name), timeout).await {
+        Ok(copies) => copies,
         Err(error) if is_missing(&error) => return Ok(Found::Missing),
         Err(error) => return Err(error),
     };
-    within(timeout, OPERATION, receiver.set_credit(COPIES_MAX)).await?;
-    let mut next = async || match within(timeout, OPERATION, receiver.recv::<Body<Value>>()).await {
-        Ok(came) => {
-            let found = DeliveryInfo::from(&came);
-            let (number, value) = value(came.into_message());
-            Ok(Some((number.parse::<u64>().unwrap_or(0), value, found)))
-        }
-        Err(error) if error.code() == timed_out(OPERATION).code() => Ok(None),
-        Err(error) => Err::<_, Error>(error),
-    };
-    let Some(mut best) = next().await? else { return Ok(Found::Empty) };
-    // Whoever wrote one or made the register went away in the midst of it, or two made it at once: the first of the highest
-    // version is it.
-    let count = management.counts(&[Question::count(&queue, MESSAGES)]).await?;
-    let mut others = Vec::new();
-    for _ in 1..count.first().copied().flatten().unwrap_or(1) {
-        let Some(other) = next().await? else { break };
-        others.push(if other.0 > best.0 { std::mem::replace(&mut best, other) } else { other });
+    match tokio::time::timeout(timeout, copies.next()).await {
+        Ok(came) => came?,
+        Err(_) => return Ok(Found::Empty),
     }
-    if !others.is_empty() {
-        let old = others.into_iter().map(|(_, _, found)| found);
-        within(timeout, "tidy a register", receiver.accept_all(old)).await?;
-    }
-    let (version, value, found) = best;
-    let name = name.clone();
-    Ok(Found::Register(Box::new(AmqpRegister { session, receiver, name, value, found, version, timeout })))
+    let (version, value) = copies.last(management).await?;
+    copies.keep(version).await?;
+    Ok(Found::Register(Box::new(AmqpRegister { copies, session, value, version, timeout })))
 }
 
 #[async_trait]
@@ -100,13 +80,12 @@ impl Register for AmqpRegister {
     }
 
     async fn give_back(self: Box<Self>, value: Option<Bytes>) -> Result<()> {
-        let Self { mut session, receiver, name, found, version, timeout, .. } = *self;
+        let Self { mut copies, mut session, version, timeout, .. } = *self;
         if let Some(value) = value {
-            let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
-            let message = numbered(artemis::register(&name), (version + 1).to_string(), &value);
-            post(&mut link, message, timeout, timeout, "write a register").await?;
-            within(timeout, "write a register", receiver.accept(found)).await?;
+            let next = version.next_owner();
+            write(&mut session, &copies.queue, next, &value, timeout).await?;
+            copies.keep(next).await?;
         }
-        within(timeout, "give a register back", receiver.close()).await
+        copies.leave().await
     }
 }

@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use fe2o3_amqp::Sender as Link;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::link::delivery::DeliveryFut;
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::messaging::{Data, Message as Amqp, MessageId, Outcome, Properties};
-use fe2o3_amqp::types::primitives::Binary;
+use fe2o3_amqp::types::messaging::{Data, Message as Amqp, Outcome};
 use futures::FutureExt as _;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::queue::{Sender, Taken};
@@ -18,29 +16,12 @@ use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 
 use crate::artemis::{address, is_unwanted};
-use crate::codec::{durable, encode};
+use crate::codec::encode;
 use crate::config::Config;
 use crate::connect::{Connection, Node, Shared, sender, within};
 use crate::error::{blocked, from_driver, from_server, timed_out};
 
 type Sent = DeliveryFut<std::result::Result<Outcome, SendError>>;
-
-/// What stands in a queue of our own: numbered, so that the last of several is known.
-pub(crate) fn numbered(address: String, number: String, value: &[u8]) -> Amqp<Data> {
-    Amqp {
-        header: Some(durable()),
-        delivery_annotations: None,
-        message_annotations: None,
-        properties: Some(Properties {
-            message_id: Some(MessageId::String(number)),
-            to: Some(address),
-            ..Properties::default()
-        }),
-        application_properties: None,
-        body: Data(Binary::from(value.to_vec())),
-        footer: None,
-    }
-}
 
 /// Sends one message, and returns when it is stored; an error of the code `limit-reached` if the server gives no credit for it
 /// within so long, and nothing was sent.
@@ -201,17 +182,4 @@ impl Sender for AmqpSender {
             Error::new(code::CONNECTION_LOST, text).with("operation", "end a producer").because(error)
         })
     }
-}
-
-/// What stands in a message of our own, and its number.
-pub(crate) fn value(
-    message: Amqp<fe2o3_amqp::types::messaging::Body<fe2o3_amqp::types::primitives::Value>>,
-) -> (String, Bytes) {
-    let number = match message.properties.and_then(|properties| properties.message_id) {
-        Some(MessageId::String(number)) => number,
-        _ => String::new(),
-    };
-    let parts =
-        message.body.try_into_data().map(|parts| parts.flat_map(Binary::into_vec).collect::<Vec<u8>>());
-    (number, parts.unwrap_or_default().into())
 }
