@@ -278,15 +278,13 @@ impl Asking {
             let answer = tokio::time::timeout_at(until, one).await.map_err(|_| timed_out(OPERATION))?;
             match answer.map_err(|error| from_driver(&error, OPERATION))? {
                 Outcome::Accepted(_) => {}
+                // Some releases do not say that a right is missing, but where they stumbled over that.
                 Outcome::Rejected(rejected) => {
                     let error = from_server(rejected.error.as_ref(), OPERATION);
-                    return Err(if error.code() == code::ACCESS_DENIED {
-                        Error::new(code::ACCESS_DENIED, "the user may not manage the server")
-                            .hint(format!("give its role the permissions manage and send of {MANAGEMENT}"))
-                            .because(error)
-                    } else {
-                        error
-                    });
+                    let text = "the server takes no questions to its management from this user";
+                    return Err(Error::new(code::ACCESS_DENIED, text)
+                        .hint(format!("give its role the permissions manage and send of {MANAGEMENT}"))
+                        .because(error));
                 }
                 _ => return Err(from_server(None, OPERATION)),
             }

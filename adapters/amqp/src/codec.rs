@@ -228,3 +228,152 @@ fn text(name: &str, value: &SimpleValue) -> Result<String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use fe2o3_amqp::types::messaging::{AmqpSequence, Batch};
+    use fe2o3_amqp::types::primitives::Timestamp;
+
+    use super::*;
+
+    /// As it comes when it is sent as it is.
+    fn sent(message: &Message) -> Amqp<Body<Value>> {
+        let sent = encode(message, "to".to_owned());
+        Amqp {
+            header: sent.header,
+            delivery_annotations: None,
+            message_annotations: sent.message_annotations,
+            properties: sent.properties,
+            application_properties: sent.application_properties,
+            body: Body::Data(Batch::new(vec![sent.body])),
+            footer: None,
+        }
+    }
+
+    /// As a client of JMS sends it.
+    fn jms(kind: i8, body: Body<Value>) -> Amqp<Body<Value>> {
+        let annotation = (OwnedKey::from(JMS_KIND), Value::Byte(kind));
+        Amqp {
+            header: Some(durable()),
+            delivery_annotations: None,
+            message_annotations: Some(MessageAnnotations(OrderedMap::from_iter([annotation]))),
+            properties: Some(Properties {
+                message_id: Some(MessageId::String("ID:9".to_owned())),
+                to: Some("tidegate.orders/3".to_owned()),
+                subject: Some("placed".to_owned()),
+                reply_to: Some("answers".to_owned()),
+                correlation_id: Some(MessageId::Ulong(4)),
+                creation_time: Some(Timestamp::from_milliseconds(1_500)),
+                group_id: Some("order-1".to_owned()),
+                ..Properties::default()
+            }),
+            application_properties: None,
+            body,
+            footer: None,
+        }
+    }
+
+    fn value(value: Value) -> Body<Value> {
+        Body::Value(AmqpValue(value))
+    }
+
+    #[test]
+    fn a_message_is_what_others_read_and_is_read_back() {
+        let mut message = Message::with_id("7", "/shop", "order.placed")
+            .with_subject("order-ß")
+            .with_data("application/json", r#"{"a":1}"#)
+            .with_header("region", "")
+            .unwrap();
+        message.correlation_id = Some("c".into());
+        let found = sent(&message);
+        assert_eq!(found.header.as_ref().map(|header| header.durable), Some(true));
+        assert_eq!(found.message_annotations, None, "text needs none");
+        let properties = found.properties.clone().unwrap();
+        assert_eq!(properties.message_id, Some(MessageId::String("7".to_owned())));
+        assert_eq!(properties.content_type, Some(Symbol::from("application/json")));
+        assert_eq!(properties.subject.as_deref(), Some("order.placed"));
+        assert_eq!(properties.group_id.as_deref(), Some("order-ß"));
+        let named = found.application_properties.clone().unwrap().0;
+        let named: Vec<_> =
+            named.into_iter().map(|(name, value)| (name, text("", &value).unwrap())).collect();
+        let right = [
+            ("cloudEvents_specversion", "1.0"),
+            ("cloudEvents_id", "7"),
+            ("cloudEvents_source", "/shop"),
+            ("cloudEvents_type", "order.placed"),
+            ("cloudEvents_subject", "order-ß"),
+            ("cloudEvents_correlationid", "c"),
+            ("region", ""),
+        ];
+        assert_eq!(named, right.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(decode(found).unwrap(), message);
+    }
+
+    #[test]
+    fn bytes_are_told_from_text_and_odd_media_types_are_kept() {
+        let mut message = Message::with_id("7", "/shop", "picture").with_data("image/png", vec![0, 255]);
+        let found = sent(&message);
+        let kinds: Vec<_> = found.message_annotations.clone().unwrap().0.into_iter().collect();
+        assert_eq!(kinds, [(OwnedKey::from(JMS_KIND), Value::Byte(JMS_BYTES))]);
+        assert_eq!(decode(found).unwrap(), message);
+        message.datacontenttype = Some("text/ß".into());
+        assert_eq!(decode(sent(&message)).unwrap(), message);
+        message.datacontenttype = None;
+        assert_eq!(decode(sent(&message)).unwrap(), message);
+    }
+
+    #[test]
+    fn what_clients_of_jms_send_is_a_message() {
+        let mut text = jms(5, value(Value::String("größe".to_owned())));
+        let named = [("orderId", SimpleValue::Int(7)), ("_AMQ_OWN", SimpleValue::Bool(true))];
+        let named = named.map(|(name, value)| (name.to_owned(), value));
+        text.application_properties = Some(ApplicationProperties(OrderedMap::from_iter(named)));
+        let mut right = Message::with_id("ID:9", SOURCE, "placed")
+            .with_subject("order-1")
+            .with_time(1_500_000)
+            .with_data("text/plain", "größe")
+            .with_header("orderid", "7")
+            .unwrap()
+            .with_header(REPLY_TO, "answers")
+            .unwrap();
+        right.correlation_id = Some("4".into());
+        assert_eq!(decode(text).unwrap(), right);
+
+        let mut bytes = jms(JMS_BYTES, Body::Data(Batch::new(vec![Data::from([1, 2]), Data::from([3])])));
+        bytes.properties.get_or_insert_default().content_type =
+            Some(Symbol::from("application/octet-stream"));
+        let found = decode(bytes).unwrap();
+        assert_eq!(
+            (&found.data[..], found.datacontenttype.as_deref()),
+            (&[1, 2, 3][..], Some("application/octet-stream"))
+        );
+
+        let map = [("name", Value::String("a".to_owned())), ("raw", Value::Binary(Binary::from([0xff])))];
+        let map = OrderedMap::from_iter(map.map(|(name, value)| (Value::String(name.to_owned()), value)));
+        let found = decode(jms(2, value(Value::Map(map)))).unwrap();
+        assert_eq!(
+            (&found.data[..], found.datacontenttype.as_deref()),
+            (&br#"{"name":"a","raw":"/w=="}"#[..], Some("application/json"))
+        );
+
+        let stream = Batch::new(vec![AmqpSequence(vec![Value::Long(-5), Value::Null])]);
+        assert_eq!(&decode(jms(4, Body::Sequence(stream))).unwrap().data[..], b"[-5,null]");
+        assert!(decode(jms(0, Body::Empty)).unwrap().data.is_empty());
+    }
+
+    #[test]
+    fn objects_and_what_cannot_be_read_are_no_messages() {
+        let (error, body) =
+            decode(jms(JMS_OBJECT, Body::Data(Batch::new(vec![Data::from([0xac, 0xed])])))).unwrap_err();
+        assert!(error.message().contains("object of Java") && body[..] == [0xac, 0xed], "{error}");
+        let mut nameless = jms(5, value(Value::String("x".to_owned())));
+        nameless.properties.get_or_insert_default().message_id = None;
+        let (error, body) = decode(nameless).unwrap_err();
+        assert!(error.message().contains("nor an id") && &body[..] == b"x", "{error}");
+        let mut twice = jms(5, value(Value::Null));
+        let named = ["orderId", "OrderId"].map(|name| (name.to_owned(), SimpleValue::Null));
+        twice.application_properties = Some(ApplicationProperties(OrderedMap::from_iter(named)));
+        let (error, _) = decode(twice).unwrap_err();
+        assert!(error.message().contains("orderid"), "{error}");
+    }
+}

@@ -237,8 +237,8 @@ fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
 /// makes the handshake as well, which it does with another library of cryptography than the rest of this program.
 async fn external<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<()> {
     const HEADER: &[u8; 8] = b"AMQP\x03\x01\x00\x00";
-    // A list (sasl-init) whose first field is the symbol of the mechanism.
-    const INIT: &[u8] = b"\x00\x00\x00\x18\x02\x01\x00\x00\x00\x53\x41\xc0\x0b\x01\xa3\x08EXTERNAL";
+    // A list (sasl-init): the symbol of the mechanism, and an answer to a question that is not asked then.
+    const INIT: &[u8] = b"\x00\x00\x00\x1a\x02\x01\x00\x00\x00\x53\x41\xc0\x0d\x02\xa3\x08EXTERNAL\xa0\x00";
     const FRAME_MAX: usize = 4 << 10;
     async fn frame<S: AsyncRead + Unpin>(stream: &mut S) -> std::io::Result<Vec<u8>> {
         let length = stream.read_u32().await? as usize;

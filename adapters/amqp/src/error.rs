@@ -1,9 +1,9 @@
 //! Everything a server of AMQP 1.0 and the driver can say, mapped to the codes of the framework.
 
-use fe2o3_amqp::connection::OpenError;
+use fe2o3_amqp::connection::{ConnectionStopReason, OpenError};
 use fe2o3_amqp::link::{
     DetachError, IllegalLinkStateError, LinkStateError, ReceiverAttachError, RecvError, SendError,
-    SenderAttachError,
+    SenderAttachError, SessionStopReason,
 };
 use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::transaction::ControllerSendError;
@@ -31,15 +31,32 @@ macro_rules! said {
 
 said! {
     OpenError: Self::RemoteClosedWithError(error) => Some(error);
-    BeginError: Self::RemoteEndedWithError(error) => Some(error);
-    ReceiverAttachError: Self::RemoteClosedWithError(error) => Some(error);
-    SenderAttachError: Self::RemoteClosedWithError(error) => Some(error);
-    LinkStateError: Self::RemoteClosedWithError(error) | Self::RemoteDetachedWithError(error) => Some(error);
-    DetachError: Self::RemoteClosedWithError(error) | Self::RemoteDetachedWithError(error) => Some(error);
+    BeginError: Self::RemoteEndedWithError(error) => Some(error), Self::ConnectionStopped(why) => stopped(why);
+    ReceiverAttachError: Self::RemoteClosedWithError(error) => Some(error), Self::SessionStopped(why) => ended(why);
+    SenderAttachError: Self::RemoteClosedWithError(error) => Some(error), Self::SessionStopped(why) => ended(why);
+    LinkStateError: Self::RemoteClosedWithError(error) | Self::RemoteDetachedWithError(error) => Some(error),
+        Self::SessionStopped(why) => ended(why);
+    DetachError: Self::RemoteClosedWithError(error) | Self::RemoteDetachedWithError(error) => Some(error),
+        Self::SessionStopped(why) => ended(why);
     SendError: Self::LinkStateError(error) => error.said(), Self::Detached(error) => error.said();
     RecvError: Self::LinkStateError(error) => error.said();
     ControllerSendError: Self::Rejected(rejected) => rejected.error.as_ref();
-    IllegalLinkStateError: ;
+    IllegalLinkStateError: Self::SessionStopped(why) => ended(why);
+}
+
+fn ended(why: &SessionStopReason) -> Option<&definitions::Error> {
+    match why {
+        SessionStopReason::RemoteEndedWithError(error) => Some(error),
+        SessionStopReason::ConnectionStopped(why) => stopped(why),
+        _ => None,
+    }
+}
+
+fn stopped(why: &ConnectionStopReason) -> Option<&definitions::Error> {
+    match why {
+        ConnectionStopReason::RemoteClosedWithError(error) => Some(error),
+        _ => None,
+    }
 }
 
 /// An error of a call that was sent, or may have been.
