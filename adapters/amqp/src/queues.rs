@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidegate_core::error::code;
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
-use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
+use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
 use crate::config::Config;
@@ -15,7 +14,7 @@ use crate::connect::{Node, Shared, sender};
 use crate::copies::{Number, copy};
 use crate::member::AmqpMember;
 use crate::probe::probe;
-use crate::register::{self, Found};
+use crate::register::{self, AmqpRegister};
 use crate::send::{AmqpSender, post};
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
@@ -69,7 +68,7 @@ impl AmqpQueues {
         Ok(opened)
     }
 
-    async fn find(&self, channel: &Name) -> Result<Found> {
+    async fn find(&self, channel: &Name) -> Result<Option<Box<AmqpRegister>>> {
         let management = self.management().await?;
         let (_, session) = self.shared.session(&self.config).await?;
         register::find(session, &management, channel, self.config.timeout).await
@@ -97,29 +96,17 @@ impl Queues for AmqpQueues {
     async fn create(&self, channel: &Channel, value: Bytes) -> Result<()> {
         let (management, queue) = (self.management().await?, artemis::register(&channel.name));
         management.settle(&[queue.clone(), address(&channel.name, Lane(0))]).await?;
-        let count = management.counts(&[Question::count(&queue, MESSAGES)]).await?;
-        let is_there = count.first().copied().flatten().is_some();
         management.tell(&[Question::make(Node::Queue, &queue, &queue)], "make a register").await?;
-        if is_there && let Found::Register(register) = self.find(&channel.name).await? {
+        if let Some(register) = self.find(&channel.name).await? {
             return register.give_back(None).await;
         }
-        // Whoever made it went away before there was something in it; if somebody does so just now, the first one counts.
+        // If somebody else makes it just now, the first one counts.
         let (_, mut session) = self.shared.session(&self.config).await?;
         register::begin(&mut session, &channel.name, &value, self.config.timeout).await
     }
 
     async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
-        match self.find(channel).await? {
-            Found::Register(register) => Ok(Some(register)),
-            Found::Missing => Ok(None),
-            Found::Empty => {
-                let text = format!(
-                    "the register of channel {channel} is held by somebody who does not give it back"
-                );
-                Err(Error::new(code::UNREACHABLE, text)
-                    .hint("if nobody is at work on the channel, create it again: its register is made anew"))
-            }
-        }
+        Ok(self.find(channel).await?.map(|register| -> Box<dyn Register> { register }))
     }
 
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {

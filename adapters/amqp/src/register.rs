@@ -6,22 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fe2o3_amqp::session::SessionHandle;
+use tidegate_core::error::code;
 use tidegate_core::queue::Register;
-use tidegate_core::{Name, Result};
+use tidegate_core::{Error, Name, Result};
 
-use crate::artemis::{self, Management};
+use crate::artemis::{self, MESSAGES, Management, Question};
 use crate::connect::{Node, sender};
 use crate::copies::{Copies, Number, copy};
 use crate::error::is_missing;
 use crate::send::post;
-
-pub(crate) enum Found {
-    Register(Box<AmqpRegister>),
-    /// There is no such queue.
-    Missing,
-    /// Nothing came for as long as an answer may take.
-    Empty,
-}
 
 pub(crate) struct AmqpRegister {
     copies: Copies,
@@ -52,25 +45,38 @@ async fn write(
     post(&mut link, copy(queue, version, value), timeout, timeout, "write a register").await
 }
 
-/// Takes the register as soon as nobody else holds it.
+/// Takes the register as soon as nobody else holds it; nothing if there is none. One in which nothing was ever written is none:
+/// whoever made it went away in the midst of it.
 pub(crate) async fn find(
     mut session: SessionHandle<()>,
     management: &Management,
     name: &Name,
     timeout: Duration,
-) -> Result<Found> {
-    let mut copies = match Copies::stand(&mut session, artemis::register(name), timeout).await {
+) -> Result<Option<Box<AmqpRegister>>> {
+    let queue = artemis::register(name);
+    // With what is in somebody's hand.
+    let count = management.counts(&[Question::count(&queue, MESSAGES)]).await?;
+    if count.first().copied().flatten().unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let mut copies = match Copies::stand(&mut session, queue, timeout).await {
         Ok(copies) => copies,
-        Err(error) if is_missing(&error) => return Ok(Found::Missing),
+        Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
     match tokio::time::timeout(timeout, copies.next()).await {
         Ok(came) => came?,
-        Err(_) => return Ok(Found::Empty),
+        Err(_) => {
+            let text =
+                format!("the register of channel {name} is held by somebody who does not give it back");
+            return Err(Error::new(code::UNREACHABLE, text).hint(
+                "whoever holds it has lost it when its connection ends: look at the consumers of its queue",
+            ));
+        }
     }
     let (version, value) = copies.last(management).await?;
     copies.keep(version).await?;
-    Ok(Found::Register(Box::new(AmqpRegister { copies, session, value, version, timeout })))
+    Ok(Some(Box::new(AmqpRegister { copies, session, value, version, timeout })))
 }
 
 #[async_trait]

@@ -10,10 +10,11 @@ use fe2o3_amqp::types::messaging::{
 };
 use fe2o3_amqp::types::primitives::{Array, OrderedMap, SimpleValue, Symbol, Value};
 use fe2o3_amqp::{Connection, Sender, Session};
+use serde_json::Value as Json;
 use tidegate_conformance::{Proxy, Traffic};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settlement};
-use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
+use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Name, Subscription, Topology};
 use tidegate_services::broker::{Broker as Service, Options, Server, shared};
 use tidegate_services::skipped;
 use tokio::time::Instant;
@@ -255,6 +256,21 @@ async fn a_server_that_drops_and_counts_is_set_right() {
     }
 }
 
+/// Whoever made the channel was killed before its register was written.
+#[tokio::test]
+async fn a_channel_that_was_made_by_half_is_made() {
+    let Some(server) = shared(Service::Artemis).await else { return };
+    let broker = open(&server.url());
+    assert!(broker.probe().await.is_ok());
+    let wanted =
+        r#"{"name":"tidegate.half","address":"tidegate.half","routing-type":"ANYCAST","exclusive":true}"#;
+    manage(&server.url(), "createQueue", &[wanted.into()]).await;
+    assert!(broker.channel(&Name::new("half").unwrap()).await.unwrap().is_none());
+    let (channel, subscription) = channel(&*broker, "half").await;
+    publish(&*broker, &channel, 0..1).await;
+    take(&mut *broker.subscribe(&subscription).await.unwrap(), 1).await;
+}
+
 #[tokio::test]
 async fn a_queue_that_somebody_removed_is_named() {
     let Some(server) = shared(Service::Artemis).await else { return };
@@ -263,15 +279,7 @@ async fn a_queue_that_somebody_removed_is_named() {
     publish(&*broker, &channel, 0..1).await;
     let mut consumer = broker.subscribe(&subscription).await.unwrap();
     let came = take(&mut *consumer, 1).await;
-    let management = Properties {
-        to: Some("activemq.management".to_owned()),
-        reply_to: Some("tidegate.nobody".to_owned()),
-        ..Properties::default()
-    };
-    let named =
-        [("_AMQ_ResourceName", "broker".to_owned()), ("_AMQ_OperationName", "destroyQueue".to_owned())];
-    let arguments = r#"["tidegate.removed/s/0",true,true]"#.to_owned();
-    send(&server.url(), "queue", management, &named, AmqpValue(Value::String(arguments))).await;
+    manage(&server.url(), "destroyQueue", &["tidegate.removed/s/0".into(), true.into(), true.into()]).await;
     let until = Instant::now() + Duration::from_secs(10);
     let error = loop {
         match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
@@ -285,6 +293,18 @@ async fn a_queue_that_somebody_removed_is_named() {
     assert!(settled[0].is_lost(), "{settled:?}");
     let sent = broker.producer(&channel).await.unwrap().publish(&messages(1..2)).await;
     assert_eq!(sent[0].error().unwrap().code(), code::SUBSCRIPTION_MISSING);
+}
+
+/// Has the server do something.
+async fn manage(url: &str, operation: &str, arguments: &[Json]) {
+    let properties = Properties {
+        to: Some("activemq.management".to_owned()),
+        reply_to: Some("tidegate.nobody".to_owned()),
+        ..Properties::default()
+    };
+    let named = [("_AMQ_ResourceName", "broker".to_owned()), ("_AMQ_OperationName", operation.to_owned())];
+    let arguments = Json::from(arguments).to_string();
+    send(url, "queue", properties, &named, AmqpValue(Value::String(arguments))).await;
 }
 
 /// Sends a message as another program does; its properties say where to.
