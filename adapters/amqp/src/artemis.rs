@@ -129,10 +129,9 @@ fn needed() -> Json {
 }
 
 /// What becomes of messages to a full address: nothing is dropped, and nothing refused behind which others are taken.
-const FULL: [(&str, &[&str], &str); 2] = [
-    ("addressFullMessagePolicy", &["PAGE", "BLOCK"], "PAGE"),
-    ("pageFullMessagePolicy", &["", "BLOCK"], "BLOCK"),
-];
+const FULL: &str = "addressFullMessagePolicy";
+/// Beyond these an address drops or refuses as well.
+const UNLIMITED: [&str; 2] = ["pageLimitBytes", "pageLimitMessages"];
 
 /// What of the settings of an address is not as needed, and how it has to be.
 fn missing(found: &Json) -> serde_json::Map<String, Json> {
@@ -142,10 +141,12 @@ fn missing(found: &Json) -> serde_json::Map<String, Json> {
             missing.insert(name.clone(), wanted.clone());
         }
     }
-    for (name, good, wanted) in FULL {
-        let policy = found.get(name).and_then(Json::as_str).unwrap_or_default();
-        if !good.contains(&policy) && !(policy.is_empty() && name == FULL[0].0) {
-            missing.insert(name.to_owned(), wanted.into());
+    if found.get(FULL).and_then(Json::as_str).is_some_and(|policy| policy != "PAGE" && policy != "BLOCK") {
+        missing.insert(FULL.to_owned(), "PAGE".into());
+    }
+    for name in UNLIMITED {
+        if found.get(name).and_then(Json::as_i64).is_some_and(|limit| limit >= 0) {
+            missing.insert(name.to_owned(), (-1).into());
         }
     }
     missing
@@ -376,4 +377,37 @@ fn refused(said: String, operation: &'static str) -> Error {
             .verdict_is(Verdict::Unknown)
     };
     error.with("operation", operation).because(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_lose_messages_are_missing_others() {
+        let stock =
+            json!({"maxDeliveryAttempts": 10, "addressFullMessagePolicy": "DROP", "pageLimitBytes": 5});
+        let missing_of_stock = missing(&stock);
+        for (name, wanted) in [
+            ("maxDeliveryAttempts", json!(-1)),
+            ("noExpiry", json!(true)),
+            ("addressFullMessagePolicy", json!("PAGE")),
+            ("pageLimitBytes", json!(-1)),
+        ] {
+            assert_eq!(missing_of_stock.get(name), Some(&wanted), "{name}");
+        }
+        let mut good = needed();
+        good["addressFullMessagePolicy"] = json!("BLOCK");
+        assert!(missing(&good).is_empty(), "whoever is made to wait loses nothing");
+    }
+
+    #[test]
+    fn names_are_apart() {
+        // Names have no slash.
+        let [channel, subscription] = ["a", "b"].map(|name| Name::new(name).unwrap());
+        assert_eq!(address(&channel, Lane(3)), "tidegate.a/3");
+        assert_eq!(queue(&channel, &subscription, Lane(3)), "tidegate.a/b/3");
+        assert_eq!(book(&channel, &subscription, Lane(3)), "tidegate.a/b/3/book");
+        assert_eq!(of("tidegate.a/3", "tidegate.a/b/3"), "tidegate.a/3::tidegate.a/b/3");
+    }
 }

@@ -164,18 +164,3 @@ impl Queues for AmqpQueues {
         Ok(Arc::new(AmqpMember::open(&self.config, channel, subscription).await?))
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_apart() {
-        // Names have neither a slash nor a dot that could be taken for ours.
-        let [channel, subscription] = ["a", "b"].map(|name| Name::new(name).unwrap());
-        assert_eq!(address(&channel, Lane(3)), "tidegate.a/3");
-        assert_eq!(artemis::queue(&channel, &subscription, Lane(3)), "tidegate.a/b/3");
-        assert_eq!(artemis::book(&channel, &subscription, Lane(3)), "tidegate.a/b/3/book");
-        assert_eq!(artemis::of("tidegate.a/3", "tidegate.a/b/3"), "tidegate.a/3::tidegate.a/b/3");
-    }
-}

@@ -36,7 +36,7 @@ pub enum Service {
 /// The services that the test command starts; the tests of the others do not run. An adapter's service joins with a
 /// line here.
 const USED: &[Service] =
-    &[Service::Postgresql, Service::Mongodb, Service::Redis, Service::Nats, Service::Kafka];
+    &[Service::Postgresql, Service::Mongodb, Service::Redis, Service::Nats, Service::Kafka, Service::Artemis];
 
 /// How a service is run.
 pub(crate) enum Kind {
@@ -96,8 +96,13 @@ impl Service {
     /// Whether the test command fails without it.
     pub fn is_required(self) -> bool {
         match self {
-            Service::Postgresql | Service::Mongodb | Service::Redis | Service::Nats | Service::Kafka => true,
-            Service::Rabbitmq | Service::Artemis | Service::Activemq => false,
+            Service::Postgresql
+            | Service::Mongodb
+            | Service::Redis
+            | Service::Nats
+            | Service::Kafka
+            | Service::Artemis => true,
+            Service::Rabbitmq | Service::Activemq => false,
         }
     }
 

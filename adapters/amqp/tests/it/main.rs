@@ -241,6 +241,8 @@ async fn a_server_that_drops_and_counts_is_set_right() {
         .with_setting("addressSettings.#.maxDeliveryAttempts", 1)
         .with_setting("addressSettings.#.addressFullMessagePolicy", "DROP")
         .with_setting("addressSettings.#.maxSizeBytes", 40_000)
+        .with_setting("addressSettings.#.pageLimitMessages", 10)
+        .with_setting("addressSettings.#.pageFullMessagePolicy", "DROP")
         .with_setting("addressSettings.#.defaultRingSize", 1);
     let Some(server) = server(options).await else { return };
     let broker = open(&server.url());
