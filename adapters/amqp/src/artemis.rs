@@ -98,8 +98,9 @@ impl Question {
         Self { resource: format!("queue.{queue}"), operation: what, arguments: json!([]) }
     }
 
-    pub(crate) fn version() -> Self {
-        Self::operation("getVersion", json!([]))
+    /// Something of the server as a whole.
+    pub(crate) fn server(what: &'static str) -> Self {
+        Self::operation(what, json!([]))
     }
 
     fn operation(operation: &'static str, arguments: Json) -> Self {

@@ -9,15 +9,18 @@ use bytes::Bytes;
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::messaging::{Body, Data, Message as Amqp, MessageId, Properties};
+use fe2o3_amqp::transaction::{
+    Controller, Transaction, TransactionDischarge as _, TransactionPosting as _, TransactionRetirement as _,
+};
+use fe2o3_amqp::types::messaging::{Body, Data, Message as Amqp, MessageId, Outcome, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Value};
 use tidegate_core::Result;
 use tokio::time::Instant;
 
 use crate::artemis::{MESSAGES, Management, Question};
 use crate::codec::durable;
-use crate::connect::{Node, receiver, within};
-use crate::error::{from_driver, timed_out};
+use crate::connect::{Node, receiver, sender, within};
+use crate::error::{blocked, from_driver, from_server, timed_out};
 
 /// How many copies are taken.
 const MOST: u32 = 64;
@@ -150,6 +153,37 @@ impl Copies {
         let old = old.into_iter().map(|(_, _, info)| info);
         within(self.timeout, OPERATION, self.receiver.accept_all(old)).await?;
         within(self.timeout, OPERATION, self.receiver.set_credit(MOST)).await
+    }
+
+    /// Writes a copy in the place of those that came, all in one transaction.
+    pub(crate) async fn replace(
+        &mut self,
+        session: &mut SessionHandle<()>,
+        number: Number,
+        value: &[u8],
+    ) -> Result<()> {
+        const OPERATION: &str = "replace a copy";
+        let time = self.timeout;
+        let mut link = sender(session, Node::Queue, None, time).await?;
+        let transactions = Controller::attach(session, "transactions");
+        let transactions = within(time, OPERATION, transactions).await?;
+        let mut both = within(time, OPERATION, Transaction::declare(&transactions, None)).await?;
+        both.set_rollback_on_drop_trials(0);
+        let sent =
+            match tokio::time::timeout(time, both.post(&mut link, copy(&self.queue, number, value))).await {
+                Ok(sent) => sent.map_err(|error| from_driver(&error, OPERATION))?,
+                // Nothing of it counts.
+                Err(_) => return Err(blocked().with("operation", OPERATION)),
+            };
+        match sent {
+            Outcome::Accepted(_) => {}
+            Outcome::Rejected(rejected) => return Err(from_server(rejected.error.as_ref(), OPERATION)),
+            _ => return Err(from_server(None, OPERATION)),
+        }
+        for (_, _, info) in self.came.drain(..) {
+            within(time, OPERATION, both.accept(&mut self.receiver, info)).await?;
+        }
+        within(time, OPERATION, both.commit()).await
     }
 
     /// Leaves the queue, with what is in it.

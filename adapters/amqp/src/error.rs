@@ -6,7 +6,7 @@ use fe2o3_amqp::link::{
     SenderAttachError, SessionStopReason,
 };
 use fe2o3_amqp::session::BeginError;
-use fe2o3_amqp::transaction::ControllerSendError;
+use fe2o3_amqp::transaction::{ControllerSendError, PostError};
 use fe2o3_amqp::types::definitions::{self, AmqpError, ConnectionError, ErrorCondition, LinkError};
 use tidegate_core::Error;
 use tidegate_core::error::{Code, Verdict, code};
@@ -39,6 +39,7 @@ said! {
     DetachError: Self::RemoteClosedWithError(error) | Self::RemoteDetachedWithError(error) => Some(error),
         Self::SessionStopped(why) => ended(why);
     SendError: Self::LinkStateError(error) => error.said(), Self::Detached(error) => error.said();
+    PostError: Self::LinkStateError(error) => error.said(), Self::Detached(error) => error.said();
     RecvError: Self::LinkStateError(error) => error.said();
     ControllerSendError: Self::Rejected(rejected) => rejected.error.as_ref();
     IllegalLinkStateError: Self::SessionStopped(why) => ended(why);

@@ -59,6 +59,8 @@ pub(crate) struct AmqpLane {
 struct Taken {
     count: u64,
     open: BTreeMap<Place, DeliveryInfo>,
+    /// Acknowledgements are being handed over: whoever finds this has been preceded by one that was dropped at that.
+    is_acknowledging: bool,
 }
 
 /// The book, and what writes it.
@@ -182,13 +184,24 @@ impl Link for AmqpLane {
     async fn settle(&self, places: &[Place]) -> Result<()> {
         const OPERATION: &str = "acknowledge";
         let mut receiver = self.receiver().await;
-        let (done, credit) = {
+        let done: Vec<(Place, DeliveryInfo)> = {
             let mut taken = lock(&self.taken);
-            let done: Vec<DeliveryInfo> =
-                places.iter().filter_map(|place| taken.open.remove(place)).collect();
-            (done, self.held.saturating_sub(u32::try_from(taken.open.len()).unwrap_or(u32::MAX)))
+            if std::mem::replace(&mut taken.is_acknowledging, true) {
+                // The driver has forgotten some that it may not have sent. They come again when the lane is gone.
+                let text = "what was to be acknowledged may not have been sent";
+                return Err(Error::new(code::CONNECTION_LOST, text).with("operation", OPERATION));
+            }
+            let open = |place: &Place| taken.open.get(place).map(|info| (*place, info.clone()));
+            places.iter().filter_map(open).collect()
         };
-        within(self.timeout, OPERATION, receiver.accept_all(done)).await?;
+        let infos = done.iter().map(|(_, info)| info.clone());
+        within(self.timeout, OPERATION, receiver.accept_all(infos)).await?;
+        let credit = {
+            let mut taken = lock(&self.taken);
+            taken.is_acknowledging = false;
+            done.iter().for_each(|(place, _)| _ = taken.open.remove(place));
+            self.held.saturating_sub(u32::try_from(taken.open.len()).unwrap_or(u32::MAX))
+        };
         within(self.timeout, OPERATION, receiver.set_credit(credit)).await?;
         drop(receiver);
         // Nobody answers an acknowledgement. A transaction that is begun behind it on the same session is answered when

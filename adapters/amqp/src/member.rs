@@ -1,13 +1,11 @@
 //! A member of a subscription: a connection of its own, so that everything it has is free when it is gone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::session::SessionHandle;
-use tidegate_core::error::code;
 use tidegate_core::queue::{Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
@@ -23,8 +21,6 @@ pub(crate) struct AmqpMember {
     connection: Arc<Connection>,
     channel: Channel,
     subscription: Name,
-    /// How many members there were when it was seen last.
-    count: AtomicUsize,
     timeout: Duration,
 }
 
@@ -42,7 +38,6 @@ impl AmqpMember {
             connection: Arc::new(connection),
             channel: channel.clone(),
             subscription: subscription.clone(),
-            count: AtomicUsize::new(1),
             timeout,
         })
     }
@@ -52,17 +47,8 @@ impl AmqpMember {
 impl Member for AmqpMember {
     async fn count(&self) -> Result<usize> {
         let members = artemis::members(&self.channel.name, &self.subscription);
-        match self.management.counts(&[Question::count(&members, CONSUMERS)]).await {
-            Ok(counts) => {
-                let count = counts.first().copied().flatten().unwrap_or(0);
-                let count = usize::try_from(count).unwrap_or(usize::MAX);
-                self.count.store(count, Ordering::Relaxed);
-                Ok(count)
-            }
-            // Short of disk, the server takes no questions either; consumers make room.
-            Err(error) if error.code() == code::LIMIT_REACHED => Ok(self.count.load(Ordering::Relaxed)),
-            Err(error) => Err(error),
-        }
+        let counts = self.management.counts(&[Question::count(&members, CONSUMERS)]).await?;
+        Ok(usize::try_from(counts.first().copied().flatten().unwrap_or(0)).unwrap_or(usize::MAX))
     }
 
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {

@@ -9,6 +9,7 @@ use fe2o3_amqp::session::SessionHandle;
 use tidegate_core::error::code;
 use tidegate_core::queue::Register;
 use tidegate_core::{Error, Name, Result};
+use tokio::time::Instant;
 
 use crate::artemis::{self, MESSAGES, Management, Question};
 use crate::connect::{Node, sender};
@@ -16,12 +17,15 @@ use crate::copies::{Copies, Number, copy};
 use crate::error::is_missing;
 use crate::send::post;
 
+/// How long to wait before it is counted what is in the queue, and how often there is nothing in one that nobody has written to.
+const LOOK: Duration = Duration::from_millis(200);
+const EMPTY: u32 = 5;
+
 pub(crate) struct AmqpRegister {
     copies: Copies,
     session: SessionHandle<()>,
     value: Bytes,
     version: Number,
-    timeout: Duration,
 }
 
 /// Writes the first value.
@@ -31,18 +35,9 @@ pub(crate) async fn begin(
     value: &[u8],
     timeout: Duration,
 ) -> Result<()> {
-    write(session, &artemis::register(name), Number::default().next_owner(), value, timeout).await
-}
-
-async fn write(
-    session: &mut SessionHandle<()>,
-    queue: &str,
-    version: Number,
-    value: &[u8],
-    timeout: Duration,
-) -> Result<()> {
     let mut link = sender(session, Node::Queue, None, timeout).await?;
-    post(&mut link, copy(queue, version, value), timeout, timeout, "write a register").await
+    let first = copy(&artemis::register(name), Number::default().next_owner(), value);
+    post(&mut link, first, timeout, timeout, "write a register").await
 }
 
 /// Takes the register as soon as nobody else holds it; nothing if there is none. One in which nothing was ever written is none:
@@ -53,20 +48,24 @@ pub(crate) async fn find(
     name: &Name,
     timeout: Duration,
 ) -> Result<Option<Box<AmqpRegister>>> {
-    let queue = artemis::register(name);
-    // With what is in somebody's hand.
-    let count = management.counts(&[Question::count(&queue, MESSAGES)]).await?;
-    if count.first().copied().flatten().unwrap_or(0) == 0 {
-        return Ok(None);
-    }
-    let mut copies = match Copies::stand(&mut session, queue, timeout).await {
+    let mut copies = match Copies::stand(&mut session, artemis::register(name), timeout).await {
         Ok(copies) => copies,
         Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    match tokio::time::timeout(timeout, copies.next()).await {
-        Ok(came) => came?,
-        Err(_) => {
+    let (until, mut empty) = (Instant::now() + timeout, 0);
+    loop {
+        if let Ok(came) = tokio::time::timeout(LOOK, copies.next()).await {
+            came?;
+            break;
+        }
+        // With what is in somebody's hand, but for moments in which it changes hands.
+        let count = management.counts(&[Question::count(&copies.queue, MESSAGES)]).await?;
+        empty = if count.first().copied().flatten().unwrap_or(0) == 0 { empty + 1 } else { 0 };
+        if empty == EMPTY {
+            return Ok(None);
+        }
+        if Instant::now() >= until {
             let text =
                 format!("the register of channel {name} is held by somebody who does not give it back");
             return Err(Error::new(code::UNREACHABLE, text).hint(
@@ -76,7 +75,7 @@ pub(crate) async fn find(
     }
     let (version, value) = copies.last(management).await?;
     copies.keep(version).await?;
-    Ok(Some(Box::new(AmqpRegister { copies, session, value, version, timeout })))
+    Ok(Some(Box::new(AmqpRegister { copies, session, value, version })))
 }
 
 #[async_trait]
@@ -86,11 +85,9 @@ impl Register for AmqpRegister {
     }
 
     async fn give_back(self: Box<Self>, value: Option<Bytes>) -> Result<()> {
-        let Self { mut copies, mut session, version, timeout, .. } = *self;
+        let Self { mut copies, mut session, version, .. } = *self;
         if let Some(value) = value {
-            let next = version.next_owner();
-            write(&mut session, &copies.queue, next, &value, timeout).await?;
-            copies.keep(next).await?;
+            copies.replace(&mut session, version.next_owner(), &value).await?;
         }
         copies.leave().await
     }

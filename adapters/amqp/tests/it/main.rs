@@ -84,7 +84,7 @@ async fn refused(url: &str) -> Error {
 async fn who_may_not_come_in_is_told_why() {
     let Some(server) = server(Options::default().with_password("secret")).await else { return };
     let probed = open(&server.url()).probe().await.unwrap();
-    assert!(probed.version.starts_with("Artemis 2.44.0"), "{probed:?}");
+    assert!(probed.version.starts_with("Artemis 2.44.0") && probed.warnings.is_empty(), "{probed:?}");
     let begin = Instant::now();
     for user in ["user:guess@", "nobody:guess@", ""] {
         let error = refused(&format!("artemis://{user}127.0.0.1:{}", server.port())).await;
@@ -145,6 +145,14 @@ async fn a_missing_server_is_told_soon() {
     assert_eq!((error.code(), error.verdict()), (code::UNREACHABLE, Verdict::Retry), "{error:?}");
     assert_eq!(error.message(), "the server does not answer");
     assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_wait_for_its_disk_is_warned_of() {
+    let options = Options::default().with_setting("journalSyncNonTransactional", false);
+    let Some(server) = server(options).await else { return };
+    let warnings = open(&server.url()).probe().await.unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("journal-sync-non-transactional"), "{warnings:?}");
 }
 
 /// An owner goes without a word, with much in its hand and more behind it: the next one gets all of it, in its order.
