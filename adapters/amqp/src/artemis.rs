@@ -181,8 +181,9 @@ impl Management {
         Ok(Self { asking: tokio::sync::Mutex::new(asking), timeout })
     }
 
-    pub(crate) async fn is_open(&self) -> bool {
-        !self.asking.lock().await.session.is_ended()
+    /// Whether it is of use still, as far as can be said: who asks finds out.
+    pub(crate) fn is_open(&self) -> bool {
+        self.asking.try_lock().map_or(true, |asking| !asking.session.is_ended())
     }
 
     /// What the server answers to each, in their order; its own words if it could not.

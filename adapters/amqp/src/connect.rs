@@ -127,8 +127,9 @@ impl Connection {
         Ok(Self { handle, beginning: Mutex::default(), timeout: config.timeout })
     }
 
-    pub(crate) async fn is_open(&self) -> bool {
-        !self.handle.lock().await.is_closed()
+    /// Whether it is of use still, as far as can be said: who begins a session finds out.
+    fn is_open(&self) -> bool {
+        self.handle.try_lock().map_or(true, |handle| !handle.is_closed())
     }
 
     /// A session; it ends when it is dropped, with every link on it.
@@ -282,18 +283,17 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn known(&self) -> Option<Arc<Connection>> {
-        let known = self.lock().clone()?;
-        known.is_open().await.then_some(known)
+    fn known(&self) -> Option<Arc<Connection>> {
+        self.lock().clone().filter(|open| open.is_open())
     }
 
     async fn get(&self, config: &Config) -> Result<Arc<Connection>> {
-        if let Some(open) = self.known().await {
+        if let Some(open) = self.known() {
             return Ok(open);
         }
         // One opens it, and the others wait for that.
         let _opening = self.opening.lock().await;
-        if let Some(open) = self.known().await {
+        if let Some(open) = self.known() {
             return Ok(open);
         }
         let opened = Arc::new(Connection::open(config, "publishing").await?);

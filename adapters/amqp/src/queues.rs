@@ -55,9 +55,7 @@ impl AmqpQueues {
     /// The management, over the connection that is there now.
     async fn management(&self) -> Result<Arc<Management>> {
         let mut known = self.management.lock().await;
-        if let Some(open) = &*known
-            && open.is_open().await
-        {
+        if let Some(open) = known.as_ref().filter(|open| open.is_open()) {
             return Ok(Arc::clone(open));
         }
         let (connection, _) = self.shared.session(&self.config).await?;
