@@ -131,6 +131,7 @@ pub(crate) fn system(location: &str) -> Arc<str> {
     match scheme {
         "kafkas" => "kafka",
         "rediss" => "redis",
+        "artemiss" => "artemis",
         "amqp" | "amqps" => "rabbitmq",
         "tls" => "nats",
         other => other,

@@ -18,6 +18,8 @@ pub use tidegate_core as core;
 pub use tidegate_flow as flow;
 pub use tidegate_runtime as runtime;
 
+#[cfg(feature = "artemis")]
+pub use tidegate_amqp as artemis;
 #[cfg(feature = "kafka")]
 pub use tidegate_kafka as kafka;
 #[cfg(feature = "memory")]

@@ -33,6 +33,8 @@ pub const BROKERS: &[(&[&str], Open<dyn Broker>)] = &[
     (tidegate_nats::BROKER_SCHEMES, tidegate_nats::open_broker),
     #[cfg(feature = "rabbitmq")]
     (tidegate_rabbitmq::BROKER_SCHEMES, tidegate_rabbitmq::open_broker),
+    #[cfg(feature = "artemis")]
+    (tidegate_amqp::BROKER_SCHEMES, tidegate_amqp::open_broker),
 ];
 
 /// The schemes that this build has not, each with the feature that brings it.
@@ -53,6 +55,8 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     (&["nats", "tls"], "nats"),
     #[cfg(not(feature = "rabbitmq"))]
     (&["amqp", "amqps"], "rabbitmq"),
+    #[cfg(not(feature = "artemis"))]
+    (&["artemis", "artemiss"], "artemis"),
 ];
 
 /// Opens the store of a URL. Nothing is connected yet.

@@ -191,6 +191,11 @@ async fn rabbitmq_carries_it_and_each_half_may_be_killed() {
     a_server_carries_it(Broker::Rabbitmq, 1_000).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn artemis_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Artemis, 1_000).await;
+}
+
 #[cfg(feature = "kafka")]
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_carries_it_and_each_half_may_be_killed() {

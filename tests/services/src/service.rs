@@ -42,6 +42,7 @@ const USED: &[Service] = &[
     Service::Rabbitmq,
     Service::Nats,
     Service::Kafka,
+    Service::Artemis,
 ];
 
 /// How a service is run.
@@ -107,8 +108,9 @@ impl Service {
             | Service::Redis
             | Service::Rabbitmq
             | Service::Nats
-            | Service::Kafka => true,
-            Service::Artemis | Service::Activemq => false,
+            | Service::Kafka
+            | Service::Artemis => true,
+            Service::Activemq => false,
         }
     }
 

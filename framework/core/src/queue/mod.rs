@@ -167,7 +167,8 @@ pub trait Member: Send + Sync {
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>>;
 }
 
-/// A lane that a member has, for as long as this is not dropped.
+/// A lane that a member has, for as long as this is not dropped. Its member may be dropped before: a consumer that is closed gives
+/// its lanes up when it is a member no more.
 #[async_trait]
 pub trait Link: Send + Sync {
     /// What the owner before wrote last; empty if there was none.

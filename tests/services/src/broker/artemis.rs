@@ -1,11 +1,13 @@
 //! Artemis, every protocol on one port.
 
+use std::fs;
 use std::path::Path;
 
 use super::probe;
 use super::recipe::{Program, Recipe, Run, Site, USER};
+use crate::certificate::AUTHORITY;
 use crate::java::{self, Jars};
-use crate::{Result, debian};
+use crate::{Error, Result, debian};
 
 const JARS: Jars = Jars {
     entry: "artemis-2.44.0",
@@ -20,10 +22,10 @@ const JARS: Jars = Jars {
 
 pub(super) const RECIPE: Recipe = Recipe {
     source: "Artemis 2.44.0 with Java 17 or newer",
-    ports: 1,
+    ports: 2,
     others: &[("stomp", 0), ("openwire", 0)],
     has_password: true,
-    has_tls: false,
+    has_tls: true,
     locate: || JARS.locate().map(|(file, home)| Program { file, home }),
     fetch: || JARS.fetch(native),
     prepare,
@@ -41,7 +43,11 @@ fn native(_machine: &Path, home: &Path) -> Result<()> {
 }
 
 fn prepare(site: &Site) -> Result<()> {
-    let port = site.port();
+    if site.options.tls {
+        let read =
+            |name: &str| fs::read_to_string(site.folder.join(name)).map_err(Error::io(name.to_owned()));
+        site.write("server.pem", &(read("server.key")? + &read("server.crt")?))?;
+    }
     site.write(
         "etc/broker.xml",
         &format!(
@@ -54,7 +60,7 @@ fn prepare(site: &Site) -> Result<()> {
     <max-disk-usage>-1</max-disk-usage>
     <critical-analyzer>false</critical-analyzer>
     <acceptors>
-      <acceptor name="all">tcp://127.0.0.1:{port}?{PROTOCOLS};securityDomain={DOMAIN}</acceptor>
+{acceptors}
     </acceptors>
     <security-settings>
       <security-setting match="{EVERYTHING}">
@@ -63,6 +69,7 @@ fn prepare(site: &Site) -> Result<()> {
   </core>
 </configuration>
 "#,
+            acceptors = acceptors(site),
             permissions = permissions(),
         ),
     )?;
@@ -70,19 +77,49 @@ fn prepare(site: &Site) -> Result<()> {
     site.write("etc/broker.properties", &site.lines(&[], |name, value| format!("{name}={value}\n")))?;
     site.write("login/users.properties", &format!("{USER}={}\n", password(site)))?;
     site.write("login/roles.properties", &format!("{ROLE}={USER}\n"))?;
+    site.write("login/certificates.properties", &format!("{USER}={CERTIFIED}\n"))?;
     site.write(
         "login/login.config",
         &format!(
             r#"{DOMAIN} {{
-  org.apache.activemq.artemis.spi.core.security.jaas.PropertiesLoginModule required
+  org.apache.activemq.artemis.spi.core.security.jaas.PropertiesLoginModule sufficient
     org.apache.activemq.jaas.properties.user="users.properties"
     org.apache.activemq.jaas.properties.role="roles.properties";
+  org.apache.activemq.artemis.spi.core.security.jaas.TextFileCertificateLoginModule sufficient
+    org.apache.activemq.jaas.textfiledn.user="certificates.properties"
+    org.apache.activemq.jaas.textfiledn.role="roles.properties";
 }};
 "#
         ),
     )
 }
 
+/// One for everything. Where TLS has the port of the URL, plain text has one beside it, for our own question whether the server
+/// is ready.
+fn acceptors(site: &Site) -> String {
+    let acceptor = |name: &str, port: u16, more: &str| {
+        format!(
+            "      <acceptor name=\"{name}\">tcp://127.0.0.1:{port}?{PROTOCOLS};securityDomain={DOMAIN}{more}</acceptor>"
+        )
+    };
+    if !site.options.tls {
+        return acceptor("all", site.port(), "");
+    }
+    // Clients may show a certificate by the same authority: it is their login then.
+    let tls = format!(
+        ";sslEnabled=true;keyStoreType=PEM;keyStorePath={};wantClientAuth=true;trustStoreType=PEMCA;trustStorePath={};saslMechanisms=EXTERNAL,PLAIN",
+        site.path("server.pem"),
+        site.path(AUTHORITY),
+    );
+    acceptor("all", site.port(), &tls) + "\n" + &acceptor("plain", plain_port(site), "")
+}
+
+fn plain_port(site: &Site) -> u16 {
+    site.ports[usize::from(site.options.tls)]
+}
+
+/// Who the certificate of the server says that it is, for whoever shows it as a client.
+const CERTIFIED: &str = "CN=rcgen self signed cert";
 const PROTOCOLS: &str = "protocols=CORE,AMQP,STOMP,OPENWIRE";
 const DOMAIN: &str = "tidegate";
 const EVERYTHING: &str = "#";
@@ -117,7 +154,7 @@ fn server(site: &Site) -> Run {
     let mut arguments = java::arguments(&site.program.home, class, &asked);
     // It reads `etc` there, and writes `data`.
     arguments.push(site.folder.display().to_string());
-    let is_ready = |site: &Site| probe::speaks_amqp_1(site.port());
+    let is_ready = |site: &Site| probe::speaks_amqp_1(plain_port(site));
     Run { program: site.program.file.clone(), arguments, environment: Vec::new(), is_ready }
 }
 
@@ -126,5 +163,6 @@ fn password(site: &Site) -> &str {
 }
 
 fn url(site: &Site) -> String {
-    format!("amqp1://{USER}:{}@127.0.0.1:{}", password(site), site.port())
+    let scheme = if site.options.tls { "artemiss" } else { "artemis" };
+    format!("{scheme}://{USER}:{}@127.0.0.1:{}", password(site), site.port())
 }

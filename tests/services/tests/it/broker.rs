@@ -283,6 +283,11 @@ async fn artemis_takes_a_setting() {
 }
 
 #[tokio::test]
+async fn artemis_speaks_tls_where_asked() {
+    speaks_tls(Broker::Artemis, "artemiss://", "").await;
+}
+
+#[tokio::test]
 async fn activemq_keeps_a_persistent_message() {
     let on_queue = |(request, expected): Say| {
         let text = String::from_utf8(request).unwrap();
@@ -355,8 +360,8 @@ async fn the_shared_broker_gives_each_test_names_of_its_own() {
 
 #[tokio::test]
 async fn an_option_that_a_broker_lacks_is_refused() {
-    let refused = Server::start(Broker::Artemis, Options::default().with_tls()).await;
-    assert_eq!(refused.unwrap_err().to_string(), "artemis is not set up for TLS here");
+    let refused = Server::start(Broker::Activemq, Options::default().with_tls()).await;
+    assert_eq!(refused.unwrap_err().to_string(), "activemq is not set up for TLS here");
     let refused = Server::start(Broker::Redis, Options::default().with_advertised_port(1)).await;
     assert_eq!(refused.unwrap_err().to_string(), "redis tells its clients no port");
 }

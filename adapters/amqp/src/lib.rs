@@ -1,0 +1,67 @@
+//! Brokers that speak AMQP 1.0, with everything else that [`tidegate_core::queue`] makes of them. So far it is Artemis.
+//!
+//! | what | where |
+//! |---|---|
+//! | the lane 3 of the channel `orders` | address `tidegate.orders/3` (multicast), there as long as the channel has a subscription |
+//! | its settings and subscriptions | the one message in the queue `tidegate.orders` |
+//! | messages of the lane 3 for the subscription `billing` | queue `tidegate.orders/billing/3` of that address |
+//! | what its owner noted of attempts | the last message in the queue `tidegate.orders/billing/3/book` |
+//! | how many members the subscription has | consumers of the queue `tidegate.orders/billing`, which stays empty |
+//!
+//! A message is what the AMQP binding of CloudEvents says: attributes as application properties `cloudEvents_…`, headers by
+//! their names, the body as data. A client of JMS sees a message of text or of bytes, with its id, its type and its group (the
+//! subject), and what it sends to the topic of a lane is read; other programs may have queues of their own on it.
+//!
+//! Queues are exclusive: the server lets the next member in when the one before is gone, and what that one had not settled is
+//! back before everything else, in its order.
+//!
+//! What is the same with any server of AMQP 1.0, and what is a server's own:
+//!
+//! - `config`, `connect`, `error`: what a URL says, connections and links, what can go wrong
+//! - `codec`, `json`: messages, and what of other programs' messages becomes of them
+//! - `send`, `copies`, `register`, `member`, `lane`, `queues`: the queues
+//! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
+
+mod artemis;
+mod codec;
+mod config;
+mod connect;
+mod copies;
+mod error;
+mod json;
+mod lane;
+mod member;
+mod probe;
+mod queues;
+mod register;
+mod send;
+
+use std::sync::Arc;
+
+use tidegate_core::port::Broker;
+use tidegate_core::queue::QueueBroker;
+use tidegate_core::{Endpoint, Result, SystemClock};
+
+use config::Config;
+use queues::AmqpQueues;
+
+/// The URL schemes of the broker.
+pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss"];
+
+/// Opens a broker by its URL: `artemis://user:password@host:5672`, or `artemiss://` with TLS, which is verified.
+///
+/// Behind a `?` may stand
+///
+/// - `ca=FILE`: the certificate of the server's authority, in the place of the system's
+/// - `cert=FILE` and `key=FILE`: those of this client; without a user in the URL they are the login (SASL EXTERNAL)
+/// - `password-file=FILE`: instead of a password in the URL
+/// - `timeout_ms` (5,000): how long an answer may take
+/// - `lease_ms` (how long the server may be silent), `grace_ms` and `patience_ms` as everywhere
+///
+/// # Errors
+/// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
+pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
+    let config = Config::of(endpoint)?;
+    let settings = config.settings;
+    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(config), settings, SystemClock::shared())))
+}

@@ -1,0 +1,62 @@
+//! A member of a subscription: a connection of its own, so that everything it has is free when it is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fe2o3_amqp::Receiver;
+use fe2o3_amqp::session::SessionHandle;
+use tidegate_core::queue::{Link, Member, held_max};
+use tidegate_core::{Channel, Lane, Name, Result};
+
+use crate::artemis::{self, CONSUMERS, Management, Question};
+use crate::config::Config;
+use crate::connect::{Connection, Node, receiver};
+use crate::lane::AmqpLane;
+
+pub(crate) struct AmqpMember {
+    /// The consumer that is counted, on a session of its own. Nothing comes.
+    _counted: (Receiver, SessionHandle<()>),
+    management: Management,
+    connection: Arc<Connection>,
+    channel: Channel,
+    subscription: Name,
+    timeout: Duration,
+}
+
+impl AmqpMember {
+    pub(crate) async fn open(config: &Config, channel: &Channel, subscription: &Name) -> Result<Self> {
+        let timeout = config.timeout;
+        let connection = Connection::open(config, "consuming").await?;
+        let management = Management::open(&connection, timeout).await?;
+        let mut session = connection.session().await?;
+        let members = artemis::members(&channel.name, subscription);
+        let counted = receiver(&mut session, Node::Queue, members, timeout).await?;
+        Ok(Self {
+            _counted: (counted, session),
+            management,
+            connection: Arc::new(connection),
+            channel: channel.clone(),
+            subscription: subscription.clone(),
+            timeout,
+        })
+    }
+}
+
+#[async_trait]
+impl Member for AmqpMember {
+    async fn count(&self) -> Result<usize> {
+        let members = artemis::members(&self.channel.name, &self.subscription);
+        let counts = self.management.counts(&[Question::count(&members, CONSUMERS)]).await?;
+        Ok(usize::try_from(counts.first().copied().flatten().unwrap_or(0)).unwrap_or(usize::MAX))
+    }
+
+    async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
+        let (connection, management) = (&self.connection, &self.management);
+        let held = u32::from(held_max(&self.channel));
+        let name = &self.channel.name;
+        let found =
+            AmqpLane::wait(connection, management, name, &self.subscription, lane, held, self.timeout);
+        Ok(Box::new(found.await?))
+    }
+}

@@ -1,0 +1,164 @@
+//! Addresses and queues of one server as queues.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tidegate_core::port::Effective;
+use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
+use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
+
+use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
+use crate::config::Config;
+use crate::connect::{Node, Shared, sender};
+use crate::copies::{Number, copy};
+use crate::member::AmqpMember;
+use crate::probe::probe;
+use crate::register::{self, AmqpRegister};
+use crate::send::{AmqpSender, post};
+
+pub(crate) static CAPABILITIES: Capabilities = Capabilities {
+    confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
+    order_by_key: How::Emulated("an exclusive queue a lane"),
+    competing_consumers: How::Emulated("members share the lanes; the server lets one at a time into each"),
+    durable_subscriptions: How::Native,
+    unregister: How::Native,
+    replay: How::No("a queue forgets what is settled"),
+    dedupe: How::No("queues know no message again; an inbox at the consumer does"),
+    retry_later: How::Emulated("the owner of the lane keeps the message, and notes its time"),
+    dead_letter: How::No("publish to a channel of dead letters, then settle"),
+    delivery_count: How::Emulated(
+        "counted and noted by the owner of the lane: the server counts what was handed over",
+    ),
+    lock_extend: How::Native,
+    listing: How::No(NO_LISTING),
+    browsing: How::No(NO_BROWSING),
+    processes: How::Native,
+    message_bytes_max: 16 << 20,
+    consumers_per_lane_max: 1,
+    loss: &[],
+};
+
+#[derive(Debug)]
+pub(crate) struct AmqpQueues {
+    config: Arc<Config>,
+    /// What everybody but members uses.
+    shared: Arc<Shared>,
+    management: tokio::sync::Mutex<Option<Arc<Management>>>,
+}
+
+impl AmqpQueues {
+    pub(crate) fn new(config: Config) -> Self {
+        Self { config: Arc::new(config), shared: Arc::default(), management: tokio::sync::Mutex::default() }
+    }
+
+    /// The management, over the connection that is there now.
+    async fn management(&self) -> Result<Arc<Management>> {
+        let mut known = self.management.lock().await;
+        if let Some(open) = known.as_ref().filter(|open| open.is_open()) {
+            return Ok(Arc::clone(open));
+        }
+        let (connection, _) = self.shared.session(&self.config).await?;
+        let opened = Arc::new(Management::open(&connection, self.config.timeout).await?);
+        // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
+        opened.settle(&[artemis::ANY.to_owned()]).await?;
+        *known = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    async fn find(&self, channel: &Name) -> Result<Option<Box<AmqpRegister>>> {
+        let management = self.management().await?;
+        let (_, session) = self.shared.session(&self.config).await?;
+        register::find(session, &management, channel, self.config.timeout).await
+    }
+}
+
+fn lanes(channel: &Channel) -> impl Iterator<Item = Lane> + use<> {
+    (0..channel.lanes).map(Lane)
+}
+
+#[async_trait]
+impl Queues for AmqpQueues {
+    fn location(&self) -> String {
+        self.config.location.clone()
+    }
+
+    fn capabilities(&self) -> &'static Capabilities {
+        &CAPABILITIES
+    }
+
+    async fn probe(&self) -> Result<Effective> {
+        probe(&self.config, &*self.management().await?).await
+    }
+
+    async fn create(&self, channel: &Channel, value: Bytes) -> Result<()> {
+        let (management, queue) = (self.management().await?, artemis::register(&channel.name));
+        management.settle(&[queue.clone(), address(&channel.name, Lane(0))]).await?;
+        management.tell(&[Question::make(Node::Queue, &queue, &queue)], "make a register").await?;
+        if let Some(register) = self.find(&channel.name).await? {
+            return register.give_back(None).await;
+        }
+        // If somebody else makes it just now, the first one counts.
+        let (_, mut session) = self.shared.session(&self.config).await?;
+        register::begin(&mut session, &channel.name, &value, self.config.timeout).await
+    }
+
+    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
+        Ok(self.find(channel).await?.map(|register| -> Box<dyn Register> { register }))
+    }
+
+    async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
+        let (name, timeout) = (&channel.name, self.config.timeout);
+        let members = artemis::members(name, subscription);
+        let mut made = vec![Question::make(Node::Queue, &members, &members)];
+        for lane in lanes(channel) {
+            let book = artemis::book(name, subscription, lane);
+            made.push(Question::make(Node::Queue, &book, &book));
+        }
+        let management = self.management().await?;
+        management.tell(&made, "make a queue").await?;
+        // Without a book nobody could have the lane. One more is of no harm.
+        let (_, mut session) = self.shared.session(&self.config).await?;
+        let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
+        for lane in lanes(channel) {
+            let book = copy(&artemis::book(name, subscription, lane), Number::default(), b"");
+            post(&mut link, book, timeout, timeout, "make a book").await?;
+        }
+        let queue = |lane| {
+            Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane))
+        };
+        let made: Vec<Question> = lanes(channel).map(queue).collect();
+        management.tell(&made, "make a queue").await.map(drop)
+    }
+
+    /// First what is sent to, then what its owner stands in line for.
+    async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
+        let name = &channel.name;
+        let queues = lanes(channel).map(|lane| artemis::queue(name, subscription, lane));
+        let books = lanes(channel).map(|lane| artemis::book(name, subscription, lane));
+        let all = queues.chain(books).chain([artemis::members(name, subscription)]);
+        let removed: Vec<Question> = all.map(|queue| Question::remove(&queue)).collect();
+        self.management().await?.remove(&removed).await
+    }
+
+    async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {
+        let queues = lanes(channel).map(|lane| artemis::queue(&channel.name, subscription, lane));
+        let asked = queues.flat_map(|queue| [MESSAGES, IN_HAND].map(|what| Question::count(&queue, what)));
+        let asked: Vec<Question> = asked.collect();
+        let counts = self.management().await?.counts(&asked).await?;
+        // Those that are not there are being removed.
+        let count = |pair: &[Option<u64>]| match pair {
+            [Some(all), in_hand] => all.saturating_sub(in_hand.unwrap_or(0)),
+            _ => 0,
+        };
+        Ok(counts.chunks(2).map(count).sum())
+    }
+
+    async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>> {
+        Ok(Box::new(AmqpSender::open(&self.config, &self.shared, channel).await?))
+    }
+
+    async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>> {
+        Ok(Arc::new(AmqpMember::open(&self.config, channel, subscription).await?))
+    }
+}

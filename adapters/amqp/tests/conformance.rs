@@ -1,0 +1,104 @@
+//! What every adapter has to do, done by a real server.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tidegate_conformance::{Fixture, Hook, Killed, Proxy, Traffic, kill_while_publishing};
+use tidegate_core::error::code;
+use tidegate_core::port::Broker;
+use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_services::broker::{Broker as Service, Options, Server};
+
+/// How long both ends are left to notice that connections were cut.
+const NOTICED: Duration = Duration::from_millis(200);
+
+/// One server for all cases, and a network before it. The server has nothing that empties it, and takes long to start: cases
+/// have channels of their own, and leave them.
+#[derive(Default)]
+struct Artemis {
+    running: Option<(Server, Proxy)>,
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(code::INTERNAL, "the fixture failed").because(error)
+}
+
+impl Artemis {
+    fn running(&self) -> Result<&(Server, Proxy)> {
+        self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
+    }
+}
+
+#[async_trait]
+impl Fixture for Artemis {
+    fn adapter(&self) -> &'static str {
+        "artemis"
+    }
+
+    async fn start(&mut self) -> Result<Arc<dyn Broker>> {
+        if self.running.is_none() {
+            let server = Server::start(Service::Artemis, Options::default()).await.map_err(failed)?;
+            let proxy = Proxy::start(server.port()).await?;
+            self.running = Some((server, proxy));
+        }
+        self.connect().await
+    }
+
+    async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url = format!(
+            "artemis://user:password@127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
+        );
+        tidegate_amqp::open_broker(&Endpoint::parse(&url)?)
+    }
+
+    async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
+        let server = &self.running()?.0;
+        server.stop().await;
+        server.restart().await.map_err(failed)?;
+        self.connect().await
+    }
+
+    async fn kill(&mut self, channel: &Channel, prefix: &str) -> Result<Killed> {
+        let broker = self.connect().await?;
+        let server = self.running()?.0.clone();
+        let confirmed = kill_while_publishing(&*broker, channel, prefix, server.kill()).await?;
+        server.restart().await.map_err(failed)?;
+        Ok(Killed { broker: self.connect().await?, confirmed })
+    }
+
+    /// The server is not heard of for a while, and its connections are gone then.
+    async fn cut(&mut self) -> Result<Hook> {
+        let proxy = &self.running()?.1;
+        proxy.set(Traffic::Silent);
+        tokio::time::sleep(NOTICED).await;
+        proxy.set(Traffic::Closed);
+        proxy.set(Traffic::Open);
+        tokio::time::sleep(NOTICED).await;
+        Ok(Hook::Done)
+    }
+
+    async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
+        // What publishes to a channel names the attributes of its messages; books and registers have none.
+        self.running()?.1.lose_answers("cloudEvents_id", calls);
+        Ok(Hook::Done)
+    }
+
+    /// The server counts what waits, and nobody but its own tools sees what is in hand beside it.
+    async fn kept(&mut self, _: &Channel) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    async fn clean_up(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    if tidegate_services::skipped(Service::Artemis.service()) {
+        return ExitCode::SUCCESS;
+    }
+    tidegate_conformance::program(|| Box::new(Artemis::default()))
+}
