@@ -86,8 +86,9 @@ pub async fn run_brokers(
         conditions.insert(0, format!("a backlog of {} changes of rows of about 250 bytes", size.changes()));
     }
     let mut report = begin("brokers", conditions);
+    let mut databases = None;
     for broker in brokers {
-        let done = work::broker::run(broker, works, size, &versions, |rows| {
+        let done = work::broker::run(broker, works, size, &versions, &mut databases, |rows| {
             report.rows.extend(rows);
             report.versions = versions.all();
             tell(&report)

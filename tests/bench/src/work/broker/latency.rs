@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tidegate_runtime::Sender;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{PATIENCE, Stand, consume, message, service};
 use crate::Result;
@@ -19,8 +19,8 @@ const BYTES: usize = 512;
 /// A ratio is theirs by ours.
 const MIDDLE: f64 = 1.0 / 1.3;
 const HIGH: f64 = 1.0 / 1.5;
-/// How long a consumer may take until it is there.
-const BEGIN: Duration = Duration::from_secs(1);
+/// Whether the first message has come is looked for so often.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Both sides in turn.
 pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
@@ -47,7 +47,11 @@ async fn of_ours(stand: &Stand, load: Load, name: &str) -> Result<Vec<i64>> {
     let seen = Arc::new(Seen::nothing(load).with_ages());
     let running = service(&stand.broker, &channel, &seen).await?;
     let send = async |number, at| Ok(sender.send(message(load, number, at)).await?);
-    offer(load, &seen, send).await?;
+    tokio::select! {
+        biased;
+        offered = offer(load, &seen, send) => offered?,
+        silent = seen.silent() => silent?,
+    }
     seen.whole().await?;
     running.drain(PATIENCE).await?;
     stand.clean(&channel, &subscription).await?;
@@ -59,19 +63,21 @@ async fn of_bare(stand: &Stand, load: Load, topic: &str) -> Result<Vec<i64>> {
     let producer = stand.client.producer(topic).await?;
     let seen = Seen::nothing(load).with_ages();
     let send = async |number, at| producer.send(load.body(number, at)).await;
-    let (offered, consumed) = tokio::join!(offer(load, &seen, send), consume(stand, topic, &seen));
-    offered?;
-    consumed?;
+    tokio::try_join!(offer(load, &seen, send), consume(stand, topic, &seen))?;
     stand.client.remove(topic).await?;
     Ok(seen.ages())
 }
 
-/// Sends each message when its time has come, without waiting for those before it.
+/// Sends each message when its time has come, without waiting for those before it. The first goes ahead: when it has come,
+/// whoever takes them is there.
 async fn offer(load: Load, seen: &Seen, send: impl AsyncFn(u64, u64) -> Result<()>) -> Result<()> {
-    tokio::time::sleep(BEGIN).await;
+    send(0, seen.now()).await?;
+    while seen.came() == 0 {
+        sleep(LOOK).await;
+    }
     let (begin, first) = (Instant::now(), seen.now());
     let mut under_way = FuturesUnordered::new();
-    for number in 0..load.count {
+    for number in 1..load.count {
         let after = Duration::from_secs(number) / u32::try_from(A_SECOND)?;
         loop {
             tokio::select! {

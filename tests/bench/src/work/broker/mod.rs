@@ -87,12 +87,13 @@ pub fn names() -> Vec<&'static str> {
     JOINED.iter().map(|joined| joined.server.service().name()).chain(EMBEDDED.iter().copied()).collect()
 }
 
-/// Runs works of one broker; each row is told when it is there.
+/// Runs works of one broker; each row is told when it is there. The databases of a migration are for all brokers.
 pub async fn run(
     name: &str,
     works: &[&str],
     size: Size,
     versions: &Versions,
+    databases: &mut Option<Ground>,
     mut tell: impl FnMut(Vec<Row>) -> Result<()>,
 ) -> Result<()> {
     let wants = |work: &str| works.contains(&work);
@@ -124,8 +125,11 @@ pub async fn run(
         tell(latency::run(&stand).await?)?;
     }
     if wants("migrate") && joined.carries && !skipped(tidegate_services::Service::Postgresql) {
-        let ground = Ground::prepare(size, versions.clone()).await?;
-        tell(migrate::run(&ground, &stand).await?)?;
+        let ground = match databases {
+            Some(ground) => ground,
+            none => none.insert(Ground::prepare(size, versions.clone()).await?),
+        };
+        tell(migrate::run(ground, &stand).await?)?;
     }
     Ok(())
 }

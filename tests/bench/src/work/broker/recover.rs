@@ -1,12 +1,11 @@
 //! `recover-B`: from the kill of a broker that is started again at once to the first message that was sent behind the
-//! kill and is handled.
+//! kill and is handled. Both sides live through the same kill, so that the server takes the same time for both.
 
-use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidegate_core::{Message, SystemClock};
+use tidegate_core::Message;
 use tidegate_runtime::{Failure, Handlers, Policy, Sender, Service, State};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -73,21 +72,14 @@ impl Pulse {
         Ok(timeout(LIMIT, waiting).await.map_err(late)?)
     }
 
-    /// Kills the server in the midst, and starts it: how long until messages came again, and until the server was there.
-    async fn survive(&self, stand: &Stand) -> Result<(f64, f64)> {
-        self.until(|pulse| pulse.came.load(Ordering::Relaxed) >= WARM).await?;
-        let begin = Instant::now();
-        stand.server.kill().await;
-        self.killed.store(self.now(), Ordering::Release);
-        stand.server.restart().await?;
-        let there = begin.elapsed();
+    /// How long it took until messages came again.
+    async fn again(&self, since: Instant) -> Result<f64> {
         self.until(|pulse| pulse.again.get().is_some()).await?;
-        let again = self.again.get().map_or(LIMIT, |again| *again - begin);
-        Ok((again.as_secs_f64(), there.as_secs_f64()))
+        Ok(self.again.get().map_or(LIMIT, |again| *again - since).as_secs_f64())
     }
 
     /// Sends one message after the other, each until it is stored.
-    async fn send(&self, send: impl AsyncFn(u64, u64) -> Result<()>) -> Result<(f64, f64)> {
+    async fn send(&self, send: impl AsyncFn(u64, u64) -> Result<()>) {
         for number in 0.. {
             let at = self.now();
             while send(number, at).await.is_err() {
@@ -95,64 +87,84 @@ impl Pulse {
             }
             sleep(PAUSE).await;
         }
-        pending().await
     }
 }
 
-/// Both sides in turn.
+/// When messages came again, in seconds from the kill.
+struct Again {
+    own: f64,
+    bare: f64,
+    /// When the server was there.
+    server: f64,
+}
+
+/// One kill after the other.
 pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
     let (mut own, mut bare, mut server) = (Samples::default(), Samples::default(), Samples::default());
     for (run, counts) in stand.size.runs() {
-        let (again, there) = of_ours(stand, &format!("ours-recover-{run}")).await?;
-        own.push_if(counts, again);
-        server.push_if(counts, there);
-        let (again, there) = of_bare(stand, &format!("bare-recover-{run}")).await?;
-        bare.push_if(counts, again);
-        server.push_if(counts, there);
+        let again = one(stand, run).await?;
+        own.push_if(counts, again.own);
+        bare.push_if(counts, again.bare);
+        server.push_if(counts, again.server);
     }
     let work = format!("recover-{}", stand.name);
     let there = server.spread().map(|spread| spread.median).unwrap_or_default();
     let row = Row::lower(&work, "s", &own, &stand.against, &bare, BAR);
-    Ok(vec![row.with_note(format!("from the kill; the server itself answers again after {there:.2} s"))])
+    let note = format!(
+        "both sides live through the same kills, from which on the server takes {there:.2} s to be there"
+    );
+    Ok(vec![row.with_note(note)])
 }
 
-async fn of_ours(stand: &Stand, name: &str) -> Result<(f64, f64)> {
+async fn one(stand: &Stand, run: usize) -> Result<Again> {
     async fn handle(State(pulse): State<Arc<Pulse>>, message: Message) -> std::result::Result<(), Failure> {
         pulse.beat(&message.data).map_err(|error| Failure::never(error.to_string()))
     }
-    let (channel, subscription) = stand.channel(name).await?;
-    let sender = Sender::open(&*stand.broker, &channel, SystemClock::shared(), PATIENCE).await?;
-    let pulse = Arc::new(Pulse::new());
+    let (own, bare) = (Arc::new(Pulse::new()), Pulse::new());
+    let (channel, subscription) = stand.channel(&format!("ours-recover-{run}")).await?;
+    let sender = Sender::open(&*stand.broker, &channel, Arc::clone(&stand.clock), PATIENCE).await?;
     let handlers = Handlers::new().handle(handle).with_policy(Policy::skip());
-    let service = Service::new(SERVICE).with_state(Arc::clone(&pulse)).on(&channel, handlers);
+    let service = Service::new(SERVICE).with_state(Arc::clone(&own)).on(&channel, handlers);
     let running = service.start(&stand.broker).await?;
-    let taken = tokio::select! {
-        biased;
-        taken = pulse.survive(stand) => taken?,
-        sent = pulse.send(async |number, at| Ok(sender.send(message(LOAD, number, at)).await?)) => sent?,
-    };
-    running.drain(PATIENCE).await?;
-    stand.clean(&channel, &subscription).await?;
-    Ok(taken)
-}
-
-async fn of_bare(stand: &Stand, topic: &str) -> Result<(f64, f64)> {
-    stand.client.create(topic).await?;
-    let (producer, mut consumer) = (stand.client.producer(topic).await?, stand.client.consumer(topic).await?);
-    let pulse = Pulse::new();
+    let topic = format!("bare-recover-{run}");
+    stand.client.create(&topic).await?;
+    let producer = stand.client.producer(&topic).await?;
+    let mut consumer = stand.client.consumer(&topic).await?;
     let consuming = async {
         loop {
-            if consumer.batch(&mut |body| pulse.beat(body)).await.is_err() {
+            if consumer.batch(&mut |body| bare.beat(body)).await.is_err() {
                 sleep(PAUSE).await;
             }
         }
     };
-    let taken = tokio::select! {
+    let again = tokio::select! {
         biased;
-        taken = pulse.survive(stand) => taken?,
-        sent = pulse.send(async |number, at| producer.send(LOAD.body(number, at)).await) => sent?,
-        taken = consuming => taken,
+        again = kill(stand, &own, &bare) => again?,
+        () = own.send(async |number, at| Ok(sender.send(message(LOAD, number, at)).await?)) => return Err(ended()),
+        () = bare.send(async |number, at| producer.send(LOAD.body(number, at)).await) => return Err(ended()),
+        () = consuming => return Err(ended()),
     };
-    stand.client.remove(topic).await?;
-    Ok(taken)
+    running.drain(PATIENCE).await?;
+    stand.clean(&channel, &subscription).await?;
+    stand.client.remove(&topic).await?;
+    Ok(again)
+}
+
+fn ended() -> crate::Error {
+    "what has no end has ended".into()
+}
+
+/// Kills the server in the midst of it, and starts it.
+async fn kill(stand: &Stand, own: &Pulse, bare: &Pulse) -> Result<Again> {
+    let is_warm = |pulse: &Pulse| pulse.came.load(Ordering::Relaxed) >= WARM;
+    own.until(is_warm).await?;
+    bare.until(is_warm).await?;
+    let begin = Instant::now();
+    stand.server.kill().await;
+    for pulse in [own, bare] {
+        pulse.killed.store(pulse.now(), Ordering::Release);
+    }
+    stand.server.restart().await?;
+    let server = begin.elapsed().as_secs_f64();
+    Ok(Again { own: own.again(begin).await?, bare: bare.again(begin).await?, server })
 }
