@@ -81,7 +81,7 @@ impl Size {
 }
 
 /// Some windows of messages, of which the last one is not full.
-const FEW_MESSAGES: u64 = 3_000;
+const FEW_MESSAGES: u64 = 1_500;
 
 /// From one row that the backlog updates to the next: a prime, so that each is met once.
 pub const STEP: u64 = 7_919;

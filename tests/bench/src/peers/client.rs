@@ -41,7 +41,7 @@ pub type Take<'a> = dyn FnMut(&[u8]) -> Result<()> + Send + 'a;
 /// Takes messages of one topic.
 #[async_trait]
 pub trait Consumer: Send {
-    /// Takes what has come, once there is something: each message as soon as it is there, a window at most. Then all of
-    /// them are acknowledged.
+    /// Takes what has come, once there is something: each message as soon as it is there, a window at most. All of them
+    /// are acknowledged then, or on the way of the next call.
     async fn batch(&mut self, take: &mut Take<'_>) -> Result<()>;
 }

@@ -49,7 +49,8 @@ impl Client for Redis {
     }
 
     async fn consumer(&self, topic: &str) -> Result<Box<dyn Consumer>> {
-        Ok(Box::new(RedisConsumer { topic: topic.to_owned(), connection: self.connect().await? }))
+        let connection = self.connect().await?;
+        Ok(Box::new(RedisConsumer { topic: topic.to_owned(), connection, taken: Vec::new() }))
     }
 }
 
@@ -78,18 +79,22 @@ impl Producer for RedisProducer {
 struct RedisConsumer {
     topic: String,
     connection: ConnectionManager,
+    /// What is to be acknowledged.
+    taken: Vec<Vec<u8>>,
 }
 
 #[async_trait]
 impl Consumer for RedisConsumer {
     async fn batch(&mut self, take: &mut Take<'_>) -> Result<()> {
-        let mut command = cmd("XREADGROUP");
-        command.arg("GROUP").arg(GROUP).arg(MEMBER).arg("COUNT").arg(WINDOW).arg("BLOCK").arg(BLOCK);
-        command.arg("STREAMS").arg(&self.topic).arg(">");
-        let answer: Value = command.query_async(&mut self.connection).await?;
-        let mut acknowledge = cmd("XACK");
-        acknowledge.arg(&self.topic).arg(GROUP);
-        let mut is_empty = true;
+        // What was taken is acknowledged on the way, so that the server synchronises its file once for both.
+        let mut both = pipe();
+        if !self.taken.is_empty() {
+            both.cmd("XACK").arg(&self.topic).arg(GROUP).arg(&self.taken).ignore();
+        }
+        both.cmd("XREADGROUP").arg("GROUP").arg(GROUP).arg(MEMBER).arg("COUNT").arg(WINDOW);
+        both.arg("BLOCK").arg(BLOCK).arg("STREAMS").arg(&self.topic).arg(">");
+        let (answer,): (Value,) = both.query_async(&mut self.connection).await?;
+        self.taken.clear();
         // Of each stream its name and entries, of each entry its id and fields.
         for stream in list(answer)? {
             for entry in list(stream)?.into_iter().nth(1).map(list).transpose()?.unwrap_or_default() {
@@ -97,12 +102,8 @@ impl Consumer for RedisConsumer {
                 let (Some(id), Some(fields)) = (entry.next(), entry.next()) else { continue };
                 let body = list(fields)?.into_iter().nth(1).map(bytes).transpose()?;
                 take(&body.unwrap_or_default())?;
-                acknowledge.arg(bytes(id)?);
-                is_empty = false;
+                self.taken.push(bytes(id)?);
             }
-        }
-        if !is_empty {
-            acknowledge.exec_async(&mut self.connection).await?;
         }
         Ok(())
     }

@@ -42,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A broker that takes part.
 struct Joined {
     server: Broker,
+    /// What the server is told beside what it always is.
+    settings: &'static [(&'static str, &'static str)],
     /// Ours.
     open: fn(&Endpoint) -> CoreResult<Arc<dyn port::Broker>>,
     /// The bare client, and the name of its crate.
@@ -58,6 +60,7 @@ struct Joined {
 const JOINED: &[Joined] = &[
     Joined {
         server: Broker::Kafka,
+        settings: &[],
         open: tidegate_kafka::open_broker,
         client: client::kafka::client,
         package: "rdkafka",
@@ -66,6 +69,7 @@ const JOINED: &[Joined] = &[
     },
     Joined {
         server: Broker::Nats,
+        settings: &[],
         open: tidegate_nats::open_broker,
         client: client::nats::client,
         package: "async-nats",
@@ -74,6 +78,8 @@ const JOINED: &[Joined] = &[
     },
     Joined {
         server: Broker::Redis,
+        // The log of commands is written anew at some time else, which takes a core from whoever runs then.
+        settings: &[("auto-aof-rewrite-percentage", "0")],
         open: tidegate_redis::open_broker,
         client: client::redis::client,
         package: "redis",
@@ -150,7 +156,11 @@ struct Stand {
 
 impl Stand {
     async fn prepare(joined: &Joined, size: Size, versions: &Versions) -> Result<Self> {
-        let server = Server::start(joined.server, Options::default()).await?;
+        let mut options = Options::default();
+        for (name, value) in joined.settings {
+            options = options.with_setting(*name, value);
+        }
+        let server = Server::start(joined.server, options).await?;
         let url = server.url();
         let broker = (joined.open)(&Endpoint::parse(&url)?)?;
         let name = server.service().name();
