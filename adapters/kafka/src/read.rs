@@ -65,19 +65,31 @@ impl KafkaReader {
     }
 
     /// Has the library fetch each wanted lane behind its place, and no other.
+    ///
+    /// A lane that is not wanted any more stays assigned, and a new one comes beside the others: librdkafka ends the process if
+    /// a partition is taken away twice before the first of that is done (its issue 5573), as happens where all partitions are
+    /// assigned anew for each of several lanes that come one behind the other.
     fn want(&mut self, wanted: &[(Lane, Place, usize)], is_new: bool) -> Result<()> {
-        let mut is_moved = false;
+        let (mut fresh, mut is_moved) = (Vec::new(), false);
         for (lane, after, _) in wanted {
             let goes_on = |tail: &Tail| tail.given == *after && !(is_new && tail.ahead.is_empty());
-            if !self.lanes.get(lane).is_some_and(goes_on) {
-                self.lanes.insert(*lane, Tail::behind(*after));
-                is_moved = true;
+            if self.lanes.get(lane).is_some_and(goes_on) {
+                continue;
+            }
+            match self.lanes.insert(*lane, Tail::behind(*after)) {
+                Some(_) => is_moved = true,
+                None => fresh.push(*lane),
             }
         }
         let is_wanted = |lane: &Lane| wanted.iter().any(|(known, ..)| known == lane);
         if is_moved {
             self.lanes.retain(|lane, _| is_wanted(lane));
             return self.assign();
+        }
+        if !fresh.is_empty() {
+            let list = self.list(&fresh)?;
+            self.consumer.incremental_assign(&list).map_err(failed)?;
+            self.consumer.resume(&list).map_err(failed)?;
         }
         for (lane, tail) in &mut self.lanes {
             if tail.is_paused == is_wanted(lane) {
@@ -93,14 +105,23 @@ impl KafkaReader {
     }
 
     fn assign(&mut self) -> Result<()> {
-        let mut all = TopicPartitionList::new();
-        for (lane, tail) in &mut self.lanes {
-            let (topic, partition) = (self.channel.name.as_str(), lane.0.cast_signed());
-            all.add_partition_offset(topic, partition, Offset::Offset(tail.next)).map_err(failed)?;
+        for tail in self.lanes.values_mut() {
             (tail.is_at_end, tail.is_paused) = (false, false);
         }
+        let all = self.list(&self.lanes.keys().copied().collect::<Vec<_>>())?;
         self.consumer.assign(&all).map_err(failed)?;
         self.consumer.resume(&all).map_err(failed)
+    }
+
+    /// Where lanes go on.
+    fn list(&self, lanes: &[Lane]) -> Result<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for lane in lanes {
+            let (topic, partition) = (self.channel.name.as_str(), lane.0.cast_signed());
+            let Some(tail) = self.lanes.get(lane) else { continue };
+            list.add_partition_offset(topic, partition, Offset::Offset(tail.next)).map_err(failed)?;
+        }
+        Ok(list)
     }
 
     /// Gives what is there of the wanted lanes.
@@ -117,6 +138,8 @@ impl KafkaReader {
 
     /// Places are beyond what is there.
     async fn out_of_range(&mut self) -> Result<()> {
+        // Those that are not wanted may be another one's by now, who has removed what is settled.
+        self.lanes.retain(|_, tail| !tail.is_paused);
         let (topic, lanes) = (self.channel.name.as_str(), self.channel.lanes);
         let begins = self.link.offsets(topic, lanes, Offset::Beginning).await?;
         let ends = self.link.offsets(topic, lanes, Offset::End).await?;

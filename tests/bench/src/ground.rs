@@ -25,21 +25,42 @@ pub struct Size {
     pub warm_up: bool,
     /// How long is written at a steady rate.
     pub seconds: u64,
+    /// Whether brokers are given as many messages as make a run of some seconds.
+    pub many_messages: bool,
     /// Whether a peer that is not here may be fetched.
     pub may_fetch: bool,
 }
 
 impl Size {
     /// As the bars are meant.
-    pub const FULL: Self =
-        Self { rows: 2_000_000, transactions: 5_000, rounds: 5, warm_up: true, seconds: 12, may_fetch: true };
+    pub const FULL: Self = Self {
+        rows: 2_000_000,
+        transactions: 5_000,
+        rounds: 5,
+        warm_up: true,
+        seconds: 12,
+        many_messages: true,
+        may_fetch: true,
+    };
     /// Only to see that everything works.
-    pub const QUICK: Self =
-        Self { rows: 20_000, transactions: 40, rounds: 1, warm_up: false, seconds: 1, may_fetch: false };
+    pub const QUICK: Self = Self {
+        rows: 20_000,
+        transactions: 40,
+        rounds: 1,
+        warm_up: false,
+        seconds: 1,
+        many_messages: false,
+        may_fetch: false,
+    };
 
     /// How many changes the backlog has.
     pub fn changes(&self) -> u64 {
         self.transactions * 100
+    }
+
+    /// How many messages of so many are sent.
+    pub fn messages_of(&self, many: u64) -> u64 {
+        if self.many_messages { many } else { many.min(FEW_MESSAGES) }
     }
 
     /// Whether no row of the backlog is changed twice, so that none can be joined with another on the way.
@@ -59,6 +80,9 @@ impl Size {
     }
 }
 
+/// Some windows of messages, of which the last one is not full.
+const FEW_MESSAGES: u64 = 1_500;
+
 /// From one row that the backlog updates to the next: a prime, so that each is met once.
 pub const STEP: u64 = 7_919;
 
@@ -71,8 +95,25 @@ pub struct Ground {
     pub target: Server,
     /// How much of everything.
     pub size: Size,
-    /// What else took part, by name and version.
-    versions: Arc<Mutex<BTreeMap<String, String>>>,
+    /// What took part.
+    versions: Versions,
+}
+
+/// What took part, by name and version.
+#[derive(Clone, Debug, Default)]
+pub struct Versions(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Versions {
+    /// Notes what took part.
+    pub fn note(&self, what: &str, version: &str) {
+        let mut versions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        versions.insert(what.to_owned(), version.to_owned());
+    }
+
+    /// All of it.
+    pub fn all(&self) -> BTreeMap<String, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The values of the row with the number `$g`.
@@ -89,7 +130,7 @@ const COLUMNS: &str =
 
 impl Ground {
     /// Starts both servers.
-    pub async fn prepare(size: Size) -> Result<Self> {
+    pub async fn prepare(size: Size, versions: Versions) -> Result<Self> {
         let options = || {
             Options::default()
                 .with_setting("shared_buffers", "1GB")
@@ -101,15 +142,14 @@ impl Ground {
         };
         let source = Server::start(options().with_tls(Tls::Offered)).await?;
         let target = Server::start(options().with_fresh_identity()).await?;
-        let version = connect(&source.url()).await?.query_one("SHOW server_version", &[]).await?.get(0);
-        let versions = BTreeMap::from([("PostgreSQL".to_owned(), version)]);
-        Ok(Self { source, target, size, versions: Arc::new(Mutex::new(versions)) })
+        let version = connect(&source.url()).await?.query_one("SHOW server_version", &[]).await?;
+        versions.note("PostgreSQL", version.get(0));
+        Ok(Self { source, target, size, versions })
     }
 
     /// Notes what took part.
     pub fn names(&self, what: &str, version: &str) {
-        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
-        versions.insert(what.to_owned(), version.to_owned());
+        self.versions.note(what, version);
     }
 
     /// Finds the Debezium engine, and notes what it is.
@@ -118,11 +158,6 @@ impl Ground {
         self.names("Debezium engine", debezium::VERSION);
         self.names("Java", &engine.java_version().await?);
         Ok(engine)
-    }
-
-    /// What took part so far.
-    pub fn versions(&self) -> BTreeMap<String, String> {
-        self.versions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A database of the source. The server speaks TLS, so who is to go without has to be told.

@@ -10,6 +10,7 @@
 
 pub mod discard;
 pub mod ground;
+pub mod load;
 pub mod machine;
 pub mod ours;
 pub mod peers;
@@ -21,7 +22,7 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// What a benchmark gives.
 pub type Result<T> = std::result::Result<T, Error>;
 
-use ground::{Ground, Size};
+use ground::{Ground, Size, Versions};
 use machine::Machine;
 use report::{Report, Row};
 
@@ -51,13 +52,9 @@ pub async fn run(
     size: Size,
     mut tell: impl FnMut(&Report) -> Result<()>,
 ) -> Result<Report> {
-    let ground = Ground::prepare(size).await?;
-    let mut report = Report {
-        bench: bench.to_owned(),
-        machine: Machine::here(),
-        conditions: conditions(size, works),
-        ..Report::default()
-    };
+    let versions = Versions::default();
+    let ground = Ground::prepare(size, versions.clone()).await?;
+    let mut report = begin(bench, conditions(size, works));
     let drains = ["drain-null", "drain-null-tls", "drain-pg"];
     let mut has_drained = false;
     for work in works {
@@ -66,10 +63,43 @@ pub async fn run(
             continue;
         }
         report.rows.extend(one(&ground, work, works).await.map_err(|error| format!("{work}: {error}"))?);
-        report.versions = ground.versions();
+        report.versions = versions.all();
         tell(&report)?;
     }
     Ok(report)
+}
+
+/// Runs works of brokers, as [`run`] does.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_brokers(
+    brokers: &[&str],
+    works: &[&str],
+    size: Size,
+    mut tell: impl FnMut(&Report) -> Result<()>,
+) -> Result<Report> {
+    let versions = Versions::default();
+    let mut conditions =
+        vec!["messages in windows of 1024, each answered as a whole".to_owned(), rounds(size)];
+    if works.contains(&"migrate") {
+        conditions.insert(0, format!("a backlog of {} changes of rows of about 250 bytes", size.changes()));
+    }
+    let mut report = begin("brokers", conditions);
+    let mut databases = None;
+    for broker in brokers {
+        let done = work::broker::run(broker, works, size, &versions, &mut databases, |rows| {
+            report.rows.extend(rows);
+            report.versions = versions.all();
+            tell(&report)
+        });
+        done.await.map_err(|error| format!("{broker}: {error}"))?;
+    }
+    Ok(report)
+}
+
+fn begin(bench: &str, conditions: Vec<String>) -> Report {
+    Report { bench: bench.to_owned(), machine: Machine::here(), conditions, ..Report::default() }
 }
 
 async fn one(ground: &Ground, work: &str, works: &[&str]) -> Result<Vec<Row>> {
@@ -94,12 +124,15 @@ async fn one(ground: &Ground, work: &str, works: &[&str]) -> Result<Vec<Row>> {
 }
 
 fn conditions(size: Size, works: &[&str]) -> Vec<String> {
-    let Size { rows, rounds, warm_up, .. } = size;
-    let mut all = vec![format!("a table of {rows} rows of about 250 bytes")];
+    let mut all = vec![format!("a table of {} rows of about 250 bytes", size.rows)];
     if works.iter().any(|work| work.starts_with("drain")) {
         all.push(format!("a backlog of {} changes", size.changes()));
     }
-    let before = if warm_up { ", after one of each that does not count" } else { "" };
-    all.push(format!("runs of each side, in turn: {rounds}{before}"));
+    all.push(rounds(size));
     all
+}
+
+fn rounds(size: Size) -> String {
+    let before = if size.warm_up { ", after one of each that does not count" } else { "" };
+    format!("runs of each side, in turn: {}{before}", size.rounds)
 }

@@ -44,6 +44,15 @@ impl Machine {
     }
 }
 
+/// The version of a package that this program was built with.
+pub fn locked(package: &str) -> String {
+    let text = include_str!("../../../Cargo.lock");
+    let name = format!("name = \"{package}\"");
+    let version = text.split("[[package]]").find(|entry| entry.lines().any(|line| line == name));
+    let version = version.and_then(|entry| entry.lines().find_map(|line| line.strip_prefix("version = ")));
+    version.map_or_else(|| "unknown".to_owned(), |version| version.trim_matches('"').to_owned())
+}
+
 fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output =
@@ -54,5 +63,16 @@ fn commit() -> String {
     match git(&["status", "--porcelain"]) {
         Some(changes) if changes.is_empty() => commit,
         _ => format!("{commit}, with changes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_that_are_locked() {
+        assert_eq!(locked("tidegate-bench"), env!("CARGO_PKG_VERSION"));
+        assert_eq!(locked("nobody"), "unknown");
     }
 }

@@ -1,9 +1,11 @@
 //! Whoever else does the work.
 
+pub mod client;
 pub mod debezium;
 pub mod documents;
 mod kept;
 pub mod reladiff;
+pub mod watermill;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -12,6 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{SinkExt as _, TryStreamExt as _};
 use tokio::process::Command;
+use tokio_postgres::Client;
 
 use crate::Result;
 use crate::ground::connect;
@@ -134,22 +137,39 @@ pub async fn copied(url: &str, query: &str) -> Result<Bytes> {
     Ok(all.freeze())
 }
 
-/// Applies batches of rows with nothing but the driver: a copy to a stage and one merging statement each.
+/// Applies batches of rows with nothing but the driver.
 pub async fn bare_apply(url: &str, batches: &[Bytes]) -> Result<()> {
-    let client = connect(url).await?;
-    client.batch_execute("CREATE TEMP TABLE stage (LIKE bench) ON COMMIT DELETE ROWS").await?;
+    let stage = Stage::open(url).await?;
     for batch in batches {
+        stage.apply(batch.clone()).await?;
+    }
+    Ok(())
+}
+
+/// Applies a batch with a copy to a stage, and one statement that merges it.
+#[derive(Debug)]
+pub struct Stage(Client);
+
+impl Stage {
+    /// A stage of the table.
+    pub async fn open(url: &str) -> Result<Self> {
+        let client = connect(url).await?;
+        client.batch_execute("CREATE TEMP TABLE stage (LIKE bench) ON COMMIT DELETE ROWS").await?;
+        Ok(Self(client))
+    }
+
+    /// Applies a binary copy.
+    pub async fn apply(&self, mut batch: Bytes) -> Result<()> {
+        let Self(client) = self;
         client.batch_execute("BEGIN").await?;
         let sink = client.copy_in::<_, Bytes>("COPY stage FROM STDIN (FORMAT binary)").await?;
         let mut sink = std::pin::pin!(sink);
-        let mut rest = batch.clone();
-        while !rest.is_empty() {
-            sink.feed(rest.split_to(rest.len().min(1 << 18))).await?;
+        while !batch.is_empty() {
+            sink.feed(batch.split_to(batch.len().min(1 << 18))).await?;
         }
         sink.finish().await?;
         let sql = "INSERT INTO bench SELECT * FROM stage ON CONFLICT (id) DO UPDATE
             SET s = excluded.s, n = excluded.n, ts = excluded.ts, j = excluded.j, upd = excluded.upd; COMMIT";
-        client.batch_execute(sql).await?;
+        Ok(client.batch_execute(sql).await?)
     }
-    Ok(())
 }

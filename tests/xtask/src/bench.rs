@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::gates;
 use crate::outcome::Tally;
 use crate::stream::passes;
 use crate::test::Run;
@@ -9,17 +10,18 @@ use crate::workspace;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// `flow`, `verify` or `page`, and their options; `--help` lists them.
+    /// `flow`, `verify`, `brokers` or `page`, and their options; `--help` lists them.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "BENCH")]
     rest: Vec<String>,
 }
 
 /// What the test command runs: every work once, with tiny sizes. It fails if a work does not move what it is to move,
 /// and never because of a time.
-const QUICK: [&[&str]; 2] = [&["flow", "--quick"], &["verify", "--quick"]];
+const QUICK: [&[&str]; 3] = [&["flow", "--quick"], &["verify", "--quick"], &["brokers", "--quick"]];
 
 /// Always an optimised build: there is nothing to learn from another.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    gates::provision();
     let mut build = workspace::cargo(&["build", "--release", "--package", "tidegate-migrations"]);
     let mut bench = workspace::cargo(&["run", "--release", "--package", "tidegate-bench", "--"]);
     bench.args(&arguments.rest);

@@ -14,8 +14,8 @@ use crate::message::Message;
 use crate::port::{Producer, Sent};
 use crate::position::Position;
 
-/// How many messages, and bytes of them, are appended in one piece.
-const PIECE_MESSAGES: usize = 1_000;
+/// How many messages, and bytes of them, are appended in one piece: a whole window of those who publish in windows.
+const PIECE_MESSAGES: usize = 1_024;
 const PIECE_BYTES: usize = 4 << 20;
 /// How long to wait for room before it is looked for again.
 const ROOM_WAIT: Duration = Duration::from_millis(20);

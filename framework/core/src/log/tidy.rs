@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
+
 use super::Log;
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
 use super::shared::Shared;
 use crate::channel::Name;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lane::Lane;
 use crate::unsettled::Place;
 
@@ -36,17 +38,20 @@ pub(super) async fn own<L: Log + ?Sized>(shared: &Shared<L>) {
     let now = shared.clock.now();
     let tidied = async {
         let channel = documents::channel(&*shared.log, &shared.channel.name).await?;
-        for (lane, low) in &lows {
+        // Beside each other: a system that synchronises what it writes with the disk does that once for all of them.
+        let lanes = join_all(lows.iter().map(async |(lane, low)| {
             let own = Some((shared.subscription, *low));
-            if !lane_of(&*shared.log, &channel, *lane, own, now).await? {
-                break;
+            let is_tidied = lane_of(&*shared.log, &channel, *lane, own, now).await?;
+            // What is kept for its time goes later.
+            if is_tidied
+                && channel.record.kept_since(now).is_none()
+                && let Some(kept) = shared.lock().lanes.get_mut(lane)
+            {
+                kept.tidied = *low;
             }
-            if let Some(kept) = shared.lock().lanes.get_mut(lane) {
-                // What is kept for its time goes later.
-                kept.tidied = if channel.record.kept_since(now).is_some() { kept.tidied } else { *low };
-            }
-        }
-        Ok::<(), Error>(())
+            Ok(())
+        }));
+        lanes.await.into_iter().collect::<Result<()>>()
     };
     if let Err(error) = tidied.await {
         tracing::debug!(%error, "what is settled cannot be removed now");

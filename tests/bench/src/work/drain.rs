@@ -8,14 +8,16 @@ use tidegate_flow::Flow;
 use tokio::time::Instant;
 
 use crate::discard::Discard;
-use crate::ground::{Ground, STEP, connect, count, rate};
+use crate::ground::{Ground, STEP, Size, connect, count, rate};
 use crate::peers::debezium::{self, Debezium};
 use crate::report::{Row, Samples};
 use crate::work::equal;
 use crate::{Result, ours, peers};
 
-/// Changes of one batch of the bare apply.
+/// Transactions of one batch of the bare apply.
 const BATCH_TRANSACTIONS: u64 = 200;
+/// The database of the target that has every row from before the backlog.
+const BASE: &str = "base";
 
 /// Which of the works are wanted.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ fn over_tls(url: &str) -> String {
 /// Drains one backlog in every way that is wanted.
 pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
     let url = ground.fill("drain").await?;
-    let base = ground.empty("base", "int8").await?;
+    let base = ground.empty(BASE, "int8").await?;
     if wanted.applied {
         peers::psql_pipe(&url, &base).await?;
         connect(&base).await?.batch_execute("VACUUM (ANALYZE) bench").await?;
@@ -87,7 +89,7 @@ pub async fn run(ground: &Ground, wanted: Wanted) -> Result<Vec<Row>> {
         }
         if wanted.applied {
             apply(ground, &backlog, taken.next(), counts, &mut applied).await?;
-            let target = copy_of_base(ground, &format!("bare{run}")).await?;
+            let target = copy_of(ground, BASE, &format!("bare{run}")).await?;
             let start = Instant::now();
             peers::bare_apply(&target, &batches).await?;
             bare.push_if(counts, rate(ground.size.changes(), start));
@@ -180,7 +182,7 @@ async fn apply(
 ) -> Result<()> {
     let (name, checkpoint, _) = begun.ok_or_else(missing)?;
     let wanted = count(&backlog.url).await?;
-    let target = copy_of_base(ground, &name).await?;
+    let target = copy_of(ground, BASE, &name).await?;
     let flow = ours::flow(&name, ours::open(&backlog.url)?, ours::open(&target)?).await?;
     ours::hand_over(&flow, &checkpoint).await?;
     let start = Instant::now();
@@ -191,7 +193,7 @@ async fn apply(
     drop_database(ground, &name).await?;
 
     let slot = format!("peer_{name}");
-    let target = copy_of_base(ground, &slot).await?;
+    let target = copy_of(ground, BASE, &slot).await?;
     let start = Instant::now();
     peers::subscription(&backlog.url, &target, &slot).await?;
     pair.theirs.push_if(counts, rate(ground.size.changes(), start));
@@ -206,8 +208,9 @@ async fn apply(
     }
 }
 
-async fn copy_of_base(ground: &Ground, name: &str) -> Result<String> {
-    let sql = format!("CREATE DATABASE {name} TEMPLATE base STRATEGY file_copy");
+/// A database of the target that is a copy of another one.
+pub(super) async fn copy_of(ground: &Ground, base: &str, name: &str) -> Result<String> {
+    let sql = format!("CREATE DATABASE {name} TEMPLATE {base} STRATEGY file_copy");
     ground.target.sql(&sql).await?;
     ground.settle().await?;
     let url = ground.target.database_url(name);
@@ -216,25 +219,31 @@ async fn copy_of_base(ground: &Ground, name: &str) -> Result<String> {
     Ok(url)
 }
 
-async fn drop_database(ground: &Ground, name: &str) -> Result<()> {
+/// Removes a database of the target.
+pub(super) async fn drop_database(ground: &Ground, name: &str) -> Result<()> {
     ground.target.sql(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
     Ok(())
 }
 
 /// The rows of the backlog as they are at its end, in batches in the order of the backlog.
 async fn batches(ground: &Ground, url: &str) -> Result<Vec<Bytes>> {
-    let (rows, transactions) = (ground.size.rows, ground.size.transactions);
     let mut batches = Vec::new();
-    let mut from = 0;
-    while from < transactions {
+    for query in queries(ground.size) {
+        batches.push(peers::copied(url, &query).await?);
+    }
+    Ok(batches)
+}
+
+/// What gives the rows of each batch.
+pub(super) fn queries(size: Size) -> impl Iterator<Item = String> {
+    let (rows, transactions) = (size.rows, size.transactions);
+    (0..transactions.div_ceil(BATCH_TRANSACTIONS)).map(move |batch| {
+        let from = batch * BATCH_TRANSACTIONS;
         let upto = (from + BATCH_TRANSACTIONS).min(transactions);
-        let query = format!(
+        format!(
             "SELECT b.* FROM bench b WHERE b.id > {rows} + {from} * 50 AND b.id <= {rows} + {upto} * 50
             UNION ALL SELECT b.* FROM generate_series({from} * 50 + 1, {upto} * 50) u
             JOIN bench b ON b.id = u * {STEP}::int8 % {rows} + 1"
-        );
-        batches.push(peers::copied(url, &query).await?);
-        from = upto;
-    }
-    Ok(batches)
+        )
+    })
 }

@@ -27,8 +27,8 @@ const ROWS_A_COMMIT: u64 = 20;
 const COMMITS_A_SECOND: u64 = 100;
 /// The column that says when a row was written.
 const WRITTEN_AT: &str = "at_us";
-/// This part of the rows, the first ones, finds both sides still cold and is not counted.
-const COLD: u64 = 4;
+/// This part of what comes, the first of it, finds both sides still cold and is not counted.
+pub(super) const COLD: u64 = 4;
 /// After the last row was written.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -78,15 +78,18 @@ pub async fn run(ground: &Ground) -> Result<Vec<Row>> {
     Ok(rows.map(|row| row.measured_or(&peer).with_note(load.clone())).into())
 }
 
+/// Percentiles of every run, in milliseconds.
 #[derive(Default)]
-struct Percentiles {
-    middle: Samples,
-    high: Samples,
+pub(super) struct Percentiles {
+    /// The 50th.
+    pub(super) middle: Samples,
+    /// The 99th.
+    pub(super) high: Samples,
 }
 
 impl Percentiles {
-    /// Takes the ages of a run's rows in the order in which they came.
-    fn take(&mut self, counts: bool, mut ages: Vec<i64>) {
+    /// Takes the ages of what came in a run, in the order in which it came and in microseconds.
+    pub(super) fn take(&mut self, counts: bool, mut ages: Vec<i64>) {
         ages.drain(..ages.len() / usize::try_from(COLD).unwrap_or(1));
         ages.sort_unstable();
         let at = |percent: usize| {

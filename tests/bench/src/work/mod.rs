@@ -1,5 +1,6 @@
 //! The works, as the table of speeds names them.
 
+pub mod broker;
 pub mod crawl_mongo;
 pub mod crawl_null;
 pub mod crawl_pg;

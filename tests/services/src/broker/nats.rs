@@ -1,7 +1,6 @@
 //! NATS with JetStream, built from its own source.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use super::probe;
 use super::recipe::{Program, Recipe, Run, Site, USER};
@@ -33,26 +32,10 @@ fn locate() -> Option<Program> {
 fn fetch() -> Result<()> {
     cache::entry(ENTRY, |entry| {
         let folder = tempfile::tempdir_in(entry).map_err(Error::io("no temporary folder"))?;
-        let go = go::program(folder.path())?;
+        let mut go = go::command(folder.path())?;
         announce(&format!("building {MODULE}"));
-        build(&go, folder.path(), entry)
+        run(go.args(["install", MODULE]).env("GOBIN", entry)).map(drop)
     })
-    .map(drop)
-}
-
-/// What is fetched and made on the way stays in `folder`: the program is a tenth of it.
-fn build(go: &Path, folder: &Path, entry: &Path) -> Result<()> {
-    run(Command::new(go)
-        .args(["install", MODULE])
-        .env("GOPATH", folder.join("modules"))
-        .env("GOCACHE", folder.join("objects"))
-        .env("GOBIN", entry)
-        // Modules are kept read-only else, and could not be removed.
-        .env("GOFLAGS", "-modcacherw -buildvcs=false")
-        // No other Go is fetched than the one that is asked.
-        .env("GOTOOLCHAIN", "local")
-        .env("CGO_ENABLED", "0")
-        .current_dir(folder))
     .map(drop)
 }
 
