@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Makes the book's page of such rows, from this run's.
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
+    /// Rows of earlier runs, for the adapters that this one does not have.
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
     /// These cases alone: A1,B14
     #[arg(long, value_name = "CASES")]
     only: Option<String>,
@@ -55,6 +58,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
         tally.add(check(package, &mut command, &Run::default()));
         rows.extend(read(&file));
+    }
+    for file in &arguments.with {
+        let earlier = read(file);
+        if earlier.is_empty() {
+            return Err(format!("{} has no rows", file.display()));
+        }
+        let is_new = |row: &Row| !rows.iter().any(|known: &Row| known.adapter == row.adapter);
+        let earlier: Vec<_> = earlier.into_iter().filter(is_new).collect();
+        rows.extend(earlier);
     }
     let write = |file: &Path, text: String| {
         std::fs::write(file, text).map_err(|cause| format!("{}: {cause}", file.display()))
@@ -142,6 +154,7 @@ mod tests {
             size: "quick".to_owned(),
             json: None,
             page: None,
+            with: Vec::new(),
             only: None,
         };
         let cause = run(&arguments("nothing")).unwrap_err();
