@@ -74,6 +74,11 @@ impl Broker {
         }
     }
 
+    /// Which program is run, with its version where that is always the same.
+    pub fn source(self) -> &'static str {
+        self.recipe().source
+    }
+
     fn recipe(self) -> &'static Recipe {
         match self {
             Broker::Redis => &redis::RECIPE,
@@ -106,7 +111,7 @@ fn missing(broker: Broker) -> Missing {
     let service = broker.service();
     Missing {
         service,
-        what: format!("{} was not found", broker.recipe().source),
+        what: format!("{} was not found", broker.source()),
         hint: format!(
             "`cargo xtask services up {service}` fetches it where this process may install; or name a server in {}",
             service.url_variable()

@@ -53,8 +53,8 @@ struct Joined {
     messages: u64,
     /// Whether it is the way of a migration, too.
     carries: bool,
-    /// Whether the short form kills it, too: one that is long in starting would take most of the time of all.
-    starts_soon: bool,
+    /// What the short form does with it: each work with one broker at least, that which takes long with no more.
+    short: &'static [&'static str],
 }
 
 /// Every broker that takes part. A new one is an entry here, a file under `peers/client`, and two functions of
@@ -68,7 +68,8 @@ const JOINED: &[Joined] = &[
         package: "rdkafka",
         messages: 300_000,
         carries: true,
-        starts_soon: false,
+        // It takes long to start again.
+        short: &["publish", "consume", "latency"],
     },
     Joined {
         server: Broker::Nats,
@@ -78,7 +79,8 @@ const JOINED: &[Joined] = &[
         package: "async-nats",
         messages: 40_000,
         carries: true,
-        starts_soon: true,
+        // Its bare client waits five seconds for the answer to what was under way.
+        short: &["publish", "consume", "latency", "migrate"],
     },
     Joined {
         server: Broker::Redis,
@@ -89,7 +91,7 @@ const JOINED: &[Joined] = &[
         package: "redis",
         messages: 200_000,
         carries: false,
-        starts_soon: true,
+        short: &["recover", "publish", "consume", "latency"],
     },
 ];
 
@@ -123,8 +125,9 @@ pub async fn run(
         };
         return tell(works.iter().map(row).collect());
     }
+    let wants = |work: &str| wants(work) && (size.many_messages || joined.short.contains(&work));
     let stand = Stand::prepare(joined, size, versions).await?;
-    if wants("recover") && (joined.starts_soon || size.many_messages) {
+    if wants("recover") {
         tell(recover::run(&stand).await?)?;
     }
     if wants("publish") || wants("consume") {
@@ -169,7 +172,11 @@ impl Stand {
         let url = server.url();
         let broker = (joined.open)(&Endpoint::parse(&url)?)?;
         let name = server.service().name();
-        versions.note(name, &broker.probe().await?.version);
+        let probed = broker.probe().await?.version;
+        // One that has a comma says which server it is, and no version.
+        let text = if probed.contains(',') { joined.server.source() } else { &probed };
+        let (what, version) = text.split_once(' ').unwrap_or((name, text));
+        versions.note(what, version);
         let against = format!("{} {}", joined.package, locked(joined.package));
         let watermill = Watermill::find(size.may_fetch);
         if watermill.is_ok() {
@@ -181,8 +188,8 @@ impl Stand {
     }
 
     /// Messages of each size.
-    fn loads(&self) -> [Load; 2] {
-        SIZES.map(|(bytes, fewer)| Load { count: self.size.messages_of(self.messages) / fewer, bytes })
+    fn loads(&self) -> Vec<Load> {
+        loads(self.size, self.messages)
     }
 
     /// A channel of ours with one subscription.
@@ -200,6 +207,14 @@ impl Stand {
         self.broker.unregister(&dead_letter::subscription(&channel.name)?).await?;
         Ok(())
     }
+}
+
+/// So many small messages, and fewer large ones; in the short form the small ones.
+fn loads(size: Size, messages: u64) -> Vec<Load> {
+    let sizes = if size.many_messages { &SIZES[..] } else { &SIZES[..1] };
+    let load =
+        |(bytes, fewer): &(usize, u64)| Load { count: size.messages_of(messages) / fewer, bytes: *bytes };
+    sizes.iter().map(load).collect()
 }
 
 /// The name of the service, which is that of its subscriptions.

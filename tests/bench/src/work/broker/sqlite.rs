@@ -9,7 +9,7 @@ use tidegate_core::{Endpoint, Message, SystemClock};
 use tidegate_runtime::Publisher;
 use tokio::time::Instant;
 
-use super::{PATIENCE, SIZES, channel, message, service};
+use super::{PATIENCE, channel, loads, message, service};
 use crate::Result;
 use crate::ground::{Size, Versions, rate};
 use crate::load::{Load, Seen};
@@ -24,8 +24,7 @@ pub(super) async fn run(size: Size, versions: &Versions) -> Result<Vec<Row>> {
     versions.note("SQLite", rusqlite::version());
     let against = format!("rusqlite {}, prepared inserts", locked("rusqlite"));
     let mut rows = Vec::new();
-    for (bytes, fewer) in SIZES {
-        let load = Load { count: size.messages_of(MESSAGES) / fewer, bytes };
+    for load in loads(size, MESSAGES) {
         let (mut own, mut bare) = (Samples::default(), Samples::default());
         for (_, counts) in size.runs() {
             let folder = tempfile::tempdir()?;
