@@ -43,8 +43,9 @@ pub struct Effective {
 ///    a position. (B23)
 /// 9. The lane of a message is [`Message::lane`](crate::Message::lane), on every broker. (C30)
 /// 10. `apply` never changes a channel that is there: verifying names what differs, creating refuses it with
-///     `channel-differs`. It is repeatable. [`Broker::channel`] gives a channel as it was made, [`Broker::topology`] all of them. (A4, B63)
+///     `channel-differs`. It is repeatable. [`Broker::channel`] gives a channel as it was made, [`Broker::topology`] all of them. (A4, B63, G54)
 /// 11. What a capability declares as missing is refused with `capability-missing`. (every case that requires one)
+/// 12. What is open goes on behind a restart of the broker, and nothing stays of what was closed. (E40, F50)
 ///
 /// # Capabilities
 /// [`Broker::capabilities`] is data that was there before the connection. [`Broker::probe`] compares it with the live

@@ -60,7 +60,7 @@ impl Settled {
 /// 3. A token of an earlier ownership of its lane is lost, also after the lane has come back. (B17, C26)
 /// 4. `Ack` done means that the message does not come to this subscription again. (B18)
 /// 5. `Retry` counts as an attempt, and the message does not come before its time; later ones of its subject wait for
-///    it. (C25, D32)
+///    it. (C25, D31, D32)
 /// 6. `Release` does not count as an attempt. (B19)
 /// 7. What a capability declares as missing is refused, and the delivery stays in hand. (G52)
 /// 8. `extend` done means that the lane is not taken away for that time, as long as the process lives. (D38)

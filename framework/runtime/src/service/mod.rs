@@ -64,12 +64,14 @@ impl Startable for Ready {}
 /// # Contract
 /// 1. One message of a subject is handled at a time, in the order of the subject; subjects beside each other. (F47)
 /// 2. A message whose handler fails is tried again as its [`Policy`](crate::Policy) says; what is exhausted becomes a dead letter, with its
-///    cause, before it is settled. (D33, D34)
-/// 3. An attempt that killed the process counts. (D35)
+///    cause, before it is settled, and so does at once what cannot be read. (D33, D34, D36)
+/// 3. An attempt that killed the process counts; what a service was at that is gone is done by another. (D35, F49)
 /// 4. A dead letter can be replayed as it was; what waits behind it is handled behind it. (D37)
 /// 5. A message that asks for a reply gets that of its handler, or is told that it became a dead letter. (H57)
 /// 6. Draining ends by its deadline; what was not handled then was not tried. (F47)
 /// 7. What came is handled, dead, failed or given back: the counts add up. (H61)
+/// 8. Of levels of urgency each has its share. (H56)
+/// 9. What goes further keeps its id over a bridge, goes in no ring, and belongs to the trace of what it came of. (H58, H60)
 ///
 /// ```
 /// # use std::time::Duration;

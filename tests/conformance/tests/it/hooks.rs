@@ -39,7 +39,7 @@ fn the_pages_of_the_traits_and_the_table_name_the_same_cases() {
         for group in line.split('(').skip(1).filter_map(|rest| rest.split(')').next()) {
             let is_id = |id: &&str| {
                 let (letter, number) = id.split_at_checked(1).unwrap_or(("", ""));
-                "ABCDFGH".contains(letter) && number.parse::<u8>().is_ok()
+                "ABCDEFGH".contains(letter) && number.parse::<u8>().is_ok()
             };
             named.extend(group.split(", ").filter(is_id).map(str::to_owned));
         }
