@@ -18,6 +18,11 @@ pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
         std::path::Path::new(path).strip_prefix(&root).ok().map(|path| path.display().to_string())
     };
     let mut findings = Vec::new();
+    if metadata.packages.iter().any(|package| package.name.as_str() == "aws-lc-rs") {
+        let text =
+            "aws-lc-rs is in the tree beside ring: with two providers rustls has no default, and panics";
+        findings.push(text.to_owned());
+    }
     for package in metadata.workspace_packages() {
         let Some(from) = package.manifest_path.parent().and_then(|path| inside(path.as_str())) else {
             continue;
