@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn what_an_owner_holds_follows_from_the_channel() {
         let channel = Channel::new("orders").unwrap();
-        assert_eq!(held_max(&channel), 3_907);
+        assert_eq!(held_max(&channel), 3_908);
         assert_eq!(held_max(&channel.clone().with_lanes(1_024)), 64);
         assert_eq!(held_max(&channel.clone().with_lanes(1)), 10_000);
         assert_eq!(held_max(&channel.clone().with_limits(100, 1 << 20)), 100);
