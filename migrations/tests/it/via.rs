@@ -74,9 +74,9 @@ fn what_cannot_work_is_refused_by_name() {
         &["--via sqlite:PATH is shared by the processes of one machine"],
     );
     let known = if cfg!(feature = "kafka") {
-        "known: amqp: amqps: kafka: kafkas: memory: "
+        "known: amqp: amqps: artemis: artemiss: kafka: kafkas: memory: "
     } else {
-        "known: amqp: amqps: memory: "
+        "known: amqp: amqps: artemis: artemiss: memory: "
     };
     refused(&["--via", "kafka9://localhost"]).failed(
         2,
