@@ -39,8 +39,8 @@
 //! | `artemis` | jars by Maven, Java 17 | `TIDEGATE_TEST_ARTEMIS_URL` |
 //! | `activemq`, the classic one | jars by Maven, Java 17 | `TIDEGATE_TEST_ACTIVEMQ_URL` |
 //!
-//! The test command starts those in use ([`Service::is_used`]): PostgreSQL, MongoDB, Redis, NATS, Kafka and
-//! Artemis, and what `TIDEGATE_USE` names. A test of another service ends at once and is counted as skipped. `cargo xtask services up NAME` fetches and starts any of them.
+//! The test command starts those in use ([`Service::is_used`]): PostgreSQL, MongoDB, Redis, RabbitMQ, NATS, Kafka
+//! and Artemis, and what `TIDEGATE_USE` names. A test of another service ends at once and is counted as skipped. `cargo xtask services up NAME` fetches and starts any of them.
 //!
 //! # Adding a service
 //!

@@ -78,11 +78,10 @@ pub(crate) async fn drift(context: &mut Context<'_>) -> Check {
     let (there, absent) = (Channel::new("drifted")?.with_lanes(2), Channel::new("absent")?);
     context.declare(&there, &["s"]).await?;
     let wanted = there.clone().with_lanes(3);
-    let topology = Topology::of(&wanted)
+    let mut topology = Topology::of(&wanted)
         .and(&Subscription::new(&wanted, "s")?)
         .and(&Subscription::new(&wanted, "other")?)
         .and(&Subscription::new(&absent, "s")?);
-    let mut topology = topology;
     topology.channels.push(absent.clone());
     for _ in 0..2 {
         let found = context.broker.apply(&topology, Apply::Verify).await?;
