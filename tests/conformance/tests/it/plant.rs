@@ -325,6 +325,7 @@ impl Broker for Planted {
             inner: Some(inner),
             kept,
             behind: Vec::new(),
+            drops_next: false,
             is_closed: false,
         }))
     }
@@ -467,6 +468,8 @@ struct PlantedConsumer {
     kept: Arc<Kept>,
     /// A batch that is given one call later.
     behind: Vec<Delivery>,
+    /// What comes next was in hand when the connection was lost.
+    drops_next: bool,
     is_closed: bool,
 }
 
@@ -519,11 +522,13 @@ impl Consumer for PlantedConsumer {
             }
             // It reads one batch ahead, and does not look whether the lane is still its own.
             Bug::DeliversWhatItLost => std::mem::swap(&mut came, &mut self.behind),
-            Bug::ReconnectDropsInHand if matches!(signal, Signal::Reconnected) => {
-                let mut dropped = Vec::new();
-                inner.receive(20, Duration::from_millis(50), &mut dropped).await?;
-                let acks: Vec<_> = dropped.iter().map(|d| (d.token, Settlement::Ack)).collect();
-                self.settle.settle(&acks).await;
+            Bug::ReconnectDropsInHand => {
+                self.drops_next |= matches!(signal, Signal::Reconnected);
+                if self.drops_next && !came.is_empty() {
+                    self.drops_next = false;
+                    let acks: Vec<_> = came.drain(..).map(|d| (d.token, Settlement::Ack)).collect();
+                    self.settle.settle(&acks).await;
+                }
             }
             _ => {}
         }
