@@ -414,7 +414,7 @@ impl<S: Send + Sync + 'static> Work<S> {
         let mut over = clock.sleep(deadline.saturating_sub(clock.elapsed()));
         loop {
             self.settling.begin();
-            if self.at_work.is_empty() && !self.settling.is_busy() {
+            if self.at_work.is_empty() && !self.settling.is_busy() && !self.settling.has_waiting() {
                 break;
             }
             tokio::select! {
