@@ -2,6 +2,7 @@
 
 pub mod kafka;
 pub mod nats;
+pub mod rabbitmq;
 pub mod redis;
 
 use async_trait::async_trait;

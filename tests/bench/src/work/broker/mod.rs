@@ -83,6 +83,16 @@ const JOINED: &[Joined] = &[
         short: &["publish", "consume", "latency", "migrate"],
     },
     Joined {
+        server: Broker::Rabbitmq,
+        settings: &[],
+        open: tidegate_rabbitmq::open_broker,
+        client: client::rabbitmq::client,
+        package: "lapin",
+        messages: 100_000,
+        carries: false,
+        short: &["publish", "consume"],
+    },
+    Joined {
         server: Broker::Redis,
         // The log of commands is written anew at some time else, which takes a core from whoever runs then.
         settings: &[("auto-aof-rewrite-percentage", "0")],
