@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_conformance::{Fixture, Hook, Killed, Proxy, Traffic, kill_while_publishing};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Endpoint, Error, Result};
@@ -18,7 +18,7 @@ const NOTICED: Duration = Duration::from_millis(200);
 /// have channels of their own, and leave them.
 #[derive(Default)]
 struct Artemis {
-    running: Option<(Server, Proxy)>,
+    running: Option<(Server, Arc<Proxy>)>,
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -26,7 +26,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 impl Artemis {
-    fn running(&self) -> Result<&(Server, Proxy)> {
+    fn running(&self) -> Result<&(Server, Arc<Proxy>)> {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 }
@@ -39,8 +39,11 @@ impl Fixture for Artemis {
 
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         if self.running.is_none() {
-            let server = Server::start(Service::Artemis, Options::default()).await.map_err(failed)?;
-            let proxy = Proxy::start(server.port()).await?;
+            // As it is set up at first, a member that is not heard of keeps its lanes for a minute.
+            let options = Options::default()
+                .with_setting("acceptorConfigurations.all.extraParams.amqpIdleTimeout", 4_000);
+            let server = Server::start(Service::Artemis, options).await.map_err(failed)?;
+            let proxy = Arc::new(Proxy::start(server.port()).await?);
             self.running = Some((server, proxy));
         }
         self.connect().await
@@ -78,6 +81,11 @@ impl Fixture for Artemis {
         proxy.set(Traffic::Open);
         tokio::time::sleep(NOTICED).await;
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        let running = self.running().map_err(|_| "the server was not started")?;
+        Ok(Arc::clone(&running.1) as Arc<dyn Network>)
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

@@ -146,8 +146,8 @@ impl Config {
             // A server that is not heard of is given up as fast as a call is.
             .set("socket.timeout.ms", self.timeout.as_millis().max(1_000).to_string())
             .set("socket.keepalive.enable", "true")
-            .set("reconnect.backoff.ms", "50")
-            .set("reconnect.backoff.max.ms", "500")
+            .set("reconnect.backoff.ms", "100")
+            .set("reconnect.backoff.max.ms", "2000")
             // How it says why a connection ended.
             .set("log.connection.close", "false");
         let given = [

@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaResult;
-use tidegate_conformance::{Fixture, Hook, Killed, Proxy, Traffic, kill_while_publishing};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Endpoint, Error, Result};
@@ -28,7 +28,7 @@ struct Kafka {
 
 struct Running {
     server: Server,
-    proxy: Proxy,
+    proxy: Arc<Proxy>,
     /// Beside the adapter.
     admin: Arc<Admin>,
 }
@@ -60,7 +60,7 @@ impl Kafka {
     }
 
     async fn launch() -> Result<Running> {
-        let proxy = Proxy::start(0).await?;
+        let proxy = Arc::new(Proxy::start(0).await?);
         // A client finds the server where it says that it is.
         let options = Options::default().with_advertised_port(proxy.port());
         let server = Server::start(Service::Kafka, options).await.map_err(failed)?;
@@ -124,6 +124,11 @@ impl Fixture for Kafka {
         proxy.set(Traffic::Closed);
         proxy.set(Traffic::Open);
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        let running = self.running().map_err(|_| "the server was not started")?;
+        Ok(Arc::clone(&running.proxy) as Arc<dyn Network>)
     }
 
     async fn lose_answers(&mut self, _: usize) -> Result<Hook> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_conformance::{Fixture, Hook, Killed};
+use tidegate_conformance::{Fixture, Hook, Killed, Network};
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Result, SystemClock};
 use tidegate_memory::MemoryBroker;
@@ -48,6 +48,10 @@ impl Fixture for Memory {
     async fn cut(&mut self) -> Result<Hook> {
         self.0.cut();
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        Err("nothing is between it and whoever uses it")
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

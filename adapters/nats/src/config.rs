@@ -1,12 +1,13 @@
 //! What a URL says.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tidegate_core::error::code;
 use tidegate_core::log::Settings;
-use tidegate_core::{Endpoint, Error, Result};
+use tidegate_core::{Endpoint, Error, Pace, Result};
 
 /// Where the servers are, and how to talk to them.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) dedupe: Duration,
     pub(crate) timeout: Duration,
     pub(crate) settings: Settings,
+    /// How often connections are asked for.
+    pub(crate) pace: Arc<Pace>,
 }
 
 /// Who asks. What stands in it is secret.
@@ -77,6 +80,7 @@ impl Config {
             dedupe: Duration::from_secs(120),
             timeout: Duration::from_secs(5),
             settings: Settings::default(),
+            pace: Arc::default(),
         };
         for (name, value) in url.query_pairs() {
             match &*name {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_trait::async_trait;
 use futures::TryStreamExt as _;
-use tidegate_conformance::{Fixture, Hook, Killed, Proxy, Traffic, kill_while_publishing};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Endpoint, Error, Result};
@@ -16,7 +16,7 @@ use tidegate_services::broker::{Broker as Service, Options, Server};
 /// One server for all cases, and a network before it.
 #[derive(Default)]
 struct Nats {
-    running: Option<(Server, Proxy)>,
+    running: Option<(Server, Arc<Proxy>)>,
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -24,7 +24,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 impl Nats {
-    fn running(&self) -> Result<&(Server, Proxy)> {
+    fn running(&self) -> Result<&(Server, Arc<Proxy>)> {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 
@@ -43,7 +43,7 @@ impl Fixture for Nats {
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         if self.running.is_none() {
             let server = Server::start(Service::Nats, Options::default()).await.map_err(failed)?;
-            let proxy = Proxy::start(server.port()).await?;
+            let proxy = Arc::new(Proxy::start(server.port()).await?);
             self.running = Some((server, proxy));
         }
         let jetstream = self.jetstream().await?;
@@ -81,6 +81,11 @@ impl Fixture for Nats {
         proxy.set(Traffic::Closed);
         proxy.set(Traffic::Open);
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        let running = self.running().map_err(|_| "the server was not started")?;
+        Ok(Arc::clone(&running.1) as Arc<dyn Network>)
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

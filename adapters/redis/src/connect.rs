@@ -23,7 +23,8 @@ pub(crate) async fn open(config: &Config, timeout: Duration) -> Result<Multiplex
     let settings = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(timeout));
-    client.get_multiplexed_async_connection_with_config(&settings).await.map_err(from_connect)
+    let connecting = client.get_multiplexed_async_connection_with_config(&settings);
+    config.pace.attempt(async { connecting.await.map_err(from_connect) }).await
 }
 
 fn client(config: &Config) -> Result<Client> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
 use tempfile::TempDir;
-use tidegate_conformance::{Fixture, Hook, Killed, publish_until_killed};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, publish_until_killed};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
 use tidegate_core::{Channel, Endpoint, Error, Result};
@@ -103,6 +103,10 @@ impl Fixture for File {
         sqlx::raw_sql(text).execute(&mut file).await.map_err(failed)?;
         file.close().await.map_err(failed)?;
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        Err("nothing is between it and whoever uses it")
     }
 
     async fn lose_answers(&mut self, _: usize) -> Result<Hook> {

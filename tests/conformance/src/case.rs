@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::fixture::{Fixture, Hook};
 use crate::oracle::Oracle;
+use crate::proxy::{Network, Traffic};
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -72,6 +73,8 @@ pub enum Outcome {
     Passed,
     /// The adapter declares that it cannot, and refuses.
     RefusedAsDeclared,
+    /// It speaks of something that the adapter does not have, and nobody can ask for.
+    NotApplicable,
     /// The rule does not hold.
     Failed,
     /// Nobody knows.
@@ -99,6 +102,7 @@ pub(crate) enum Stop {
     Failed(String),
     NotRun(String),
     Declared(String),
+    NotApplicable(String),
 }
 
 impl From<Error> for Stop {
@@ -144,6 +148,7 @@ pub async fn run(
             Err(Stop::Failed(detail)) => (Outcome::Failed, detail),
             Err(Stop::NotRun(detail)) => (Outcome::NotRun, detail),
             Err(Stop::Declared(detail)) => (Outcome::RefusedAsDeclared, detail),
+            Err(Stop::NotApplicable(detail)) => (Outcome::NotApplicable, detail),
         };
         let row = Row { id: case.id, rule: case.rule, adapter: fixture.adapter(), outcome, detail };
         tell(&row, begin.elapsed());
@@ -156,7 +161,9 @@ async fn one(fixture: &mut dyn Fixture, case: &Case, size: Size) -> Check<String
     let started = fixture.start().await;
     let result = match started {
         Ok(broker) => {
-            let oracle = Arc::default();
+            let oracle = Oracle::default();
+            let knows_again = broker.capabilities().dedupe.is_there();
+            let oracle = Arc::new(if knows_again { oracle } else { oracle.of_repeats() });
             let mut context = Context { fixture: &mut *fixture, broker, size, oracle, notes: Vec::new() };
             let work = context.run(case);
             match tokio::time::timeout(size.patience(), work).await {
@@ -166,6 +173,9 @@ async fn one(fixture: &mut dyn Fixture, case: &Case, size: Size) -> Check<String
         }
         Err(error) => Err(Stop::NotRun(format!("the broker could not be started: {error:?}"))),
     };
+    if let Ok(network) = fixture.network() {
+        network.set(Traffic::Open);
+    }
     match (fixture.clean_up().await, result) {
         (Err(error), Ok(_)) => Err(Stop::Failed(format!("could not be cleaned up: {error:?}"))),
         (_, result) => result,
@@ -206,6 +216,11 @@ impl Context<'_> {
             self.notes.push(format!("not shown: {why}"));
         }
         hook == Hook::Done
+    }
+
+    /// The network before the server. It is mended when the case ends.
+    pub(crate) fn network(&self) -> Check<Arc<dyn Network>> {
+        self.fixture.network().map_err(|why| Stop::NotApplicable(why.to_owned()))
     }
 
     pub(crate) async fn kept(&mut self, channel: &Channel) -> Check<Option<u64>> {

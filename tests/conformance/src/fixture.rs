@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use tidegate_core::port::{Broker, Sent};
 use tidegate_core::{Channel, Message, Result};
 
+use crate::proxy::Network;
+
 /// Whether the system can be brought to do something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -48,6 +50,9 @@ pub trait Fixture: Send {
 
     /// Cuts the connections of consumers, or does whatever else makes everything in their hands void.
     async fn cut(&mut self) -> Result<Hook>;
+
+    /// The network between the adapter and its server; of a broker that is embedded, why there is none.
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str>;
 
     /// Lets the answers to the next calls of `publish` get lost, with the messages stored.
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook>;
@@ -194,6 +199,11 @@ impl<F: Fixture> Fixture for Counted<F> {
     async fn cut(&mut self) -> Result<Hook> {
         self.count("cut");
         self.inner.cut().await
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        self.count("network");
+        self.inner.network()
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

@@ -17,6 +17,7 @@
 //! #     async fn restart(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
 //! #     async fn kill(&mut self, _: &tidegate_core::Channel, _: &str) -> tidegate_core::Result<tidegate_conformance::Killed> { panic!() }
 //! #     async fn cut(&mut self) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
+//! #     fn network(&self) -> Result<std::sync::Arc<dyn tidegate_conformance::Network>, &'static str> { panic!() }
 //! #     async fn lose_answers(&mut self, _: usize) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
 //! #     async fn kept(&mut self, _: &tidegate_core::Channel) -> tidegate_core::Result<Option<u64>> { panic!() }
 //! #     async fn clean_up(&mut self) -> tidegate_core::Result<()> { panic!() }
@@ -45,7 +46,7 @@ pub use fixture::{
 };
 pub use oracle::Oracle;
 pub use program::program;
-pub use proxy::{Proxy, Traffic};
+pub use proxy::{Network, Proxy, Traffic};
 pub use sink::{
     Seats, a_table_that_another_one_replaced_is_named, a_table_that_is_gone_is_named, full,
     keeps_rivals_apart,

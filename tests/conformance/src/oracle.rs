@@ -10,6 +10,8 @@ use tidegate_core::{Error, Message, Result, error::code};
 #[derive(Debug, Default)]
 pub struct Oracle {
     book: Mutex<Book>,
+    /// Whether what is published again after an answer that was lost may be stored twice.
+    may_repeat: bool,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +29,8 @@ struct Published {
     state: State,
     /// Its place among the messages of its subject.
     version: usize,
+    /// It may be stored twice: once where it belongs, and once behind what was published with it.
+    is_repeated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,8 @@ enum State {
 /// What one subscription has seen.
 #[derive(Debug, Default)]
 struct Seen {
+    /// Everything that came at least once.
+    came: HashSet<Arc<str>>,
     acked: HashSet<Arc<str>>,
     /// Acknowledged, with the answer still to come.
     acking: HashSet<Arc<str>>,
@@ -56,6 +62,13 @@ struct Seen {
 }
 
 impl Oracle {
+    /// Of a broker that does not know again what it has stored: nothing is wrong with a second copy of a message whose answer
+    /// was lost.
+    #[must_use]
+    pub fn of_repeats(self) -> Self {
+        Self { may_repeat: true, ..self }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,8 +78,10 @@ impl Oracle {
         let book = &mut *self.lock();
         for message in batch {
             if let Some(known) = book.messages.get_mut(&message.id) {
-                if known.state == State::Refused {
-                    known.state = State::Open;
+                match known.state {
+                    State::Refused => known.state = State::Open,
+                    State::Open => known.is_repeated |= self.may_repeat,
+                    State::Stored => {}
                 }
                 continue;
             }
@@ -76,7 +91,8 @@ impl Oracle {
                 version = ids.len();
                 ids.push(Arc::clone(&message.id));
             }
-            let published = Published { message: message.clone(), state: State::Open, version };
+            let published =
+                Published { message: message.clone(), state: State::Open, version, is_repeated: false };
             book.messages.insert(Arc::clone(&message.id), published);
         }
     }
@@ -118,6 +134,10 @@ impl Oracle {
         }
         if published.state == State::Refused {
             book.faults.push(format!("{subscription}: {id} was refused, and came"));
+        }
+        if !seen.came.insert(Arc::clone(id)) && published.is_repeated {
+            seen.in_hand.insert((member, delivery.token), Arc::clone(id));
+            return;
         }
         if seen.acked.contains(id) {
             let fault = format!("{subscription}: {id} came again after it was settled");

@@ -58,12 +58,13 @@ async fn suite(fixture: &mut dyn Fixture, arguments: &Arguments) -> Result<bool,
     println!("\nrunning {} tests", cases.len());
     let rows = run(fixture, &cases, arguments.size, |row, time| {
         let word = match row.outcome {
-            Outcome::Passed | Outcome::RefusedAsDeclared => "ok",
+            Outcome::Passed | Outcome::RefusedAsDeclared | Outcome::NotApplicable => "ok",
             Outcome::Failed | Outcome::NotRun => "FAILED",
         };
         let note = match row.outcome {
             Outcome::Passed => String::new(),
             Outcome::RefusedAsDeclared => " (refused as declared)".to_owned(),
+            Outcome::NotApplicable => " (not applicable)".to_owned(),
             Outcome::Failed | Outcome::NotRun => format!(" ({:?})", row.outcome),
         };
         println!("test {}::{} {} ... {word}", row.adapter, row.id, row.rule);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,24 @@ pub enum Traffic {
     Closed,
 }
 
+/// The network between an adapter and its server, which can be made to fail.
+pub trait Network: Send + Sync {
+    /// What becomes of everything from now on.
+    fn set(&self, traffic: Traffic);
+
+    /// Cuts every connection that is there.
+    fn cut(&self);
+
+    /// Nothing passes over the connections that are there now, until [`set`](Self::set) is called; new ones are as they were.
+    fn hang(&self);
+
+    /// How many connections were asked for until now.
+    fn attempts(&self) -> u64;
+
+    /// How many connections there are.
+    fn connections(&self) -> u64;
+}
+
 /// A port of this machine behind which a server is, with a network between the two.
 #[derive(Debug)]
 pub struct Proxy {
@@ -40,11 +58,23 @@ pub struct Proxy {
 #[derive(Debug)]
 struct State {
     target: AtomicU16,
-    traffic: watch::Sender<Traffic>,
+    now: watch::Sender<Now>,
+    /// How many connections were asked for.
+    attempts: AtomicU64,
+    /// How many there are.
+    connections: AtomicU64,
     cut: Notify,
     /// What a request has in it whose answer is to be lost.
     marker: Mutex<Vec<u8>>,
     to_lose: AtomicUsize,
+}
+
+/// What is done now.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    traffic: Traffic,
+    /// The number of the last connection over which nothing passes.
+    hung: u64,
 }
 
 impl Proxy {
@@ -58,7 +88,9 @@ impl Proxy {
         let port = listener.local_addr().map_err(failed)?.port();
         let state = Arc::new(State {
             target: AtomicU16::new(target),
-            traffic: watch::Sender::new(Traffic::Open),
+            now: watch::Sender::new(Now { traffic: Traffic::Open, hung: 0 }),
+            attempts: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             cut: Notify::new(),
             marker: Mutex::default(),
             to_lose: AtomicUsize::new(0),
@@ -78,19 +110,6 @@ impl Proxy {
         self.state.target.store(target, Ordering::Release);
     }
 
-    /// What becomes of everything from now on.
-    pub fn set(&self, traffic: Traffic) {
-        self.state.traffic.send_replace(traffic);
-        if traffic == Traffic::Closed {
-            self.cut();
-        }
-    }
-
-    /// Cuts every connection that is there.
-    pub fn cut(&self) {
-        self.state.cut.notify_waiters();
-    }
-
     /// Lets the answers to the next requests get lost that have this in them: each is done, and its connection cut before
     /// the answer is through.
     pub fn lose_answers(&self, marker: impl Into<Vec<u8>>, count: usize) {
@@ -99,24 +118,53 @@ impl Proxy {
     }
 }
 
+impl Network for Proxy {
+    fn set(&self, traffic: Traffic) {
+        self.state.now.send_replace(Now { traffic, hung: 0 });
+        if traffic == Traffic::Closed {
+            self.cut();
+        }
+    }
+
+    fn cut(&self) {
+        self.state.cut.notify_waiters();
+    }
+
+    fn hang(&self) {
+        let hung = self.attempts();
+        self.state.now.send_modify(|now| now.hung = hung);
+    }
+
+    fn attempts(&self) -> u64 {
+        self.state.attempts.load(Ordering::Acquire)
+    }
+
+    fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::Acquire)
+    }
+}
+
 async fn accept(listener: TcpListener, state: Arc<State>) -> Result<()> {
     let mut connections = Scope::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         connections.reap();
-        if *state.traffic.borrow() == Traffic::Closed {
+        let number = state.attempts.fetch_add(1, Ordering::AcqRel) + 1;
+        if state.now.borrow().traffic == Traffic::Closed {
             continue;
         }
         let state = Arc::clone(&state);
         connections.spawn(async move {
             // How it ended is the two sides' business.
-            let _ = carry(client, &state).await;
+            state.connections.fetch_add(1, Ordering::AcqRel);
+            let _ = carry(client, &state, number).await;
+            state.connections.fetch_sub(1, Ordering::AcqRel);
             Ok(())
         });
     }
 }
 
-async fn carry(client: TcpStream, state: &State) -> io::Result<()> {
+async fn carry(client: TcpStream, state: &State, number: u64) -> io::Result<()> {
     let cut = state.cut.notified();
     let target = SocketAddr::from(([127, 0, 0, 1], state.target.load(Ordering::Acquire)));
     let server = TcpStream::connect(target).await?;
@@ -126,8 +174,8 @@ async fn carry(client: TcpStream, state: &State) -> io::Result<()> {
     let (from_server, to_server) = server.into_split();
     let is_lost = watch::Sender::new(false);
     tokio::select! {
-        ended = requests(from_client, to_server, state, &is_lost) => ended,
-        ended = answers(from_server, to_client, state, is_lost.subscribe()) => ended,
+        ended = requests(from_client, to_server, state, number, &is_lost) => ended,
+        ended = answers(from_server, to_client, state, number, is_lost.subscribe()) => ended,
         () = cut => Ok(()),
     }
 }
@@ -136,6 +184,7 @@ async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     state: &State,
+    number: u64,
     is_lost: &watch::Sender<bool>,
 ) -> io::Result<()> {
     let (mut piece, mut tail) = (vec![0; 64 << 10], Vec::new());
@@ -144,7 +193,7 @@ async fn requests(
         if count == 0 {
             return Ok(());
         }
-        pass(state).await;
+        pass(state, number).await;
         let marker = state.marker.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !marker.is_empty() {
             // It may stand across two pieces.
@@ -165,6 +214,7 @@ async fn answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     state: &State,
+    number: u64,
     mut is_lost: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut piece = vec![0; 64 << 10];
@@ -180,7 +230,7 @@ async fn answers(
         if count == 0 {
             return Ok(());
         }
-        pass(state).await;
+        pass(state, number).await;
         if *is_lost.borrow() {
             continue;
         }
@@ -196,15 +246,14 @@ async fn lost(is_lost: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Returns when a piece may pass.
-async fn pass(state: &State) {
-    let mut traffic = state.traffic.subscribe();
-    let now = *traffic.borrow();
-    match now {
-        Traffic::Open | Traffic::Closed => {}
-        Traffic::Slow(time) => tokio::time::sleep(time).await,
-        // Whoever sets it lives longer than the connection.
-        Traffic::Silent => _ = traffic.wait_for(|traffic| *traffic != Traffic::Silent).await,
+/// Returns when a piece of a connection may pass.
+async fn pass(state: &State, number: u64) {
+    let mut now = state.now.subscribe();
+    let is_silent = |now: &Now| now.traffic == Traffic::Silent || number <= now.hung;
+    // Whoever sets it lives longer than the connection.
+    let traffic = now.wait_for(|now| !is_silent(now)).await.map_or(Traffic::Closed, |now| now.traffic);
+    if let Traffic::Slow(time) = traffic {
+        tokio::time::sleep(time).await;
     }
 }
 
@@ -263,6 +312,15 @@ mod tests {
         assert_eq!(ask(&mut third, b"hello").await, None);
         proxy.set(Traffic::Slow(Duration::from_millis(20)));
         assert_eq!(ask(&mut third, b"").await.as_deref(), Some(&b"hello"[..]));
+        proxy.set(Traffic::Open);
+        proxy.hang();
+        let mut new = connect().await;
+        assert_eq!(ask(&mut third, b"hung").await, None);
+        assert_eq!(ask(&mut new, b"new").await.as_deref(), Some(&b"new"[..]), "what is new passes");
+        proxy.set(Traffic::Open);
+        assert_eq!(ask(&mut third, b"").await.as_deref(), Some(&b"hung"[..]));
+        assert_eq!(proxy.attempts(), 4);
+        assert_eq!(proxy.connections(), 2, "two were cut");
         proxy.set(Traffic::Closed);
         let mut fourth = connect().await;
         assert_eq!(ask(&mut fourth, b"x").await.unwrap_or_default(), b"");

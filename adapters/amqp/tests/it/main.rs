@@ -11,7 +11,7 @@ use fe2o3_amqp::types::messaging::{
 use fe2o3_amqp::types::primitives::{Array, OrderedMap, SimpleValue, Symbol, Value};
 use fe2o3_amqp::{Connection, Sender, Session};
 use serde_json::Value as Json;
-use tidegate_conformance::{Proxy, Traffic};
+use tidegate_conformance::{Network as _, Proxy, Traffic};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settlement};
 use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Name, Subscription, Topology};

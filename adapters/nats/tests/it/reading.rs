@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream::Stream};
 use futures::TryStreamExt as _;
-use tidegate_conformance::{Proxy, Traffic};
+use tidegate_conformance::{Network as _, Proxy, Traffic};
 use tidegate_core::message::UNDECODABLE;
 use tidegate_core::port::Sent;
 use tidegate_core::{Apply, Channel, Keep, Start, Subscription, Topology};

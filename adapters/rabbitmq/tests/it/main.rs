@@ -8,7 +8,7 @@ use std::time::Duration;
 use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use tidegate_conformance::{Proxy, Traffic};
+use tidegate_conformance::{Network as _, Proxy, Traffic};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settlement};
 use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};

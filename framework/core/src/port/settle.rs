@@ -64,6 +64,7 @@ impl Settled {
 /// 6. `Release` does not count as an attempt. (B19)
 /// 7. What a capability declares as missing is refused, and the delivery stays in hand. (G52)
 /// 8. `extend` done means that the lane is not taken away for that time, as long as the process lives. (D38)
+/// 9. Who is not heard of for longer than its lease has lost its lanes, and settles nothing of them. (D39)
 ///
 /// # Capabilities
 /// `retry_later`, `dead_letter`, `lock_extend`.

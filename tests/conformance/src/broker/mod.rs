@@ -4,6 +4,7 @@ mod consume;
 mod hops;
 mod life;
 mod look;
+mod network;
 mod order;
 mod publish;
 pub(crate) mod refusal;
@@ -106,7 +107,16 @@ pub const CASES: &[Case] = &[
         ["lock_extend", "competing_consumers"],
         consume::extend
     ),
+    case!(
+        "D39",
+        "who is not heard of for longer than its lease loses its lanes, and settles nothing",
+        ["order_by_key"],
+        network::hung
+    ),
     case!("E40", "what is open goes on behind a restart, and nothing is lost", [], life::restart),
+    case!("E41", "nothing is lost or out of order over a network that fails", [], network::fails),
+    case!("E42", "a server that is absent is told soon, and used when it is there", [], network::absent),
+    case!("E45", "who cannot connect asks seldom", [], network::storm),
     case!("F47", "a service that is drained has handled or gives back", ["retry_later"], service::drain),
     case!("F48", "consumers may be closed at once", ["competing_consumers"], service::close_at_once),
     case!("F49", "what a dropped service was at is done by another", [], service::dropped),

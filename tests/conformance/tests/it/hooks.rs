@@ -16,7 +16,8 @@ async fn every_hook_is_called_and_every_start_is_cleaned_up() {
     let rows = run(&mut fixture, &cases, Size::Quick, |_, _| ()).await;
     assert!(rows.iter().all(|row| row.outcome == Outcome::Passed || row.id == "A10"), "{rows:#?}");
     let calls = calls.lock().unwrap().clone();
-    for hook in ["start", "connect", "restart", "kill", "cut", "lose_answers", "kept", "clean_up"] {
+    for hook in ["start", "connect", "restart", "kill", "cut", "network", "lose_answers", "kept", "clean_up"]
+    {
         assert!(calls.get(hook).is_some_and(|count| *count > 0), "{hook} was never called: {calls:?}");
     }
     assert_eq!(calls["start"], cases.len());

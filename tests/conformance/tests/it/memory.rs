@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_conformance::{Fixture, Hook, Killed, numbered};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
 use tidegate_core::port::{Broker, Sent};
 use tidegate_core::{Apply, Channel, Result, Subscription, SystemClock, Topology};
 use tidegate_memory::MemoryBroker;
 
-use crate::plant::{Bug, Planted};
+use crate::plant::{Bug, MemoryNetwork, Planted};
 
 pub(crate) struct Memory {
     bug: Option<Bug>,
     broker: MemoryBroker,
+    network: Arc<MemoryNetwork>,
 }
 
 fn empty() -> MemoryBroker {
@@ -23,12 +24,12 @@ fn empty() -> MemoryBroker {
 
 impl Memory {
     pub(crate) fn new(bug: Option<Bug>) -> Self {
-        Self { bug, broker: empty() }
+        Self { bug, broker: empty(), network: Arc::default() }
     }
 
     fn planted(&self, broker: MemoryBroker) -> Arc<dyn Broker> {
         match self.bug {
-            Some(bug) => Arc::new(Planted::new(bug, broker)),
+            Some(bug) => Arc::new(Planted::new(bug, &self.network, broker)),
             None => Arc::new(broker),
         }
     }
@@ -42,6 +43,7 @@ impl Fixture for Memory {
 
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         self.broker = empty();
+        self.network = Arc::default();
         Ok(self.planted(self.broker.clone()))
     }
 
@@ -71,6 +73,13 @@ impl Fixture for Memory {
     async fn cut(&mut self) -> Result<Hook> {
         self.broker.cut();
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        match self.bug {
+            Some(_) => Ok(Arc::clone(&self.network) as Arc<dyn Network>),
+            None => Err("nothing is between it and whoever uses it"),
+        }
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

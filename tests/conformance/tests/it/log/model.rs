@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidegate_conformance::{Fixture, Hook, Killed, numbered};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader, Settings};
@@ -383,6 +383,10 @@ impl Fixture for Modelled {
         tokio::time::sleep(Duration::from_millis(1_200)).await;
         self.model.data.is_away.store(false, Ordering::Release);
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        Err("nothing is between it and whoever uses it")
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {

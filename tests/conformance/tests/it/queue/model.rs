@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidegate_conformance::{Fixture, Hook, Killed, numbered};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::port::{Attempt, Broker, Effective, Sent};
@@ -439,6 +439,10 @@ impl Fixture for Modelled {
     async fn cut(&mut self) -> Result<Hook> {
         self.model.cut();
         Ok(Hook::Done)
+    }
+
+    fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str> {
+        Err("nothing is between it and whoever uses it")
     }
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
