@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, RedisError, Script, Value, cmd};
+use tidegate_core::error::code;
 use tidegate_core::log::{Appender, Document, Log, Reader};
 use tidegate_core::port::Effective;
 use tidegate_core::unsettled::Place;
@@ -56,6 +57,16 @@ pub(crate) fn key(channel: &Name, what: &str) -> String {
     format!("tidegate:{{{channel}}}:{what}")
 }
 
+/// Older servers have no scripts that may run when memory is short.
+fn check_version(version: &str) -> Result<()> {
+    match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
+        Some(..7) => Err(Error::new(code::VERSION_UNSUPPORTED, "the server is older than Redis 7")
+            .with("version", version)
+            .hint("update the server, or use a server of Valkey")),
+        Some(7..) | None => Ok(()),
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct RedisLog {
     config: Arc<Config>,
@@ -102,6 +113,7 @@ impl Log for RedisLog {
     async fn probe(&self) -> Result<Effective> {
         let info: String = self.ask(cmd("INFO").arg("server"), "ask for the version").await?;
         let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("unknown");
+        check_version(version)?;
         let mut warnings = Vec::new();
         let mut warn = |found: Option<String>, good: &[&str], what: &str| match found {
             Some(found) if good.contains(&&*found) => {}
@@ -239,6 +251,21 @@ impl RedisLog {
         match found.into_iter().next() {
             Some((id, _)) => place(&text(id)?),
             None => Ok(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_are_too_old_are_refused() {
+        for (version, is_refused) in
+            [("6.2.14", true), ("7.0.15", false), ("10.1", false), ("unknown", false)]
+        {
+            let refused = check_version(version).err().map(|error| error.code());
+            assert_eq!(refused, is_refused.then_some(code::VERSION_UNSUPPORTED), "{version}");
         }
     }
 }

@@ -1,4 +1,5 @@
--- Removes the messages of a lane before a place.
+#!lua flags=allow-oom
+-- Removes the messages of a lane before a place. Also where the server has no memory left: it makes room.
 --
 -- KEYS: the channel's record, the sizes of lanes, the lanes (each the beginning of keys of one slot)
 -- ARGV: the lane, the last place that goes, the first that may stay

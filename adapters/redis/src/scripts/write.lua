@@ -1,4 +1,6 @@
--- Writes a document if it is at the expected revision, which is empty for one that is not there.
+#!lua flags=allow-oom
+-- Writes a document if it is at the expected revision, which is empty for one that is not there. Also where the server has no
+-- memory left: what is settled makes the room that it needs.
 --
 -- KEYS: the document
 -- ARGV: the expected revision, the new one, the value

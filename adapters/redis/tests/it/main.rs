@@ -1,0 +1,181 @@
+//! What is Redis's alone, on real servers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Broker, Consumer, Sent, Settlement, Signal};
+use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
+use tidegate_services::broker::{Broker as Service, Options, Server};
+use tidegate_services::skipped;
+use tokio::time::Instant;
+
+/// A server of its own, unless Redis is skipped.
+async fn server(options: Options) -> Option<Server> {
+    if skipped(Service::Redis.service()) {
+        return None;
+    }
+    Some(Server::start(Service::Redis, options).await.unwrap())
+}
+
+fn open(url: &str) -> Arc<dyn Broker> {
+    tidegate_redis::open_broker(&Endpoint::parse(url).unwrap()).unwrap()
+}
+
+/// A channel of one lane with a subscription.
+async fn channel(broker: &dyn Broker, name: &str) -> (Channel, Subscription) {
+    let channel = Channel::new(name).unwrap().with_lanes(1);
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    (channel, subscription)
+}
+
+fn messages(numbers: std::ops::Range<u64>, bytes: usize) -> Vec<Message> {
+    let message = |number: u64| {
+        Message::with_id(number.to_string(), "test", "numbered")
+            .with_subject("k")
+            .with_data("text/plain", "x".repeat(bytes))
+    };
+    numbers.map(message).collect()
+}
+
+/// Takes and acknowledges messages until so many came.
+async fn take(consumer: &mut dyn Consumer, count: usize) {
+    let (mut left, until) = (count, Instant::now() + Duration::from_secs(20));
+    while left > 0 {
+        assert!(Instant::now() < until, "{left} of {count} did not come");
+        let mut out = Vec::new();
+        consumer.receive(left, Duration::from_secs(1), &mut out).await.unwrap();
+        let batch: Vec<_> = out.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+        let settled = consumer.settler().settle(&batch).await;
+        assert!(settled.iter().all(|settled| settled.is_done()), "{settled:?}");
+        left -= out.len();
+    }
+}
+
+/// Why a broker cannot be used, and that its text has no secret.
+async fn refused(url: &str) -> Error {
+    let error = open(url).probe().await.unwrap_err();
+    let shown = format!("{error:?} {}", error.line());
+    assert!(!shown.contains("secret") && !shown.contains("guess"), "{shown}");
+    error
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_none_are_told_and_are_not_tried_again() {
+    let Some(server) = server(Options::default().with_password("secret")).await else { return };
+    let broker = open(&server.url());
+    assert!(broker.probe().await.unwrap().version.starts_with("Redis "));
+    assert!(!broker.location().contains("secret"));
+    for login in [":guess@", ""] {
+        let error = refused(&format!("redis://{login}127.0.0.1:{}", server.port())).await;
+        assert_eq!((error.code(), error.verdict()), (code::ACCESS_DENIED, Verdict::Never), "{error:?}");
+        assert_eq!(error.message(), "the server refuses the user or the password");
+    }
+}
+
+#[tokio::test]
+async fn tls_is_verified() {
+    let Some(server_) = server(Options::default().with_tls()).await else { return };
+    let other = server(Options::default().with_tls()).await.unwrap();
+    let url = |ca: &Path| format!("{}?ca={}", server_.url(), ca.display());
+    let broker = open(&url(&server_.authority_certificate().unwrap()));
+    let (channel, subscription) = channel(&*broker, "secure").await;
+    let sent = broker.producer(&channel).await.unwrap().publish(&messages(0..3, 10)).await;
+    assert!(sent.iter().all(Sent::is_stored), "{sent:?}");
+    take(&mut *broker.subscribe(&subscription).await.unwrap(), 3).await;
+
+    for url in [url(&other.authority_certificate().unwrap()), server_.url()] {
+        let error = refused(&url).await;
+        assert_eq!((error.code(), error.verdict()), (code::TLS_FAILED, Verdict::Never), "{url}: {error:?}");
+        assert_eq!(error.message(), "no trusted connection to the server");
+        assert!(error.hint_text().unwrap().contains("?ca=FILE"));
+    }
+    let error = refused(&url(Path::new("/no/such"))).await;
+    assert!(error.code() == code::TLS_FAILED && error.message().contains("/no/such"), "{error:?}");
+    // Where the server speaks one of the two and the client the other, neither understands.
+    let plain = refused(&server_.url().replace("rediss:", "redis:")).await;
+    assert_eq!(plain.code(), code::UNREACHABLE, "{plain:?}");
+}
+
+#[tokio::test]
+async fn settings_that_lose_messages_are_named() {
+    let risky = Options::default()
+        .with_setting("appendonly", "no")
+        .with_setting("appendfsync", "everysec")
+        .with_setting("maxmemory-policy", "allkeys-lru");
+    let Some(server) = server(risky).await else { return };
+    let warnings = open(&server.url()).probe().await.unwrap().warnings;
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for (warning, start) in warnings.iter().zip([
+        "appendonly is not yes: what was confirmed is lost when the server ends without a snapshot (it is \"no\")",
+        "appendfsync is not always: what was confirmed in the last second is lost with the power",
+        "maxmemory-policy is not noeviction: the server may remove what nobody has settled",
+    ]) {
+        assert!(warning.starts_with(start), "{warning}");
+    }
+}
+
+/// It refuses, and those who make room go on.
+#[tokio::test]
+async fn a_server_that_is_short_of_memory_is_told_so() {
+    let Some(server) = server(Options::default().with_setting("maxmemory", "20mb")).await else { return };
+    let broker = open(&format!("{}?patience_ms=500", server.url()));
+    let (channel, subscription) = channel(&*broker, "full").await;
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let (mut stored, mut refused) = (0, None);
+    for message in messages(0..100, 1 << 20) {
+        match producer.publish(&[message]).await.remove(0) {
+            Sent::Stored { .. } => stored += 1,
+            Sent::Refused(error) => {
+                refused = Some(error);
+                break;
+            }
+            Sent::Unknown(error) => panic!("{error:?}"),
+        }
+    }
+    let error = refused.expect("a server of 20 MB took 100");
+    assert_eq!((error.code(), error.verdict()), (code::LIMIT_REACHED, Verdict::Retry), "{error:?}");
+    assert_eq!(error.message(), "the server has no memory left");
+    assert!(stored > 0, "nothing had room");
+    // More than is left has no room, be it ever so small: what notes that something is settled has to have some.
+    let rest = messages(100..2_000, 4 << 10);
+    for message in rest {
+        match producer.publish(&[message]).await.remove(0) {
+            Sent::Stored { .. } => stored += 1,
+            _ => break,
+        }
+    }
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    take(&mut *consumer, stored).await;
+    let more = messages(2_000..2_001, 1 << 20);
+    let until = Instant::now() + Duration::from_secs(10);
+    while let Some(error) = producer.publish(&more).await[0].error() {
+        assert!(Instant::now() < until, "there is room, and nothing is taken: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_channel_that_somebody_removed_is_named() {
+    let Some(server) = server(Options::default()).await else { return };
+    let broker = open(&format!("{}?lease_ms=1000", server.url()));
+    let (channel, subscription) = channel(&*broker, "removed").await;
+    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1, 10)).await[0].is_stored());
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    take(&mut *consumer, 1).await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let error = loop {
+        assert!(Instant::now() < until, "nobody is told");
+        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
+            Ok(Signal::Cancelled(error)) | Err(error) => break error,
+            Ok(_) => {}
+        }
+    };
+    let known = [code::CHANNEL_MISSING, code::SUBSCRIPTION_GONE];
+    assert!(known.contains(&error.code()) && format!("{error:?}").contains("removed"), "{error:?}");
+}
