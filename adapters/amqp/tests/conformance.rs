@@ -29,6 +29,15 @@ impl Artemis {
     fn running(&self) -> Result<&(Server, Arc<Proxy>)> {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
+
+    /// A broker for whoever logs in like this.
+    fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url = format!(
+            "artemis://{login}127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
+        );
+        tidegate_amqp::open_broker(&Endpoint::parse(&url)?)
+    }
 }
 
 #[async_trait]
@@ -50,11 +59,11 @@ impl Fixture for Artemis {
     }
 
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
-        let port = self.running()?.1.port();
-        let url = format!(
-            "artemis://user:password@127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
-        );
-        tidegate_amqp::open_broker(&Endpoint::parse(&url)?)
+        self.open("user:password@")
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.open("user:wrong@").map(Some)
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

@@ -59,14 +59,25 @@ impl Kafka {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 
+    /// A broker for whoever logs in like this.
+    fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.proxy.port();
+        let url = format!(
+            "kafka://{login}127.0.0.1:{port}?lease_ms=2000&grace_ms=300&patience_ms=4000&timeout_ms=8000"
+        );
+        tidegate_kafka::open_broker(&Endpoint::parse(&url)?)
+    }
+
     async fn launch() -> Result<Running> {
         let proxy = Arc::new(Proxy::start(0).await?);
         // A client finds the server where it says that it is.
-        let options = Options::default().with_advertised_port(proxy.port());
+        let options = Options::default().with_advertised_port(proxy.port()).with_password("secret");
         let server = Server::start(Service::Kafka, options).await.map_err(failed)?;
         proxy.lead_to(server.port());
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", format!("127.0.0.1:{}", proxy.port()));
+        config.set("security.protocol", "sasl_plaintext").set("sasl.mechanism", "SCRAM-SHA-256");
+        config.set("sasl.username", "user").set("sasl.password", "secret");
         let admin = config.set("reconnect.backoff.max.ms", "500").create().map_err(failed)?;
         Ok(Running { server, proxy, admin: Arc::new(admin) })
     }
@@ -97,10 +108,11 @@ impl Fixture for Kafka {
     }
 
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
-        let port = self.running()?.proxy.port();
-        let url =
-            format!("kafka://127.0.0.1:{port}?lease_ms=2000&grace_ms=300&patience_ms=4000&timeout_ms=8000");
-        tidegate_kafka::open_broker(&Endpoint::parse(&url)?)
+        self.open("user:secret@")
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.open("user:wrong@").map(Some)
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

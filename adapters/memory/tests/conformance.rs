@@ -34,6 +34,10 @@ impl Fixture for Memory {
         Ok(Arc::new(self.0.connect()))
     }
 
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        Ok(None)
+    }
+
     /// The process goes on, and so do the messages: a connection ends and another one begins.
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
         self.0 = self.0.connect();

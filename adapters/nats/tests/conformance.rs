@@ -28,9 +28,18 @@ impl Nats {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 
+    /// A broker for whoever logs in like this.
+    fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url = format!("nats://{login}127.0.0.1:{port}?lease_ms=1500&grace_ms=300&patience_ms=1500");
+        tidegate_nats::open_broker(&Endpoint::parse(&url)?)
+    }
+
     /// A connection beside the adapter.
     async fn jetstream(&self) -> Result<jetstream::Context> {
-        Ok(jetstream::new(async_nats::connect(self.running()?.0.url()).await.map_err(failed)?))
+        let server = format!("nats://127.0.0.1:{}", self.running()?.0.port());
+        let options = async_nats::ConnectOptions::with_user_and_password("user".into(), "secret".into());
+        Ok(jetstream::new(options.connect(server).await.map_err(failed)?))
     }
 }
 
@@ -42,7 +51,9 @@ impl Fixture for Nats {
 
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         if self.running.is_none() {
-            let server = Server::start(Service::Nats, Options::default()).await.map_err(failed)?;
+            let server = Server::start(Service::Nats, Options::default().with_password("secret"))
+                .await
+                .map_err(failed)?;
             let proxy = Arc::new(Proxy::start(server.port()).await?);
             self.running = Some((server, proxy));
         }
@@ -55,9 +66,11 @@ impl Fixture for Nats {
     }
 
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
-        let port = self.running()?.1.port();
-        let url = format!("nats://127.0.0.1:{port}?lease_ms=1500&grace_ms=300&patience_ms=1500");
-        tidegate_nats::open_broker(&Endpoint::parse(&url)?)
+        self.open("user:secret@")
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.open("user:wrong@").map(Some)
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

@@ -32,6 +32,14 @@ impl Rabbit {
     fn running(&self) -> Result<&(Server, Arc<Proxy>)> {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
+
+    /// A broker for whoever logs in like this.
+    fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url =
+            format!("amqp://{login}127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&ripe_ms=0");
+        tidegate_rabbitmq::open_broker(&Endpoint::parse(&url)?)
+    }
 }
 
 #[async_trait]
@@ -50,11 +58,11 @@ impl Fixture for Rabbit {
     }
 
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
-        let port = self.running()?.1.port();
-        let url = format!(
-            "amqp://guest:guest@127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&ripe_ms=0"
-        );
-        tidegate_rabbitmq::open_broker(&Endpoint::parse(&url)?)
+        self.open("guest:guest@")
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.open("guest:wrong@").map(Some)
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

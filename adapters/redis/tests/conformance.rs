@@ -26,6 +26,15 @@ impl Redis {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
 
+    /// A broker for whoever logs in like this.
+    fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
+        let port = self.running()?.1.port();
+        let url = format!(
+            "redis://{login}127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=1500&timeout_ms=1000"
+        );
+        tidegate_redis::open_broker(&Endpoint::parse(&url)?)
+    }
+
     /// A connection beside the adapter.
     async fn connection(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.running()?.0.url()).map_err(failed)?;
@@ -41,7 +50,9 @@ impl Fixture for Redis {
 
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         if self.running.is_none() {
-            let server = Server::start(Service::Redis, Options::default()).await.map_err(failed)?;
+            let server = Server::start(Service::Redis, Options::default().with_password("secret"))
+                .await
+                .map_err(failed)?;
             let proxy = Arc::new(Proxy::start(server.port()).await?);
             self.running = Some((server, proxy));
         }
@@ -50,10 +61,11 @@ impl Fixture for Redis {
     }
 
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
-        let port = self.running()?.1.port();
-        let url =
-            format!("redis://127.0.0.1:{port}?lease_ms=1000&grace_ms=300&patience_ms=1500&timeout_ms=1000");
-        tidegate_redis::open_broker(&Endpoint::parse(&url)?)
+        self.open(":secret@")
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.open(":wrong@").map(Some)
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

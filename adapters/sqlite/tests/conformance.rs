@@ -62,6 +62,10 @@ impl Fixture for File {
         open(&self.path()?.to_string_lossy())
     }
 
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        Ok(None)
+    }
+
     /// Whoever uses the file is the broker: the one that was closed is gone, and another one comes.
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
         self.connect().await

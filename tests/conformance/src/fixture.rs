@@ -41,6 +41,9 @@ pub trait Fixture: Send {
     /// Another connection to the same broker, as another program would have it.
     async fn connect(&mut self) -> Result<Arc<dyn Broker>>;
 
+    /// A connection of somebody with a wrong password; `None` if the broker asks for none.
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>>;
+
     /// Stops the broker as an operator would, starts it again and connects.
     async fn restart(&mut self) -> Result<Arc<dyn Broker>>;
 
@@ -184,6 +187,11 @@ impl<F: Fixture> Fixture for Counted<F> {
     async fn connect(&mut self) -> Result<Arc<dyn Broker>> {
         self.count("connect");
         self.inner.connect().await
+    }
+
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        self.count("stranger");
+        self.inner.stranger().await
     }
 
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {

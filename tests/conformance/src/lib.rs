@@ -14,6 +14,7 @@
 //! #     fn adapter(&self) -> &'static str { "mine" }
 //! #     async fn start(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
 //! #     async fn connect(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
+//! #     async fn stranger(&mut self) -> tidegate_core::Result<Option<std::sync::Arc<dyn tidegate_core::port::Broker>>> { panic!() }
 //! #     async fn restart(&mut self) -> tidegate_core::Result<std::sync::Arc<dyn tidegate_core::port::Broker>> { panic!() }
 //! #     async fn kill(&mut self, _: &tidegate_core::Channel, _: &str) -> tidegate_core::Result<tidegate_conformance::Killed> { panic!() }
 //! #     async fn cut(&mut self) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }

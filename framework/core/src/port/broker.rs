@@ -47,7 +47,8 @@ pub struct Effective {
 /// 11. What a capability declares as missing is refused with `capability-missing`. (every case that requires one)
 /// 12. What is open goes on behind a restart of the broker, and nothing stays of what was closed. (E40, F50)
 /// 13. A network that is slow, cut, silent, or loses answers loses nothing and changes no order. A server that cannot be reached
-///     is told soon as one that may be there later, and is asked for seldom until it is. (E41, E42, E45)
+///     is told soon as one that may be there later, and is asked for seldom until it is. Whom it refuses is told so with
+///     `access-denied`. (E41, E42, E43, E45)
 ///
 /// # Capabilities
 /// [`Broker::capabilities`] is data that was there before the connection. [`Broker::probe`] compares it with the live

@@ -116,6 +116,12 @@ pub const CASES: &[Case] = &[
     case!("E40", "what is open goes on behind a restart, and nothing is lost", [], life::restart),
     case!("E41", "nothing is lost or out of order over a network that fails", [], network::fails),
     case!("E42", "a server that is absent is told soon, and used when it is there", [], network::absent),
+    case!(
+        "E43",
+        "who may not come in is told at once, and a wrong password is not tried again",
+        [],
+        network::stranger
+    ),
     case!("E45", "who cannot connect asks seldom", [], network::storm),
     case!("F47", "a service that is drained has handled or gives back", ["retry_later"], service::drain),
     case!("F48", "consumers may be closed at once", ["competing_consumers"], service::close_at_once),

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join;
-use tidegate_core::error::Verdict;
-use tidegate_core::port::{Delivery, Settlement};
-use tidegate_core::{Channel, Message};
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Broker, Delivery, Settlement};
+use tidegate_core::{Channel, Error, Message, Subscription};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::worker::{Crew, Manner};
 use crate::case::{
-    ARRIVAL, Check, Context, QUIET, ack, ensure, message, messages, publish, publish_until_stored, take,
-    take_exactly,
+    ARRIVAL, Check, Context, QUIET, Stop, ack, ensure, message, messages, publish, publish_until_stored,
+    take, take_exactly,
 };
 use crate::proxy::Traffic;
 
@@ -99,6 +99,46 @@ pub(crate) async fn fails(context: &mut Context<'_>) -> Check {
     crew.finish(&["s"], 2 * ARRIVAL).await
 }
 
+/// What is said, soon, of everything that can be asked of a broker first.
+async fn refused(broker: &dyn Broker, channel: &Channel, subscription: &Subscription) -> Check<Vec<Error>> {
+    let asked = [
+        ("probe", timeout(SOON, broker.probe()).await.map(Result::err)),
+        ("producer", timeout(SOON, broker.producer(channel)).await.map(Result::err)),
+        ("subscribe", timeout(SOON, broker.subscribe(subscription)).await.map(Result::err)),
+    ];
+    let mut errors = Vec::new();
+    for (what, answer) in asked {
+        match answer {
+            Err(_) => ensure!(false, "{what}: nothing is told within {SOON:?}"),
+            Ok(None) => ensure!(false, "{what}: it is done"),
+            Ok(Some(error)) => errors.push(error),
+        }
+    }
+    Ok(errors)
+}
+
+/// How often somebody with a wrong password may have asked for a connection, having asked for three things.
+const STRANGERS: u64 = 6;
+
+/// A wrong password is told as that, and does not become another one by trying.
+pub(crate) async fn stranger(context: &mut Context<'_>) -> Check {
+    let Some(broker) = context.fixture.stranger().await? else {
+        return Err(Stop::NotApplicable("nobody is asked for a password".to_owned()));
+    };
+    let network = context.network()?;
+    let channel = Channel::new("strange")?;
+    let subscription = context.declare(&channel, &["s"]).await?.remove(0);
+    let before = network.attempts();
+    for error in refused(&*broker, &channel, &subscription).await? {
+        let is_told = error.code() == code::ACCESS_DENIED && error.verdict() == Verdict::Never;
+        ensure!(is_told, "it is told as {error:?}");
+    }
+    sleep(CLOSED / 5).await;
+    let attempts = network.attempts() - before;
+    ensure!(attempts <= STRANGERS, "a wrong password was tried {attempts} times");
+    Ok(())
+}
+
 /// A server that cannot be reached is told as that, soon; what was asked of it is done once it is there.
 pub(crate) async fn absent(context: &mut Context<'_>) -> Check {
     let network = context.network()?;
@@ -106,19 +146,8 @@ pub(crate) async fn absent(context: &mut Context<'_>) -> Check {
     let subscription = context.declare(&channel, &["s"]).await?.remove(0);
     network.set(Traffic::Closed);
     let broker = context.fixture.connect().await?;
-    let asked = [
-        ("probe", timeout(SOON, broker.probe()).await.map(Result::err)),
-        ("producer", timeout(SOON, broker.producer(&channel)).await.map(Result::err)),
-        ("subscribe", timeout(SOON, broker.subscribe(&subscription)).await.map(Result::err)),
-    ];
-    for (what, answer) in asked {
-        match answer {
-            Err(_) => ensure!(false, "{what}: nothing is told within {SOON:?}"),
-            Ok(None) => ensure!(false, "{what}: it is done without a server"),
-            Ok(Some(error)) => {
-                ensure!(error.verdict() == Verdict::Retry, "{what}: it is told as {error:?}");
-            }
-        }
+    for error in refused(&*broker, &channel, &subscription).await? {
+        ensure!(error.verdict() == Verdict::Retry, "it is told as {error:?}");
     }
     network.set(Traffic::Open);
     let until = Instant::now() + ARRIVAL;

@@ -10,14 +10,24 @@ use crate::memory::Memory;
 async fn every_hook_is_called_and_every_start_is_cleaned_up() {
     let bug = Some(crate::plant::Bug::ForgetsOnKill);
     let (mut fixture, calls) = Counted::new(Memory::new(bug));
-    let hooks = ["A6", "A8", "A10", "B11", "B13", "B17"];
+    let hooks = ["A6", "A8", "A10", "B11", "B13", "B17", "E43"];
     let cases: Vec<_> = CASES.iter().filter(|case| hooks.contains(&case.id)).copied().collect();
     assert_eq!(cases.len(), hooks.len());
     let rows = run(&mut fixture, &cases, Size::Quick, |_, _| ()).await;
     assert!(rows.iter().all(|row| row.outcome == Outcome::Passed || row.id == "A10"), "{rows:#?}");
     let calls = calls.lock().unwrap().clone();
-    for hook in ["start", "connect", "restart", "kill", "cut", "network", "lose_answers", "kept", "clean_up"]
-    {
+    for hook in [
+        "start",
+        "connect",
+        "restart",
+        "kill",
+        "cut",
+        "network",
+        "stranger",
+        "lose_answers",
+        "kept",
+        "clean_up",
+    ] {
         assert!(calls.get(hook).is_some_and(|count| *count > 0), "{hook} was never called: {calls:?}");
     }
     assert_eq!(calls["start"], cases.len());

@@ -51,6 +51,11 @@ impl Fixture for Memory {
         Ok(self.planted(self.broker.connect()))
     }
 
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        let stranger = |bug| Planted::new(bug, &self.network, self.broker.connect()).stranger();
+        Ok(self.bug.map(|bug| Arc::new(stranger(bug)) as Arc<dyn Broker>))
+    }
+
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
         self.broker.cut();
         self.broker = self.broker.connect();

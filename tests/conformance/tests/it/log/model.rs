@@ -360,6 +360,10 @@ impl Fixture for Modelled {
         Ok(self.model.broker())
     }
 
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        Ok(None)
+    }
+
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
         Ok(self.model.broker())
     }

@@ -38,6 +38,12 @@ impl Planted {
         Self { bug, way: Way::new(network, bug, &inner), inner, capabilities, shared: Arc::default() }
     }
 
+    /// Of somebody with a wrong password.
+    pub(crate) fn stranger(mut self) -> Self {
+        self.way.is_stranger = true;
+        self
+    }
+
     fn channel(&self, channel: &Channel) -> Channel {
         let mut channel = channel.clone();
         if self.bug == Bug::HasNoLimits {

@@ -78,6 +78,7 @@ pub(super) struct Way {
     network: Arc<MemoryNetwork>,
     number: usize,
     bug: Bug,
+    pub(super) is_stranger: bool,
     has_failed: Arc<AtomicBool>,
 }
 
@@ -91,7 +92,8 @@ impl Way {
     pub(super) fn new(network: &Arc<MemoryNetwork>, bug: Bug, broker: &MemoryBroker) -> Self {
         let mut connections = lock(&network.connections);
         connections.push(broker.clone());
-        Self { network: Arc::clone(network), number: connections.len(), bug, has_failed: Arc::default() }
+        let (network, number) = (Arc::clone(network), connections.len());
+        Self { network, number, bug, is_stranger: false, has_failed: Arc::default() }
     }
 
     /// A consumer of this connection.
@@ -116,6 +118,10 @@ impl Way {
             _ if self.bug == Bug::RemembersAbsence && self.has_failed.load(Ordering::Relaxed) => {
                 Err(Error::new(code::UNREACHABLE, "nothing was there"))
             }
+            _ if self.is_stranger && self.bug == Bug::StrangersFindNothing => {
+                Err(Error::new(code::UNREACHABLE, "nothing is there for you"))
+            }
+            _ if self.is_stranger => Err(Error::new(code::ACCESS_DENIED, "the password is wrong")),
             Traffic::Silent => Err(self.nothing().await),
             _ if hangs => Err(self.nothing().await),
             Traffic::Slow(time) => {

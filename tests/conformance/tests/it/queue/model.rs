@@ -418,6 +418,10 @@ impl Fixture for Modelled {
         Ok(self.model.broker())
     }
 
+    async fn stranger(&mut self) -> Result<Option<Arc<dyn Broker>>> {
+        Ok(None)
+    }
+
     async fn restart(&mut self) -> Result<Arc<dyn Broker>> {
         self.model.cut();
         Ok(self.model.broker())
