@@ -23,6 +23,7 @@
 //! - `aggregate`: one message of several
 //! - `filter`, `router`, `bridge`: messages sent on, by what is in them, or to another broker
 //! - `metrics`: what services do, for Prometheus
+//! - `telemetry`: spans, for a collector of OpenTelemetry
 //! - `trace`: to which trace messages belong, and spans of what is done with them
 
 mod aggregate;
@@ -45,6 +46,8 @@ mod router;
 mod scheduler;
 mod sender;
 mod service;
+#[cfg(feature = "otlp")]
+mod telemetry;
 mod trace;
 
 pub use aggregate::{Aggregator, Ending};
@@ -66,4 +69,6 @@ pub use service::{
     ByMethod, Context, Failure, FromContext, FromMessage, Handle, Handler, Handlers, Idle, Info, IntoEnded,
     Json, Ready, Replies, Running, Service, Startable, State, Typed,
 };
+#[cfg(feature = "otlp")]
+pub use telemetry::{Telemetry, TelemetryLayer};
 pub use trace::{TRACEPARENT, TRACESTATE, Trace};

@@ -33,6 +33,9 @@ macro_rules! target {
     };
 }
 
+#[cfg(feature = "otlp")]
+pub(crate) const TARGET: &str = target!();
+
 tokio::task_local! {
     static CURRENT: Arc<Hop>;
 }
@@ -156,6 +159,7 @@ pub(crate) fn sending(message: &mut Message, system: &str, channel: &Name) -> Sp
         trace_id = Empty,
         span_id = Empty,
         parent_span_id = Empty,
+        trace_flags = Empty,
         error.type = Empty,
     );
     let known = Trace::of(message);
@@ -166,7 +170,8 @@ pub(crate) fn sending(message: &mut Message, system: &str, channel: &Name) -> Sp
         // A dead letter is as the message was.
         (None, None) if !span.is_disabled() && message.headers.get(REASON).is_none() => (None, None),
         (None, known) => {
-            note(&span, known, None);
+            // It has the span of whoever began it; this one is within.
+            note(&span, known.map(|known| known.id), None, known);
             return span;
         }
     };
@@ -186,7 +191,7 @@ pub(crate) fn sending(message: &mut Message, system: &str, channel: &Name) -> Sp
         let _ = message.headers.set(TRACESTATE, Arc::clone(&state));
         let _ = message.extensions.set(TRACESTATE, state);
     }
-    note(&span, Some(trace), parent);
+    note(&span, Some(trace.id), Some(trace), parent);
     span
 }
 
@@ -237,6 +242,7 @@ impl Processing {
             trace_id = Empty,
             span_id = Empty,
             parent_span_id = Empty,
+            trace_flags = Empty,
             error.type = Empty,
         );
         let parent = Trace::of(message);
@@ -248,7 +254,7 @@ impl Processing {
             Some(parent) => parent.child(message, &what),
             None => Trace::begin(message, &what),
         };
-        note(&span, Some(trace), parent);
+        note(&span, Some(trace.id), Some(trace), parent);
         let state = message.extensions.get(TRACESTATE).or_else(|| message.headers.get(TRACESTATE));
         Self { span, hop: Some(Arc::new(Hop { trace, state: state.map(Arc::from) })) }
     }
@@ -262,16 +268,22 @@ impl Processing {
     }
 }
 
-fn note(span: &Span, trace: Option<Trace>, parent: Option<Trace>) {
+/// Notes of a span to which trace it belongs, which one of it it is if that stands in the message, and which one is before it.
+fn note(span: &Span, id: Option<u128>, trace: Option<Trace>, parent: Option<Trace>) {
     if span.is_disabled() {
         return;
     }
+    if let Some(id) = id {
+        span.record("trace_id", format!("{id:032x}"));
+    }
     if let Some(trace) = trace {
-        span.record("trace_id", format!("{:032x}", trace.id));
         span.record("span_id", format!("{:016x}", trace.span));
     }
     if let Some(parent) = parent {
         span.record("parent_span_id", format!("{:016x}", parent.span));
+    }
+    if let Some(one) = trace.or(parent) {
+        span.record("trace_flags", format!("{:02x}", one.flags & 1));
     }
 }
 

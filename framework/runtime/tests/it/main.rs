@@ -10,6 +10,8 @@ mod failing;
 mod handling;
 mod prioritizing;
 mod scheduling;
+#[cfg(feature = "otlp")]
+mod telling;
 mod watching;
 
 use std::sync::atomic::{AtomicI64, Ordering};
