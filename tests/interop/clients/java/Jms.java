@@ -109,7 +109,9 @@ public class Jms {
             message.setJMSReplyTo(session.createTopic(text(asked, "reply_topic")));
         }
         try (MessageProducer producer = session.createProducer(destination(asked))) {
-            producer.send(message, DeliveryMode.PERSISTENT, 4, 0);
+            int priority = asked.has("priority") ? asked.get("priority").getAsInt() : Message.DEFAULT_PRIORITY;
+            long expires = asked.has("expires_ms") ? asked.get("expires_ms").getAsLong() : 0;
+            producer.send(message, DeliveryMode.PERSISTENT, priority, expires);
         }
         var sent = new JsonObject();
         sent.addProperty("id", message.getJMSMessageID());

@@ -1,6 +1,8 @@
 //! Artemis: programs of JMS in Java, with Qpid JMS (AMQP 1.0) and with Artemis' own client (its own protocol). What holds is
 //! the same for both.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value as Json, json};
@@ -15,14 +17,14 @@ use crate::program::Program;
 use crate::{Ground, PATIENCE, ground, take};
 
 /// How long a message may take to come.
-const WAIT_MS: u32 = 10_000;
+pub(crate) const WAIT_MS: u32 = 10_000;
 
 /// The topic of the first lane of a channel.
-fn topic(ground: &Ground) -> String {
+pub(crate) fn topic(ground: &Ground) -> String {
     format!("tidegate.{}/0", ground.channel.name)
 }
 
-async fn java(ground: &Ground, client: Client) -> Program {
+pub(crate) async fn java(ground: &Ground, client: Client) -> Program {
     let url = Url::parse(&ground.url).unwrap();
     let server = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap());
     let (class, address) = match client {
@@ -427,4 +429,73 @@ async fn qpid_jms_asks_and_is_answered() {
 #[tokio::test]
 async fn artemis_own_client_asks_and_is_answered() {
     asks(Client::ArtemisJms).await;
+}
+
+/// What JMS has and a lane has not: time that is over removes nothing. But the server hands out first what is urgent.
+async fn hurries(client: Client) {
+    let Some(ground) = ground(Service::Artemis, 1).await else { return };
+    let mut java = java(&ground, client).await;
+    for (id, priority) in [("1", 4), ("2", 9)] {
+        let mut hurried = send(&ground, "text");
+        hurried["type"] = id.into();
+        hurried["priority"] = priority.into();
+        hurried["expires_ms"] = 1.into();
+        java.ask(hurried).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let came = take(&mut *ground.consumer().await, 2).await;
+    assert_eq!([&*came[0].kind, &*came[1].kind], ["2", "1"]);
+}
+
+#[tokio::test]
+async fn qpid_jms_hurries() {
+    hurries(Client::QpidJms).await;
+}
+
+#[tokio::test]
+async fn artemis_own_client_hurries() {
+    hurries(Client::ArtemisJms).await;
+}
+
+/// An event that a program of JMS writes by itself: attributes as properties, and what it has to be answered at in its own way.
+async fn writes_events(client: Client) {
+    let Some(ground) = ground(Service::Artemis, 1).await else { return };
+    let mut java = java(&ground, client).await;
+    let mut event = send(&ground, "text");
+    event["reply_queue"] = "answers".into();
+    event["properties"] = json!([
+        ["cloudEvents_specversion", "string", "1.0"],
+        ["cloudEvents_id", "string", "7"],
+        ["cloudEvents_source", "string", "/shop"],
+        ["cloudEvents_type", "string", "order.placed.v1"],
+        ["cloudEvents_subject", "string", "Käse"],
+        ["cloudEvents_partitionkey", "string", "köln"],
+        ["region", "string", "east"],
+    ]);
+    java.ask(event.clone()).await;
+    // A name that no other broker could carry.
+    event["properties"].as_array_mut().unwrap().push(json!(["orderId", "int", 7]));
+    java.ask(event).await;
+    let came = take(&mut *ground.consumer().await, 2).await;
+    let mut right = Message::with_id("7", "/shop", "order.placed.v1")
+        .with_subject("Käse")
+        .with_data("text/plain", "x")
+        .with_header("region", "east")
+        .unwrap()
+        .with_header("reply_to", "answers")
+        .unwrap();
+    right.extensions.set("partitionkey", "köln").unwrap();
+    assert_eq!(came[0], right);
+    assert_eq!((&*came[1].kind, &came[1].data[..]), ("tidegate.undecodable.v1", &b"x"[..]));
+    assert!(came[1].headers.get("tg_error").unwrap().contains("orderId"));
+}
+
+#[tokio::test]
+async fn qpid_jms_writes_events() {
+    writes_events(Client::QpidJms).await;
+}
+
+#[tokio::test]
+async fn artemis_own_client_writes_events() {
+    writes_events(Client::ArtemisJms).await;
 }
