@@ -35,11 +35,13 @@ import java.util.Map;
  * Arguments: the class of the connection factory, the URL, the user, the password, the client id.
  */
 public class Jms {
+    private final Connection connection;
     private final Session session;
     private final Map<String, MessageConsumer> consumers = new HashMap<>();
 
-    private Jms(Session session) {
-        this.session = session;
+    private Jms(Connection connection) throws Exception {
+        this.connection = connection;
+        this.session = connection.createSession(false, Session.AUTO_ACKNOWLEDGE);
     }
 
     public static void main(String[] arguments) throws Exception {
@@ -49,7 +51,7 @@ public class Jms {
         try (Connection connection = ((ConnectionFactory) made).createConnection(arguments[2], arguments[3])) {
             connection.setClientID(arguments[4]);
             connection.start();
-            var jms = new Jms(connection.createSession(false, Session.AUTO_ACKNOWLEDGE));
+            var jms = new Jms(connection);
             for (String line = in.readLine(); line != null; line = in.readLine()) {
                 JsonElement answer;
                 try {
@@ -76,6 +78,9 @@ public class Jms {
                 return new JsonObject();
             case "receive":
                 return receive(asked);
+            case "give_back":
+                giveBack(asked);
+                return new JsonObject();
             case "leave":
                 consumers.remove(text(asked, "as")).close();
                 return new JsonObject();
@@ -241,6 +246,19 @@ public class Jms {
             all.add(seen(message));
         }
         return all;
+    }
+
+    /** Takes a message of a durable subscription that often, and gives it back each time. */
+    private void giveBack(JsonObject asked) throws Exception {
+        try (Session transacted = connection.createSession(true, Session.SESSION_TRANSACTED)) {
+            var consumer = transacted.createDurableSubscriber((Topic) destination(asked), text(asked, "as"));
+            for (int times = asked.get("times").getAsInt(); times > 0; times--) {
+                if (consumer.receive(asked.get("wait_ms").getAsLong()) == null) {
+                    throw new IllegalStateException("there is no message to give back, " + times + " times before the end");
+                }
+                transacted.rollback();
+            }
+        }
     }
 
     private static JsonObject seen(Message message) throws Exception {

@@ -273,8 +273,8 @@ async fn artemis_own_client_selects() {
     selects(Client::ArtemisJms).await;
 }
 
-/// A durable subscription gets what was published while nobody was there, and nothing once it is unsubscribed. Our own
-/// subscription gets everything as well.
+/// A durable subscription gets what was published while nobody was there, however often it gives it back, and nothing once it
+/// is unsubscribed. Our own subscription gets everything as well.
 async fn subscribes_durably(client: Client) {
     let Some(ground) = ground(Service::Artemis, 1).await else { return };
     let mut java = java(&ground, client).await;
@@ -291,6 +291,10 @@ async fn subscribes_durably(client: Client) {
     assert_eq!(ids(&java.ask(receive.clone()).await), ["1"]);
     java.ask(leave.clone()).await;
     publish("2").await;
+    // More often than servers allow by default.
+    let often =
+        json!({"do": "give_back", "as": "ledger", "topic": topic(&ground), "times": 15, "wait_ms": WAIT_MS});
+    java.ask(often).await;
     java.ask(subscribe.clone()).await;
     assert_eq!(ids(&java.ask(receive.clone()).await), ["2"]);
     java.ask(leave).await;
