@@ -1,7 +1,6 @@
 //! Messages between Tidegate and programs that are not in Rust, over real servers: each reads what the other wrote.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod bridging;
 mod events;
 mod jms;
 mod kafka;

@@ -1,17 +1,13 @@
 //! A program of JMS on Artemis and a service on Redis, with bridges between.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tidegate::prelude::*;
 use tidegate::runtime::Bridge;
 use tidegate_services::Client;
 use tidegate_services::broker::{Broker as Service, shared};
 
-use crate::ground;
-use crate::jms::{WAIT_MS, java, topic};
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::{WAIT_MS, java, topic};
+use crate::{PATIENCE, ground};
 
 /// Answers every message, with all that it knew of it.
 async fn answer(State(answers): State<Sender>, question: Message) -> Result<(), Failure> {
@@ -35,7 +31,7 @@ async fn asks_over_bridges(client: Client) {
     let back = Bridge::new(&answers.channel, "there", "here").unwrap();
     let back = back.start(&there, &*here.broker).await.unwrap().0;
     let sender = Sender::open(&*there, &answers.channel, SystemClock::shared(), PATIENCE).await.unwrap();
-    let service = tidegate::prelude::Service::new("answering").with_state(sender);
+    let service = tidegate::runtime::Service::new("answering").with_state(sender);
     let handlers = Handlers::new().handle(answer).with_policy(Policy::block());
     let service = service.on(&here.channel, handlers).start(&there).await.unwrap();
     let on = Bridge::new(&here.channel, "here", "there").unwrap();
