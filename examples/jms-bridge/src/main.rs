@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The part of the application is played here. On Artemis it may as well be a program in Java: it sends to the topic
-//! `tidegate.orders/0` and waits at the topic `tidegate.answers/0`.
+//! `tidegate.shop.orders/0` and waits at the topic `tidegate.shop.answers/0`.
 
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
@@ -70,7 +70,7 @@ fn order() -> Result<Message> {
         .with_subject("order-17")
         .with_data("text/plain", r#"{"total":42}"#)
         .with_header("delivery", "express")?
-        .with_header("reply_to", "topic://tidegate.answers/0")?;
+        .with_header("reply_to", "topic://tidegate.shop.answers/0")?;
     order.correlation_id = Some("cart-9".into());
     Ok(order)
 }
@@ -81,8 +81,8 @@ async fn main() -> Result<()> {
     let url = |at: usize| urls.get(at).map_or("memory:", String::as_str);
     let (old, new) = (tidegate::open::broker(url(0))?, tidegate::open::broker(url(1))?);
     // With one lane each, a channel is one topic for JMS.
-    let orders = Channel::new("orders")?.with_lanes(1);
-    let answers = Channel::new("answers")?.with_lanes(1);
+    let orders = Channel::new("shop.orders")?.with_lanes(1);
+    let answers = Channel::new("shop.answers")?.with_lanes(1);
 
     let (tell, mut told) = mpsc::unbounded_channel();
     let waiting = Handlers::new().handle(note).with_policy(Policy::skip());
