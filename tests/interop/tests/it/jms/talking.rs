@@ -1,6 +1,8 @@
 //! Programs of JMS read and write.
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tidegate::core::{Apply, Topology};
 use tidegate::prelude::*;
 use tidegate_services::Client;
 use tidegate_services::broker::Broker as Service;
@@ -94,6 +96,72 @@ async fn qpid_jms_asks_and_is_answered() {
 #[tokio::test]
 async fn artemis_own_client_asks_and_is_answered() {
     asks(Client::ArtemisJms).await;
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    item: String,
+}
+
+impl Typed for Asked {
+    const KIND: &str = "price.asked.v1";
+}
+
+#[derive(Serialize)]
+struct Price {
+    cents: u32,
+}
+
+impl Typed for Price {
+    const KIND: &str = "price.v1";
+}
+
+async fn price(Json(asked): Json<Asked>) -> Result<Json<Price>, Failure> {
+    if asked.item == "pen" {
+        Ok(Json(Price { cents: 250 }))
+    } else {
+        Err(Failure::never(format!("nobody sells {}", asked.item)))
+    }
+}
+
+/// A program of JMS asks a service that knows nothing of it, as a caller of our own does. It alone reads the replies: our
+/// subscription has gone when its own is there.
+async fn asks_a_service(client: Client) {
+    let Some(ground) = ground(Service::Artemis, 1).await else { return };
+    let replies = Channel::new(format!("replies.{}", ground.channel.name)).unwrap().with_lanes(1);
+    let first = Subscription::new(&replies, "first").unwrap();
+    ground.broker.apply(&Topology::of(&replies).and(&first), Apply::Create).await.unwrap();
+    let mut java = java(&ground, client).await;
+    let topic_of_replies = format!("tidegate.{}/0", replies.name);
+    java.ask(json!({"do": "subscribe", "as": "replies", "topic": topic_of_replies, "durable": true})).await;
+    ground.broker.unregister(&first).await.unwrap();
+
+    let handlers = Handlers::new().handle(price).with_policy(Policy::skip());
+    let shop = tidegate::runtime::Service::new("shop").on(&ground.channel, handlers);
+    let shop = shop.start(&ground.broker).await.unwrap();
+    for (item, kind, reply) in
+        [("pen", "price.v1", r#"{"cents":250}"#), ("moon", "tidegate.failed.v1", "nobody sells moon")]
+    {
+        let asked = java.ask(json!({
+            "do": "send", "topic": topic(&ground), "kind": "text", "body": json!({"item": item}).to_string(),
+            "type": "price.asked.v1", "properties": [["tg_reply_to", "string", replies.name.as_str()]],
+        }));
+        let asked = asked.await;
+        let seen = java.ask(json!({"do": "receive", "as": "replies", "count": 1, "wait_ms": WAIT_MS})).await;
+        assert_eq!((&seen[0]["type"], &seen[0]["properties"]["tg_call"]), (&json!(kind), &asked["id"]));
+        assert_eq!(seen[0]["body"], reply, "{seen:#}");
+    }
+    shop.drain(PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn qpid_jms_asks_a_service() {
+    asks_a_service(Client::QpidJms).await;
+}
+
+#[tokio::test]
+async fn artemis_own_client_asks_a_service() {
+    asks_a_service(Client::ArtemisJms).await;
 }
 
 /// A program of JMS takes a message of a channel and sends it, as it is, to another one: nothing of it is lost.
