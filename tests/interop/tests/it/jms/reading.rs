@@ -66,25 +66,30 @@ async fn selects(client: Client) {
         ("header", "region = 'Österreich'"),
         ("attribute", "cloudEvents_type = 'b' AND cloudEvents_subject LIKE 'order-%'"),
         ("type", "JMSType = 'b' AND JMSCorrelationID = 'cart-9'"),
-        ("number", "region IS NULL"),
+        ("nothing", "region IS NULL"),
+        ("number", "size > 5"),
+        ("text", "size = '7'"),
     ] {
         java.ask(json!({"do": "subscribe", "as": name, "topic": topic(&ground), "selector": selector})).await;
     }
     let message = |id: &str, kind: &str| Message::with_id(id, "/shop", kind).with_data("text/plain", "x");
     let mut last = message("3", "b");
     last.correlation_id = Some("cart-9".into());
+    last.headers.set("size", "7").unwrap();
     let published = [
         message("1", "a").with_header("region", "Österreich").unwrap(),
         message("2", "b").with_subject("order-17").with_header("region", "east").unwrap(),
         last,
     ];
     ground.publish(&published).await;
-    for (name, id) in [("header", "1"), ("attribute", "2"), ("type", "3"), ("number", "3")] {
+    for (name, id) in [("header", "1"), ("attribute", "2"), ("type", "3"), ("nothing", "3"), ("text", "3")] {
         let seen = java.ask(json!({"do": "receive", "as": name, "count": 1, "wait_ms": WAIT_MS})).await;
         assert_eq!(seen[0]["properties"]["cloudEvents_id"], id, "{name}: {seen:#}");
         let more = java.ask(json!({"do": "receive", "as": name, "count": 1, "wait_ms": 100})).await;
         assert_eq!(more, json!([]), "{name}");
     }
+    let seen = java.ask(json!({"do": "receive", "as": "number", "count": 1, "wait_ms": 100})).await;
+    assert_eq!(seen, json!([]), "headers are text");
 }
 
 #[tokio::test]

@@ -216,6 +216,10 @@ async fn has_nobody_to_send_to(client: Client) {
     }
     let sent = producer.publish(&message).await;
     assert_eq!(sent[0].error().map(Error::code), Some(code::SUBSCRIPTION_MISSING), "{sent:?}");
+    // Whoever subscribes again has nothing of it.
+    let mut consumer = ground.consumer().await;
+    assert!(producer.publish(&message).await[0].is_stored());
+    assert_eq!(take(&mut *consumer, 1).await, message);
 }
 
 #[tokio::test]
