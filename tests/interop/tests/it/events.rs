@@ -8,12 +8,12 @@ use tidegate::prelude::*;
 /// By their ids: everything at once, nothing beside what is needed, and text.
 pub(crate) fn samples() -> Vec<Message> {
     let mut full = Message::with_id("1", "https://shop.example/orders", "order.placed.v1")
-        .with_subject("Käse \"17\" 100%")
+        .with_subject("Käse \"17\" 100%20")
         .with_time(1_700_000_000_123_456)
         .with_data("application/octet-stream", vec![0, 255, 10, 13, 128])
         .with_header("region", "Österreich 東京 🚚")
         .unwrap()
-        .with_header("note", "50% \"off\"")
+        .with_header("note", "50%41 \"off\"")
         .unwrap()
         .with_header("empty", "")
         .unwrap();
