@@ -224,13 +224,18 @@ public class Jms {
         }
     }
 
+    /** As it is known here; durable by that name too, or shared by another one. */
     private void subscribe(JsonObject asked) throws Exception {
         String selector = asked.has("selector") ? text(asked, "selector") : null;
         Destination from = destination(asked);
-        boolean isDurable = asked.has("durable") && asked.get("durable").getAsBoolean();
-        MessageConsumer consumer = isDurable
-            ? session.createDurableSubscriber((Topic) from, text(asked, "as"), selector, false)
-            : session.createConsumer(from, selector);
+        MessageConsumer consumer;
+        if (asked.has("shared")) {
+            consumer = session.createSharedDurableConsumer((Topic) from, text(asked, "shared"), selector);
+        } else if (asked.has("durable") && asked.get("durable").getAsBoolean()) {
+            consumer = session.createDurableSubscriber((Topic) from, text(asked, "as"), selector, false);
+        } else {
+            consumer = session.createConsumer(from, selector);
+        }
         consumers.put(text(asked, "as"), consumer);
     }
 

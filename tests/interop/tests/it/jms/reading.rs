@@ -1,5 +1,7 @@
 //! Programs of JMS read what is published.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value as Json, json};
@@ -143,4 +145,58 @@ async fn qpid_jms_subscribes_durably() {
 #[tokio::test]
 async fn artemis_own_client_subscribes_durably() {
     subscribes_durably(Client::ArtemisJms).await;
+}
+
+/// Readers share a durable subscription: each message comes to one of them, and all of a subject to the same one, in order.
+async fn share(client: Client) {
+    const READERS: [&str; 3] = ["one", "two", "three"];
+    const SUBJECTS: u64 = 12;
+    const EACH: u64 = 5;
+    let Some(ground) = ground(Service::Artemis, 1).await else { return };
+    let mut java = java(&ground, client).await;
+    for reader in READERS {
+        java.ask(json!({"do": "subscribe", "as": reader, "topic": topic(&ground), "shared": "ledger"})).await;
+    }
+    let message = |number: u64| {
+        Message::with_id(number.to_string(), "/shop", "numbered")
+            .with_subject(format!("order-{}", number % SUBJECTS))
+            .with_data("text/plain", "x")
+    };
+    ground.publish(&(0..SUBJECTS * EACH).map(message).collect::<Vec<_>>()).await;
+    let mut numbers: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for reader in READERS {
+        let all = json!({"do": "receive", "as": reader, "count": SUBJECTS * EACH, "wait_ms": 500});
+        let seen = java.ask(all).await;
+        let seen = seen.as_array().unwrap();
+        assert!(!seen.is_empty(), "{reader} has nothing");
+        let mut own: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for one in seen {
+            let properties = &one["properties"];
+            let subject = properties["JMSXGroupID"].as_str().unwrap().to_owned();
+            let number = properties["cloudEvents_id"].as_str().unwrap().parse().unwrap();
+            own.entry(subject).or_default().push(number);
+        }
+        for (subject, own) in own {
+            assert!(numbers.insert(subject.clone(), own).is_none(), "{subject} came to two readers");
+        }
+    }
+    let right = |subject: u64| {
+        let numbers = (0..EACH).map(|turn| turn * SUBJECTS + subject).collect();
+        (format!("order-{subject}"), numbers)
+    };
+    assert_eq!(numbers, (0..SUBJECTS).map(right).collect());
+    for reader in READERS {
+        java.ask(json!({"do": "leave", "as": reader})).await;
+    }
+    java.ask(json!({"do": "unsubscribe", "as": "ledger"})).await;
+}
+
+#[tokio::test]
+async fn readers_of_qpid_jms_share() {
+    share(Client::QpidJms).await;
+}
+
+#[tokio::test]
+async fn readers_of_artemis_own_client_share() {
+    share(Client::ArtemisJms).await;
 }
