@@ -16,8 +16,8 @@ use crate::json;
 const ATTRIBUTE: &str = "cloudEvents_";
 /// The same from programs that keep to the letter of the binding.
 const ATTRIBUTE_TOO: &str = "cloudEvents:";
-/// What stands before the names of a server's own properties.
-const OWN: [&str; 2] = ["_AMQ", "__AMQ"];
+/// How the names of a server's own properties begin, and those that clients of JMS see beside ours and may send on.
+const OWN: [&str; 5] = ["_AMQ", "__AMQ", "JMSX", "JMS_AMQP_", "NATIVE_MESSAGE_ID"];
 /// The attribute that is a property of AMQP.
 const CONTENT_TYPE: &str = "datacontenttype";
 /// The annotation that says what kind of message it is for JMS.
@@ -32,8 +32,14 @@ const WHOLE: &str = "application/cloudevents";
 const SOURCE: &str = "amqp";
 /// What kind it is if it says none.
 const KIND: &str = "amqp.message";
-/// The header that has what another program's message is to be answered at.
+/// The header that has what a message is to be answered at: the name of a queue, or of a topic with what says so before it.
 const REPLY_TO: &str = "reply_to";
+const TOPIC: &str = "topic://";
+/// The annotation that says what that is for JMS; without one it is taken for a queue.
+const JMS_REPLY_KIND: &str = "x-opt-jms-reply-to";
+const JMS_QUEUE: i8 = 0;
+const JMS_TOPIC: i8 = 1;
+const JMS_TEMPORARY_TOPIC: i8 = 3;
 
 /// Survives the server.
 pub(crate) fn durable() -> Header {
@@ -67,14 +73,22 @@ pub(crate) fn encode(message: &Message, address: String) -> Amqp<Data> {
     }
     // Clients of JMS know text by its media type, but for bytes they want to be told.
     let is_text = message.datacontenttype.as_deref().is_some_and(is_text);
-    let kind = (!is_text).then(|| {
-        let kind = (OwnedKey::from(JMS_KIND), Value::Byte(JMS_BYTES));
-        MessageAnnotations(OrderedMap::from_iter([kind]))
-    });
+    let mut notes = OrderedMap::new();
+    if !is_text {
+        notes.insert(OwnedKey::from(JMS_KIND), Value::Byte(JMS_BYTES));
+    }
+    if let Some(reply_to) = message.headers.get(REPLY_TO).filter(|reply_to| !reply_to.is_empty()) {
+        let (name, kind) = match reply_to.strip_prefix(TOPIC) {
+            Some(name) => (name, JMS_TOPIC),
+            None => (reply_to, JMS_QUEUE),
+        };
+        properties.reply_to = Some(name.to_owned());
+        notes.insert(OwnedKey::from(JMS_REPLY_KIND), Value::Byte(kind));
+    }
     Amqp {
         header: Some(durable()),
         delivery_annotations: None,
-        message_annotations: kind,
+        message_annotations: (!notes.is_empty()).then_some(MessageAnnotations(notes)),
         properties: Some(properties),
         application_properties: Some(ApplicationProperties(named)),
         body: Data(Binary::from(message.data.to_vec())),
@@ -92,8 +106,12 @@ fn is_text(media: &str) -> bool {
 
 /// A message of one that came; or why it is none, with its body as it is.
 pub(crate) fn decode(came: Amqp<Body<Value>>) -> std::result::Result<Message, (Error, Bytes)> {
-    let kind = came.message_annotations.as_ref().and_then(|known| known.get(&OwnedKey::from(JMS_KIND)));
-    let properties = came.properties.unwrap_or_default();
+    let note = |name| came.message_annotations.as_ref().and_then(|known| known.get(&OwnedKey::from(name)));
+    let kind = note(JMS_KIND);
+    let mut properties = came.properties.unwrap_or_default();
+    if let Some(Value::Byte(JMS_TOPIC | JMS_TEMPORARY_TOPIC)) = note(JMS_REPLY_KIND) {
+        properties.reply_to = properties.reply_to.map(|name| [TOPIC, &name].concat());
+    }
     let mut media = properties.content_type.as_ref().map(|kind| kind.as_str().to_owned());
     let is_object = kind == Some(&Value::Byte(JMS_OBJECT)) || media.as_deref() == Some(JAVA_OBJECT);
     let (data, own_media) = body(came.body).map_err(|error| (error, Bytes::new()))?;
@@ -124,6 +142,11 @@ fn read(
             None => others.push((name, value)),
         }
     }
+    if let Some(address) = &properties.reply_to
+        && others.iter().all(|(name, _)| name != REPLY_TO)
+    {
+        others.push((REPLY_TO.to_owned(), address.clone()));
+    }
     let is_whole = media.as_deref().is_some_and(|media| media.starts_with(WHOLE));
     if attributes.is_empty() && !is_whole {
         attributes = foreign(properties, &mut others)?;
@@ -138,7 +161,7 @@ fn read(
 
 /// The attributes of a message that is no CloudEvent, such as a client of JMS sends. Its other properties become headers, with
 /// names that every broker can carry.
-fn foreign(properties: &Properties, others: &mut Vec<(String, String)>) -> Result<Vec<(String, String)>> {
+fn foreign(properties: &Properties, others: &mut [(String, String)]) -> Result<Vec<(String, String)>> {
     let own = properties.message_id.as_ref().map(id).ok_or_else(|| {
         Error::new(code::MESSAGE_INVALID, "the message has neither attributes of CloudEvents nor an id")
     })?;
@@ -153,7 +176,6 @@ fn foreign(properties: &Properties, others: &mut Vec<(String, String)>) -> Resul
     if let Some(made) = &properties.creation_time {
         attributes.push(("time".to_owned(), json::time(made.milliseconds())?));
     }
-    others.extend(properties.reply_to.clone().map(|address| (REPLY_TO.to_owned(), address)));
     for (name, _) in others.iter_mut() {
         *name = portable(name);
     }
@@ -323,9 +345,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_message_is_to_be_answered_at_is_told_to_clients_of_jms() {
+        for (reply_to, name, kind) in [
+            ("answers", "answers", JMS_QUEUE),
+            ("topic://tidegate.answers/0", "tidegate.answers/0", JMS_TOPIC),
+        ] {
+            let message = Message::with_id("7", "/shop", "asked")
+                .with_data("text/plain", "x")
+                .with_header(REPLY_TO, reply_to)
+                .unwrap();
+            let mut found = sent(&message);
+            assert_eq!(found.properties.as_ref().unwrap().reply_to.as_deref(), Some(name));
+            let notes: Vec<_> = found.message_annotations.clone().unwrap().0.into_iter().collect();
+            assert_eq!(notes, [(OwnedKey::from(JMS_REPLY_KIND), Value::Byte(kind))]);
+            assert_eq!(decode(found.clone()).unwrap(), message);
+            // A client of JMS that writes an event says it in its own way alone.
+            found.application_properties.as_mut().unwrap().0.swap_remove(REPLY_TO);
+            assert_eq!(decode(found).unwrap(), message);
+        }
+    }
+
+    #[test]
     fn what_clients_of_jms_send_is_a_message() {
         let mut text = jms(5, value(Value::String("größe".to_owned())));
-        let named = [("orderId", SimpleValue::Int(7)), ("_AMQ_OWN", SimpleValue::Bool(true))];
+        let named = [
+            ("orderId", SimpleValue::Int(7)),
+            ("_AMQ_OWN", SimpleValue::Bool(true)),
+            ("JMSXDeliveryCount", SimpleValue::Int(1)),
+            ("NATIVE_MESSAGE_ID", SimpleValue::String("ID:8".to_owned())),
+        ];
         let named = named.map(|(name, value)| (name.to_owned(), value));
         text.application_properties = Some(ApplicationProperties(OrderedMap::from_iter(named)));
         let mut right = Message::with_id("ID:9", SOURCE, "placed")

@@ -9,8 +9,9 @@
 //! | how many members the subscription has | consumers of the queue `tidegate.orders/billing`, which stays empty |
 //!
 //! A message is what the AMQP binding of CloudEvents says: attributes as application properties `cloudEvents_…`, headers by
-//! their names, the body as data. A client of JMS sees a message of text or of bytes, with its id, its type and its group (the
-//! subject), and what it sends to the topic of a lane is read; other programs may have queues of their own on it.
+//! their names, the body as data. A client of JMS sees a message of text or of bytes, with its id, its type, its group (the
+//! subject) and what it is to be answered at (the header `reply_to`), and what it sends to the topic of a lane is read; other
+//! programs may have queues of their own on it.
 //!
 //! Queues are exclusive: the server lets the next member in when the one before is gone, and what that one had not settled is
 //! back before everything else, in its order.

@@ -1,4 +1,4 @@
-//! Servers for Java's virtual machine: the machine itself, and jars by their coordinates.
+//! Programs for Java's virtual machine: the machine itself, and jars by their coordinates.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,11 @@ use crate::{Error, Result, cache};
 /// The oldest version that runs all of them.
 const OLDEST: u32 = 17;
 const RUNTIME: &str = "default-jre-headless";
+/// The same with a compiler: what is given as its source is compiled when it is run.
+const COMPILER: &str = "default-jdk-headless";
 const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1";
 
-/// The jars of one server.
+/// The jars of one program.
 #[derive(Debug)]
 pub(crate) struct Jars {
     /// The folder of the cache.
@@ -30,19 +32,28 @@ impl Jars {
 
     /// Installs the virtual machine and fetches the jars; `finish` is given both, before the folder counts as whole.
     pub(crate) fn fetch(&self, finish: impl FnOnce(&Path, &Path) -> Result<()>) -> Result<()> {
-        if machine().is_none() && can_install() {
-            install(&[RUNTIME])?;
-        }
-        let machine = machine().ok_or_else(|| {
-            Error::failed(format!("Java {OLDEST} or newer is needed (Debian's package {RUNTIME})"))
-        })?;
-        let made = cache::entry(self.entry, |folder| {
+        let machine = had(machine, RUNTIME)?;
+        self.made(|folder| finish(&machine, folder)).map(drop)
+    }
+
+    /// A virtual machine that compiles as well, and the folder of the jars, where both are here.
+    pub(crate) fn locate_library(&self) -> Option<(PathBuf, PathBuf)> {
+        let home = cache::folder().join(self.entry);
+        if home.is_dir() { Some((compiler()?, home)) } else { None }
+    }
+
+    /// The same, installed and fetched first if need be.
+    pub(crate) fn fetch_library(&self) -> Result<(PathBuf, PathBuf)> {
+        Ok((had(compiler, COMPILER)?, self.made(|_| Ok(()))?))
+    }
+
+    fn made(&self, finish: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        cache::entry(self.entry, |folder| {
             announce(&format!("fetching {}", self.coordinates[0]));
             fs::write(folder.join("pom.xml"), self.project()).map_err(Error::io("no project file"))?;
             maven(folder, "copy-dependencies", &["-DoutputDirectory=libs", "-DincludeScope=runtime"])?;
-            finish(&machine, folder)
-        });
-        made.map(drop)
+            finish(folder)
+        })
     }
 
     /// Unpacks those files of one fetched jar that match `pattern` into a folder of `home`.
@@ -79,7 +90,7 @@ fn dependency(coordinate: &str) -> String {
     format!("<dependency>{}</dependency>", parts.collect::<String>())
 }
 
-/// What starts `class` with the jars in `home`: for a short life on a shared machine, with lines of log on its output.
+/// What starts `class`, or the program of a source file, with the jars in `home`: for a short life on a shared machine, with lines of log on its output.
 /// `asked` may say otherwise.
 pub(crate) fn arguments(home: &Path, class: &str, asked: &[String]) -> Vec<String> {
     let mut arguments = [
@@ -97,13 +108,40 @@ pub(crate) fn arguments(home: &Path, class: &str, asked: &[String]) -> Vec<Strin
     arguments
 }
 
-/// A virtual machine that is new enough: `JAVA_HOME`, the path, Debian's folder.
+/// What is found, or comes with a package.
+fn had(find: impl Fn() -> Option<PathBuf>, package: &str) -> Result<PathBuf> {
+    if let Some(found) = find() {
+        return Ok(found);
+    }
+    if can_install() {
+        install(&[package])?;
+    }
+    find().ok_or_else(|| {
+        Error::failed(format!("Java {OLDEST} or newer is needed (Debian's package {package})"))
+    })
+}
+
 fn machine() -> Option<PathBuf> {
+    machines().find(|java| is_new_enough(java))
+}
+
+/// One that has its compiler beside it.
+fn compiler() -> Option<PathBuf> {
+    let compiles =
+        |java: &PathBuf| java.canonicalize().is_ok_and(|java| java.with_file_name("javac").is_file());
+    machines().filter(compiles).find(|java| is_new_enough(java))
+}
+
+fn is_new_enough(java: &Path) -> bool {
+    version(java).is_some_and(|version| version >= OLDEST)
+}
+
+/// Virtual machines: `JAVA_HOME`, the path, Debian's folder.
+fn machines() -> impl Iterator<Item = PathBuf> {
     let named = std::env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
     let packaged = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
     let packaged = packaged.map(|entry| entry.path().join("bin/java"));
-    let mut machines = named.into_iter().chain(debian::find("java")).chain(packaged);
-    machines.find(|java| version(java).is_some_and(|version| version >= OLDEST))
+    named.into_iter().chain(debian::find("java")).chain(packaged)
 }
 
 fn version(java: &Path) -> Option<u32> {

@@ -42,6 +42,8 @@
 //! The test command starts those in use ([`Service::is_used`]): PostgreSQL, MongoDB, Redis, RabbitMQ, NATS, Kafka
 //! and Artemis, and what `TIDEGATE_USE` names. A test of another service ends at once and is counted as skipped. `cargo xtask services up NAME` fetches and starts any of them.
 //!
+//! What programs in other languages talk to brokers with is fetched in the same way: [`Client`].
+//!
 //! # Adding a service
 //!
 //! A broker is one file with a recipe in [`broker`] and one variant of [`broker::Broker`]; another kind of server is a
@@ -52,6 +54,7 @@ mod account;
 pub mod broker;
 mod cache;
 mod certificate;
+mod client;
 mod debian;
 mod error;
 mod folder;
@@ -67,6 +70,7 @@ mod service;
 mod url;
 mod wheel;
 
+pub use client::Client;
 pub use error::{Error, Missing, Result};
 pub use process::{Background, is_running};
 pub use running::Running;

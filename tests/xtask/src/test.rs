@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use tidegate_services::{Running, Service, given_url};
+use tidegate_services::{Client, Running, Service, given_url};
 
 use crate::gates::{self, GATES};
 use crate::libtest::Reader;
@@ -136,6 +136,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
                     tally.add(Tally::failed(format!("service {service}: {cause}")));
                     missing.insert(service);
                 }
+            }
+        }
+        for client in Client::ALL {
+            let is_used = client.services().iter().any(|service| !missing.contains(service));
+            if is_used && let Err(cause) = client.provision() {
+                println!("client {client:?}: {cause}");
+                tally.add(Tally::failed(format!("client {client:?}: {cause}")));
             }
         }
     }

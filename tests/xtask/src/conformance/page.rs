@@ -24,7 +24,8 @@ $ cargo xtask conformance --page docs/reference/conformance.md
 const ELSEWHERE: &str = "
 ## Shown by tests of their own
 
-What needs more than the suite can ask of every server is shown by these tests, of the adapters that are named.
+What needs more than the suite can ask of every server is shown by these tests, of the adapters that are named; those of
+`interop` are with programs in Java and Python.
 
 | property | | test | of |
 |---|---|---|---|
@@ -56,7 +57,25 @@ const TESTS: &[(&str, &str, &[&str])] = &[
             "the_password_that_everybody_knows_is_warned_of",
         ],
     ),
-    ("H59", "other programs read our messages and write theirs", &["other_programs_read_and_write"]),
+    (
+        "H59",
+        "other programs read our messages and write theirs",
+        &[
+            "other_programs_read_and_write",
+            "qpid_jms_reads_our_messages",
+            "messages_of_qpid_jms_are_read",
+            "artemis_own_client_reads_our_messages",
+            "messages_of_artemis_own_client_are_read",
+            "java_reads_our_events_over_kafka",
+            "java_writes_events_for_us_over_kafka",
+            "python_reads_our_events_over_nats",
+            "python_writes_events_for_us_over_nats",
+            "python_reads_our_events_over_rabbitmq",
+            "python_writes_events_for_us_over_rabbitmq",
+            "python_reads_our_events_over_redis",
+            "python_writes_events_for_us_over_redis",
+        ],
+    ),
 ];
 
 /// The page of these rows: a table of the properties, the reasons of what is declared, and what is shown elsewhere.
@@ -109,12 +128,15 @@ pub(super) fn page(rows: &[Row]) -> String {
     page
 }
 
-/// The adapters that have a test of this name.
+/// Where a test of this name is: the adapters, or the programs in other languages.
 fn homes<'f>(files: &'f [TextFile], test: &str) -> Vec<&'f str> {
     let definition = format!("fn {test}(");
     let has_it = |file: &&TextFile| file.path.ends_with(".rs") && file.text.contains(&definition);
-    let adapter = |file: &'f TextFile| file.path.strip_prefix("adapters/")?.split('/').next();
-    let mut homes: Vec<_> = files.iter().filter(has_it).filter_map(adapter).collect();
+    let home = |file: &'f TextFile| match file.path.strip_prefix("adapters/") {
+        Some(path) => path.split('/').next(),
+        None => file.path.starts_with("tests/interop/").then_some("interop"),
+    };
+    let mut homes: Vec<_> = files.iter().filter(has_it).filter_map(home).collect();
     homes.sort_unstable();
     homes.dedup();
     homes
