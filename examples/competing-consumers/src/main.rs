@@ -58,7 +58,7 @@ async fn main() -> Result<()> {
         workers.push(Service::new("workers").with_state(state).on(&jobs, handlers).start(&broker).await?);
     }
 
-    let sender = Sender::open(&*broker, &jobs, SystemClock::shared(), Duration::from_secs(10)).await?;
+    let sender = Sender::open(&*broker, &jobs).await?;
     let all = (0..JOBS).flat_map(|number| (0..CUSTOMERS).map(move |customer| Job { customer, number }));
     let messages: Result<Vec<_>> = all.map(|job| Json(job).to_message(&SystemIds, "/jobs")).collect();
     sender.send_all(messages?).await?;

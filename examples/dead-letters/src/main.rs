@@ -76,7 +76,7 @@ async fn main() -> Result<()> {
         .await?;
 
     let clock = SystemClock::shared();
-    let sender = Sender::open(&*broker, &payments, Arc::clone(&clock), DRAIN).await?;
+    let sender = Sender::open(&*broker, &payments).await?;
     for (customer, cents) in [("bob", 1), ("ann", 2), ("bob", 3), ("ann", 4)] {
         let payment = Payment { customer: customer.to_owned(), cents };
         sender.send(Json(payment).to_message(&SystemIds, "/till")?).await?;

@@ -54,7 +54,7 @@ impl Site {
         let (tell, told) = mpsc::unbounded_channel();
         let handlers = Handlers::new().handle(note).with_policy(Policy::skip());
         let service = Service::new("ledger").with_state(tell).on(channel, handlers).start(&broker).await?;
-        let sales = Sender::open(&*broker, channel, SystemClock::shared(), DRAIN).await?;
+        let sales = Sender::open(&*broker, channel).await?;
         Ok(Self { name, broker, sales, service, told })
     }
 

@@ -40,7 +40,7 @@ async fn main() -> Result<()> {
     let handlers = Handlers::new().handle(greet).with_policy(Policy::skip());
     let greeter = Service::new("greeter").with_state(heard).on(&hellos, handlers).start(&broker).await?;
 
-    let sender = Sender::open(&*broker, &hellos, SystemClock::shared(), Duration::from_secs(10)).await?;
+    let sender = Sender::open(&*broker, &hellos).await?;
     sender.send(Json(Hello { name: "world".into() }).to_message(&SystemIds, "/first-message")?).await?;
 
     let name = hears.recv().await.unwrap_or_default();

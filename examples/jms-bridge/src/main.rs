@@ -88,12 +88,12 @@ async fn main() -> Result<()> {
     let waiting = Handlers::new().handle(note).with_policy(Policy::skip());
     let application = Service::new("application").with_state(tell).on(&answers, waiting).start(&old).await?;
     let back = Bridge::new(&answers, "new", "old")?.start(&new, &*old).await?.0;
-    let sender = Sender::open(&*new, &answers, SystemClock::shared(), DRAIN).await?;
+    let sender = Sender::open(&*new, &answers).await?;
     let billing = Handlers::new().handle(bill).with_policy(Policy::skip());
     let billing = Service::new("billing").with_state(sender).on(&orders, billing).start(&new).await?;
     let there = Bridge::new(&orders, "old", "new")?.start(&old, &*new).await?.0;
 
-    let sender = Sender::open(&*old, &orders, SystemClock::shared(), DRAIN).await?;
+    let sender = Sender::open(&*old, &orders).await?;
     sender.send(order()?).await?;
     if let Some(line) = told.recv().await {
         println!("the application has {line}");

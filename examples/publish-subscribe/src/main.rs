@@ -63,7 +63,7 @@ async fn main() -> Result<()> {
     let orders = Channel::new("placed-orders")?;
     let (billing, mut billed) = start("billing", &broker, &orders).await?;
     let (shipping, mut shipped) = start("shipping", &broker, &orders).await?;
-    let sender = Sender::open(&*broker, &orders, SystemClock::shared(), DRAIN).await?;
+    let sender = Sender::open(&*broker, &orders).await?;
     let place = async |order| {
         sender.send(Json(OrderPlaced { order }).to_message(&SystemIds, "/shop")?).await?;
         Ok::<_, Error>(())

@@ -111,7 +111,6 @@ async fn main() -> Result<()> {
     let channel = |name| Channel::new(name);
     let (orders, large, small) = (channel("orders")?, channel("orders-large")?, channel("orders-small")?);
     let (invoices, statements) = (channel("invoices")?, channel("statements")?);
-    let clock = SystemClock::shared();
     let (said, mut says) = mpsc::unbounded_channel();
 
     // From its end, so that each finds the channels that it sends to.
@@ -124,7 +123,7 @@ async fn main() -> Result<()> {
         Service::new("approval").with_state(said.clone()).on(&large, approval).start(&broker).await?;
     let posting = Handlers::new().handle(post).with_policy(quiet());
     let posting = Service::new("posting").with_state(said).on(&statements, posting).start(&broker).await?;
-    let open = async |to: &Channel| Sender::open(&*broker, to, std::sync::Arc::clone(&clock), DRAIN).await;
+    let open = async |to: &Channel| Sender::open(&*broker, to).await;
     // Where the groups are kept; a store that outlasts this process would keep them for the next one.
     let groups = MemoryStore::new("groups").state().await?;
     let whole = Aggregator::new("statements", groups, open(&statements).await?, state)?;

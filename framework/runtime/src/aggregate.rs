@@ -54,7 +54,7 @@ type Combine = Arc<dyn Fn(&str, &[Message]) -> Result<Message, Failure> + Send +
 /// # let orders = orders.with_keep(tidegate_core::Keep::AtLeast(Duration::from_secs(60)));
 /// # broker.apply(&Topology::of(&orders), tidegate_core::Apply::Create).await?;
 /// # let store = tidegate_memory::MemoryStore::new("shop");
-/// let to = Sender::open(&*broker, &orders, SystemClock::shared(), Duration::from_secs(10)).await?;
+/// let to = Sender::open(&*broker, &orders).await?;
 /// let whole = Aggregator::new("order-lines", store.state().await?, to, |order, lines| {
 ///     let body = format!(r#"{{"order": "{order}", "lines": {}}}"#, lines.len());
 ///     Ok(Message::with_id("", "/shop", "order.whole.v1").with_data("application/json", body))

@@ -82,7 +82,10 @@ impl Bridge {
     /// As [`Service::start`], and `channel-differs` if the other side has the channel with other settings.
     pub async fn start(self, from: &Arc<dyn Broker>, to: &dyn Broker) -> Result<(Running, Arc<Carried>)> {
         to.apply(&Topology::of(&self.channel), Apply::Create).await?;
-        let sender = Sender::open(to, &self.channel, Arc::clone(&self.clock), PATIENCE).await?;
+        let sender = Sender::open(to, &self.channel)
+            .with_clock(Arc::clone(&self.clock))
+            .with_patience(PATIENCE)
+            .await?;
         let carried = Arc::new(Carried::default());
         let policy =
             Policy::block().with_pauses(PAUSES.0, PAUSES.1).with_time_limit(PATIENCE.saturating_mul(3));

@@ -90,7 +90,10 @@ impl Caller {
         let subscription = Subscription::new(&replies, "caller")?;
         broker.apply(&Topology::of(&replies).and(&subscription), Apply::Create).await?;
         let receiver = Receiver::open(broker, &subscription, Arc::clone(&clock)).await?;
-        let sender = Sender::open(broker, channel, Arc::clone(&clock), Duration::from_secs(30)).await?;
+        let sender = Sender::open(broker, channel)
+            .with_clock(Arc::clone(&clock))
+            .with_patience(Duration::from_secs(30))
+            .await?;
         let shared = Arc::new(Shared::default());
         let mut task = Scope::new();
         task.spawn(receive(receiver, Arc::clone(&shared), Arc::clone(&clock)));

@@ -60,7 +60,7 @@ pub use inbox::{Begun, Committed, Effect, Inbox, Once};
 pub use metrics::{MEDIA_TYPE, Metrics};
 pub use policy::{Exhausted, Policy};
 pub use priority::Priority;
-pub use publisher::Publisher;
+pub use publisher::{Opening, Publisher};
 pub use receiver::Receiver;
 pub use router::Router;
 pub use scheduler::{Scheduler, Sending};

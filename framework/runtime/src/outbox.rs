@@ -82,9 +82,10 @@ impl Outbox {
         if senders.len() >= SENDERS_MAX {
             senders.clear();
         }
-        let sender =
-            Sender::open(&*self.broker, &reply_channel(&Name::new(to)?), Arc::clone(&self.clock), PATIENCE)
-                .await?;
+        let sender = Sender::open(&*self.broker, &reply_channel(&Name::new(to)?))
+            .with_clock(Arc::clone(&self.clock))
+            .with_patience(PATIENCE)
+            .await?;
         senders.insert(to.to_owned(), sender.clone());
         Ok(sender)
     }

@@ -1,15 +1,78 @@
 //! Publishes until it is stored.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures::future::{BoxFuture, FutureExt as _};
 use tidegate_core::error::Verdict;
 use tidegate_core::port::{Broker, Producer, Sent};
-use tidegate_core::{Channel, Clock, Error, Message, Result};
+use tidegate_core::{Channel, Clock, Error, Message, Result, SystemClock};
 
 /// Pauses between attempts: from, to; each with jitter.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
+
+/// How long each message is tried, unless something else is said.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A [`Publisher`] or a [`Sender`](crate::Sender) that is opened when this is awaited.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tidegate_core::{Apply, Channel, Message, Topology, port::Broker};
+/// # use tidegate_runtime::Sender;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tidegate_core::Result<()> {
+/// # let broker = tidegate_memory::MemoryBroker::default();
+/// # let orders = Channel::new("orders")?;
+/// # broker.apply(&Topology::of(&orders), Apply::Create).await?;
+/// let sender = Sender::open(&broker, &orders).await?;
+/// let hasty = Sender::open(&broker, &orders).with_patience(Duration::from_secs(1)).await?;
+/// # drop((sender, hasty));
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is opened before it is awaited"]
+#[derive(Debug)]
+pub struct Opening<'b, T> {
+    pub(crate) broker: &'b dyn Broker,
+    pub(crate) channel: &'b Channel,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) patience: Duration,
+    opened: PhantomData<fn() -> T>,
+}
+
+impl<'b, T> Opening<'b, T> {
+    pub(crate) fn new(broker: &'b dyn Broker, channel: &'b Channel) -> Self {
+        Self { broker, channel, clock: SystemClock::shared(), patience: PATIENCE, opened: PhantomData }
+    }
+
+    /// Tries each message for so long; half a minute unless this is called.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Goes by this clock.
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+}
+
+impl<'b> IntoFuture for Opening<'b, Publisher> {
+    type Output = Result<Publisher>;
+    type IntoFuture = BoxFuture<'b, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        async move {
+            let producer = self.broker.producer(self.channel).await?;
+            Ok(Publisher { producer, clock: self.clock, patience: self.patience })
+        }
+        .boxed()
+    }
+}
 
 /// Puts messages on one channel.
 ///
@@ -28,17 +91,12 @@ impl std::fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// A publisher of a channel that is there. It tries for `patience`.
+    /// A publisher of a channel that is there, once it is awaited.
     ///
     /// # Errors
     /// As [`Broker::producer`].
-    pub async fn open(
-        broker: &dyn Broker,
-        channel: &Channel,
-        clock: Arc<dyn Clock>,
-        patience: Duration,
-    ) -> Result<Self> {
-        Ok(Self { producer: broker.producer(channel).await?, clock, patience })
+    pub fn open<'b>(broker: &'b dyn Broker, channel: &'b Channel) -> Opening<'b, Self> {
+        Opening::new(broker, channel)
     }
 
     /// Returns when every message is stored. What may be stored already is published again under its own id, before
@@ -108,8 +166,11 @@ mod tests {
         let subscription = tidegate_core::Subscription::new(&channel, "all").unwrap();
         broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
         let clock = SystemClock::shared();
-        let mut publisher =
-            Publisher::open(&broker, &channel, Arc::clone(&clock), Duration::from_secs(5)).await.unwrap();
+        let mut publisher = Publisher::open(&broker, &channel)
+            .with_clock(Arc::clone(&clock))
+            .with_patience(Duration::from_secs(5))
+            .await
+            .unwrap();
         let message = |n: u32| Message::with_id(n.to_string(), "test", "t").with_subject("k");
         broker.lose_answers(3);
         publisher.publish(&[message(1), message(2)]).await.unwrap();
@@ -132,8 +193,11 @@ mod tests {
         let subscription = tidegate_core::Subscription::new(&channel, "all").unwrap();
         broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
         let clock = SystemClock::shared();
-        let mut publisher =
-            Publisher::open(&broker, &channel, Arc::clone(&clock), Duration::from_secs(5)).await.unwrap();
+        let mut publisher = Publisher::open(&broker, &channel)
+            .with_clock(Arc::clone(&clock))
+            .with_patience(Duration::from_secs(5))
+            .await
+            .unwrap();
         let invalid = Message::with_id("", "test", "t");
         assert_eq!(publisher.publish(&[invalid]).await.unwrap_err().code(), code::MESSAGE_INVALID);
         publisher.publish(&[Message::with_id("1", "test", "t")]).await.unwrap();

@@ -208,7 +208,7 @@ impl Work {
                 .with("timer", &due.timer.id)
         })?;
         let clock = Arc::clone(&self.scheduler.clock);
-        let sender = Sender::open(&*self.broker, &there, clock, PATIENCE).await?;
+        let sender = Sender::open(&*self.broker, &there).with_clock(clock).with_patience(PATIENCE).await?;
         self.senders.insert(channel, sender.clone());
         Ok((sender, message))
     }

@@ -1,16 +1,16 @@
 //! Sends from many tasks at once, in windows.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt as _};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Clock, Error, Message, Name, Result, Scope};
+use tidegate_core::{Channel, Error, Message, Name, Result, Scope};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span};
 
 use crate::claim::Claims;
-use crate::publisher::Publisher;
+use crate::publisher::{Opening, Publisher};
 use crate::trace;
 
 /// How many messages are published together.
@@ -41,24 +41,33 @@ struct Waiting {
     tell: oneshot::Sender<Result<()>>,
 }
 
+impl<'b> IntoFuture for Opening<'b, Sender> {
+    type Output = Result<Sender>;
+    type IntoFuture = BoxFuture<'b, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        async move {
+            let Self { broker, channel, clock, patience, .. } = self;
+            let system = trace::system(&broker.location());
+            let publisher =
+                Publisher::open(broker, channel).with_clock(clock).with_patience(patience).await?;
+            let (waiting, taken) = mpsc::channel(WINDOW);
+            let mut task = Scope::new();
+            task.spawn(publish(publisher, taken));
+            let inner = Inner { channel: channel.clone(), system, waiting, _task: task };
+            Ok(Sender { inner: Arc::new(inner), claims: None })
+        }
+        .boxed()
+    }
+}
+
 impl Sender {
-    /// A sender to a channel that is there. Each message is tried for `patience`.
+    /// A sender to a channel that is there, once it is awaited.
     ///
     /// # Errors
     /// As [`Broker::producer`].
-    pub async fn open(
-        broker: &dyn Broker,
-        channel: &Channel,
-        clock: Arc<dyn Clock>,
-        patience: Duration,
-    ) -> Result<Self> {
-        let system = trace::system(&broker.location());
-        let publisher = Publisher::open(broker, channel, clock, patience).await?;
-        let (waiting, taken) = mpsc::channel(WINDOW);
-        let mut task = Scope::new();
-        task.spawn(publish(publisher, taken));
-        let inner = Inner { channel: channel.clone(), system, waiting, _task: task };
-        Ok(Self { inner: Arc::new(inner), claims: None })
+    pub fn open<'b>(broker: &'b dyn Broker, channel: &'b Channel) -> Opening<'b, Self> {
+        Opening::new(broker, channel)
     }
 
     /// Keeps bodies that are too large here, and sends where they are.
@@ -139,6 +148,8 @@ async fn publish(mut publisher: Publisher, mut taken: mpsc::Receiver<Waiting>) -
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::future::join_all;
     use tidegate_core::{Apply, Subscription, SystemClock, Topology};
     use tidegate_memory::MemoryBroker;
@@ -153,8 +164,11 @@ mod tests {
         let subscription = Subscription::new(&channel, "all").unwrap();
         broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
         let clock = SystemClock::shared();
-        let sender =
-            Sender::open(&broker, &channel, Arc::clone(&clock), Duration::from_secs(5)).await.unwrap();
+        let sender = Sender::open(&broker, &channel)
+            .with_clock(Arc::clone(&clock))
+            .with_patience(Duration::from_secs(5))
+            .await
+            .unwrap();
         broker.lose_answers(2);
         let sent = join_all((0..100).map(|number| {
             let id = if number == 50 { String::new() } else { number.to_string() };

@@ -81,8 +81,7 @@ async fn what_is_handled_again_has_its_effect_once() {
         let service = Service::new(name).with_state(billing).on(&orders, handlers);
         services.push(service.start(&broker).await.unwrap());
     }
-    let sender =
-        Sender::open(&*broker, &orders, SystemClock::shared(), Duration::from_secs(5)).await.unwrap();
+    let sender = Sender::open(&*broker, &orders).with_patience(Duration::from_secs(5)).await.unwrap();
     let placed = (0..20).map(|number| Json(Placed { order: format!("o{}", number % 5), number }));
     let messages: Vec<Message> =
         placed.map(|placed| placed.to_message(&SystemIds, "/shop").unwrap()).collect();

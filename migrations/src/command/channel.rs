@@ -11,7 +11,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Seen};
 use tidegate_core::{
     Apply, Channel, Difference, Endpoint, Error, Keep, Message, Name, Position, Result, Scope, Start,
-    Subscription, SystemClock, SystemIds, Topology,
+    Subscription, SystemIds, Topology,
 };
 use tidegate_runtime::Publisher;
 use tokio_util::sync::CancellationToken;
@@ -179,7 +179,7 @@ fn show(seen: &Seen, json: bool) {
 
 async fn publish(broker: &dyn Broker, publish: &Publish) -> Result<u64> {
     let channel = found(broker, &publish.on).await?;
-    let mut publisher = Publisher::open(broker, &channel, SystemClock::shared(), PATIENCE).await?;
+    let mut publisher = Publisher::open(broker, &channel).with_patience(PATIENCE).await?;
     let mut published = 0;
     match &publish.lines {
         Some(file) => {

@@ -54,7 +54,10 @@ pub trait Fixture: Send {
     /// Cuts the connections of consumers, or does whatever else makes everything in their hands void.
     async fn cut(&mut self) -> Result<Hook>;
 
-    /// The network between the adapter and its server; of a broker that is embedded, why there is none.
+    /// The network between the adapter and its server.
+    ///
+    /// # Errors
+    /// Why there is none, of a broker that is embedded.
     fn network(&self) -> std::result::Result<Arc<dyn Network>, &'static str>;
 
     /// Lets the answers to the next calls of `publish` get lost, with the messages stored.

@@ -99,7 +99,10 @@ impl<'a> Server<'a> {
             flow,
             target,
             via,
-            publisher: Publisher::open(broker, &ways.replies, Arc::clone(&via.clock), PATIENCE).await?,
+            publisher: Publisher::open(broker, &ways.replies)
+                .with_clock(Arc::clone(&via.clock))
+                .with_patience(PATIENCE)
+                .await?,
             receiver: Receiver::open(broker, &ways.callee, Arc::clone(&via.clock)).await?,
             session: None,
             id: via.ids.next().simple().to_string(),

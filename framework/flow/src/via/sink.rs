@@ -44,7 +44,10 @@ impl CarriedSink {
             flow: flow.clone(),
             target: identity(target).await,
             routes: routes.iter().map(carried).collect(),
-            publisher: Publisher::open(broker, &ways.calls, Arc::clone(&via.clock), PATIENCE).await?,
+            publisher: Publisher::open(broker, &ways.calls)
+                .with_clock(Arc::clone(&via.clock))
+                .with_patience(PATIENCE)
+                .await?,
             receiver: Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?,
             parts: Parts::default(),
             place: Place { session: via.ids.next().simple().to_string().into(), number: 0 },

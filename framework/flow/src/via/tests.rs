@@ -281,10 +281,11 @@ async fn calls_of_an_earlier_runner_that_come_late_write_nothing() {
         let (mut sink, _) = opened(&carried, &route).await.unwrap();
         write(&mut sink, "9", 3).await.unwrap();
 
-        let mut publisher =
-            Publisher::open(via.broker.as_ref(), &ways.calls, Arc::clone(&via.clock), PATIENCE)
-                .await
-                .unwrap();
+        let mut publisher = Publisher::open(via.broker.as_ref(), &ways.calls)
+            .with_clock(Arc::clone(&via.clock))
+            .with_patience(PATIENCE)
+            .await
+            .unwrap();
         for (at, message) in late.into_iter().enumerate() {
             let mut again = message;
             again.id = format!("again-{at}").into();
@@ -314,7 +315,8 @@ async fn replies_of_two_servers_to_one_call_are_told_apart() {
     let ways = via.prepare(&flow).await.unwrap();
     let (broker, clock) = (via.broker.as_ref(), || Arc::clone(&via.clock));
     let mut replies = Receiver::open(broker, &ways.caller, clock()).await.unwrap();
-    let mut publisher = Publisher::open(broker, &ways.calls, clock(), PATIENCE).await.unwrap();
+    let mut publisher =
+        Publisher::open(broker, &ways.calls).with_clock(clock()).with_patience(PATIENCE).await.unwrap();
     let place = Place { session: "s".into(), number: 7 };
     let call = messages(CALL, &flow, &place, "0", Call::Close.encode().unwrap(), 1 << 20).unwrap();
     let mut ids = BTreeSet::new();

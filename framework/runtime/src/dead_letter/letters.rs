@@ -77,7 +77,7 @@ impl DeadLetters {
         let subscription = subscription(of)?.with_window(limit);
         Ok(Self {
             receiver: Receiver::open(broker, &subscription, Arc::clone(&clock)).await?,
-            back: Publisher::open(broker, &from, clock, PATIENCE).await?,
+            back: Publisher::open(broker, &from).with_clock(clock).with_patience(PATIENCE).await?,
             held: Vec::new(),
             limit,
         })

@@ -280,7 +280,12 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 Exhausted::Block => None,
                 Exhausted::ParkKey | Exhausted::Skip => {
                     let dead = dead_letter::channel(&channel.name)?;
-                    Some(Sender::open(&**broker, &dead, Arc::clone(&clock), PATIENCE).await?)
+                    Some(
+                        Sender::open(&**broker, &dead)
+                            .with_clock(Arc::clone(&clock))
+                            .with_patience(PATIENCE)
+                            .await?,
+                    )
                 }
             };
             let parked = match (&store, policy.exhausted) {

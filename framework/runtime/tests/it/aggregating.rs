@@ -23,7 +23,7 @@ async fn aggregator(
     let wholes = Channel::new("wholes").unwrap().with_lanes(1);
     let (service, seen) = collect(world, &wholes).await;
     let (clock, patience) = (Arc::clone(&world.clock), Duration::from_secs(5));
-    let to = Sender::open(&*world.broker, &wholes, clock, patience).await.unwrap();
+    let to = Sender::open(&*world.broker, &wholes).with_clock(clock).with_patience(patience).await.unwrap();
     (Aggregator::new("order-lines", state, to, whole).unwrap(), service, seen)
 }
 

@@ -57,7 +57,13 @@ async fn messages_are_sent_where_they_belong_and_others_become_dead_letters() {
         let subscription = Subscription::new(channel, "all").unwrap();
         world.broker.apply(&Topology::of(channel).and(&subscription), Apply::Create).await.unwrap();
         let clock = Arc::clone(&world.clock);
-        senders.push(Sender::open(&*world.broker, channel, clock, Duration::from_secs(5)).await.unwrap());
+        senders.push(
+            Sender::open(&*world.broker, channel)
+                .with_clock(clock)
+                .with_patience(Duration::from_secs(5))
+                .await
+                .unwrap(),
+        );
     }
     let router = Router::new()
         .route(Filter::new("message.data.number >= 10").unwrap(), senders[0].clone())

@@ -40,7 +40,8 @@ async fn a_large_body_goes_beside_the_broker_and_one_that_is_gone_makes_a_dead_l
     let (passing, passed) = collect_as(&world, &world.orders, Service::new("passing").pass_claims()).await;
     let (knows_nothing, _) = collect_as(&world, &world.orders, Service::new("knows-nothing")).await;
     let (clock, patience) = (Arc::clone(&world.clock), Duration::from_secs(5));
-    let sender = Sender::open(&*world.broker, &world.orders, clock, patience).await.unwrap();
+    let sender =
+        Sender::open(&*world.broker, &world.orders).with_clock(clock).with_patience(patience).await.unwrap();
     let sender = sender.with_claims(&claims);
     let large = placed("a:1").with_data("text/plain", "x".repeat(1_001));
     let small = placed("b:1").with_data("text/plain", "x".repeat(1_000));

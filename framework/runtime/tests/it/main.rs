@@ -67,7 +67,11 @@ impl World {
     /// Publishes orders with these numbers, as `order:number`.
     async fn place(&self, orders: &[&str]) {
         let (clock, patience) = (Arc::clone(&self.clock), Duration::from_secs(5));
-        let mut publisher = Publisher::open(&*self.broker, &self.orders, clock, patience).await.unwrap();
+        let mut publisher = Publisher::open(&*self.broker, &self.orders)
+            .with_clock(clock)
+            .with_patience(patience)
+            .await
+            .unwrap();
         let messages: Vec<_> = orders.iter().map(|text| placed(text)).collect();
         publisher.publish(&messages).await.unwrap();
     }

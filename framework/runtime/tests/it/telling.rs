@@ -75,11 +75,16 @@ async fn a_collector_gets_the_spans_of_messages_and_those_within() {
     let (clock, patience) = (Arc::clone(&world.clock), Duration::from_secs(5));
     let bills = Channel::new("bills").unwrap().with_lanes(1);
     let (ledger, seen) = collect_as(&world, &bills, Service::new("ledger")).await;
-    let to = Sender::open(&*world.broker, &bills, Arc::clone(&clock), patience).await.unwrap();
+    let to = Sender::open(&*world.broker, &bills)
+        .with_clock(Arc::clone(&clock))
+        .with_patience(patience)
+        .await
+        .unwrap();
     let handlers = Handlers::new().handle(bill).with_policy(Policy::skip());
     let service = Service::new("billing").with_state(Arc::new(to)).on(&world.orders, handlers);
     let running = service.start(&world.broker).await.unwrap();
-    let sender = Sender::open(&*world.broker, &world.orders, clock, patience).await.unwrap();
+    let sender =
+        Sender::open(&*world.broker, &world.orders).with_clock(clock).with_patience(patience).await.unwrap();
     sender.send(placed("a:1")).await.unwrap();
     sender.send(placed("bad:1")).await.unwrap();
     let mut foreign = placed("c:1");

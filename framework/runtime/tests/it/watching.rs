@@ -18,7 +18,11 @@ async fn chain(world: &World) -> (Running, Running, Arc<Mutex<Vec<Message>>>) {
     let bills = Channel::new("bills").unwrap().with_lanes(1);
     let (second, seen) = collect_as(world, &bills, Service::new("ledger")).await;
     let patience = Duration::from_secs(5);
-    let sender = Sender::open(&*world.broker, &bills, Arc::clone(&world.clock), patience).await.unwrap();
+    let sender = Sender::open(&*world.broker, &bills)
+        .with_clock(Arc::clone(&world.clock))
+        .with_patience(patience)
+        .await
+        .unwrap();
     let bill = |State(billing): State<Billing>, message: Message| async move {
         *billing.1.lock().unwrap() = Trace::current();
         tokio::task::yield_now().await;
@@ -100,7 +104,8 @@ async fn spans_have_the_names_of_opentelemetry_and_are_tied_by_their_ids() {
     let world = World::new().await;
     let (first, second, seen) = chain(&world).await;
     let (clock, patience) = (Arc::clone(&world.clock), Duration::from_secs(5));
-    let sender = Sender::open(&*world.broker, &world.orders, clock, patience).await.unwrap();
+    let sender =
+        Sender::open(&*world.broker, &world.orders).with_clock(clock).with_patience(patience).await.unwrap();
     sender.send(placed("a:1")).await.unwrap();
     eventually("the bill", || second.counted().handled == 1).await;
     drain(first).await;

@@ -137,7 +137,7 @@ pub(crate) async fn trace(context: &mut Context<'_>) -> Check {
     let subscription = context.declare(&last, &["s"]).await?.remove(0);
     let sender = |channel: Channel| {
         let (broker, clock) = (Arc::clone(&context.broker), Arc::clone(&scene.clock));
-        async move { Sender::open(&*broker, &channel, clock, ARRIVAL).await }
+        async move { Sender::open(&*broker, &channel).with_clock(clock).with_patience(ARRIVAL).await }
     };
     let handlers = Handlers::new().handle(pass_on).with_policy(Policy::skip());
     let service = Service::new("s").with_state(sender(last).await?).on(&scene.channel, handlers);

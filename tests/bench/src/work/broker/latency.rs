@@ -43,7 +43,10 @@ pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
 
 async fn of_ours(stand: &Stand, load: Load, name: &str) -> Result<Vec<i64>> {
     let (channel, subscription) = stand.channel(name).await?;
-    let sender = Sender::open(&*stand.broker, &channel, Arc::clone(&stand.clock), PATIENCE).await?;
+    let sender = Sender::open(&*stand.broker, &channel)
+        .with_clock(Arc::clone(&stand.clock))
+        .with_patience(PATIENCE)
+        .await?;
     let seen = Arc::new(Seen::nothing(load).with_ages());
     let running = service(&stand.broker, &channel, &seen).await?;
     let send = async |number, at| Ok(sender.send(message(load, number, at)).await?);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use tidegate_core::Message;
 use tidegate_core::port::{Broker as _, Settlement};
-use tidegate_core::{Message, SystemClock};
 use tidegate_memory::MemoryBroker;
 use tidegate_runtime::Publisher;
 use tokio::sync::mpsc;
@@ -40,7 +40,7 @@ pub(super) async fn run(size: Size) -> Result<Vec<Row>> {
 async fn of_ours(load: Load) -> Result<f64> {
     let broker = MemoryBroker::default();
     let (channel, subscription) = channel(&broker, "load").await?;
-    let mut publisher = Publisher::open(&broker, &channel, SystemClock::shared(), PATIENCE).await?;
+    let mut publisher = Publisher::open(&broker, &channel).with_patience(PATIENCE).await?;
     let mut consumer = broker.subscribe(&subscription).await?;
     let (settler, seen) = (consumer.settler(), Seen::nothing(load));
     let start = Instant::now();

@@ -208,7 +208,10 @@ impl Stand {
     }
 
     async fn publisher(&self, channel: &Channel) -> Result<Publisher> {
-        Ok(Publisher::open(&*self.broker, channel, Arc::clone(&self.clock), PATIENCE).await?)
+        Ok(Publisher::open(&*self.broker, channel)
+            .with_clock(Arc::clone(&self.clock))
+            .with_patience(PATIENCE)
+            .await?)
     }
 
     /// Removes what is kept for the subscription of a channel, and for its dead letters.

@@ -122,7 +122,10 @@ async fn one(stand: &Stand, run: usize) -> Result<Again> {
     }
     let (own, bare) = (Arc::new(Pulse::new()), Pulse::new());
     let (channel, subscription) = stand.channel(&format!("ours-recover-{run}")).await?;
-    let sender = Sender::open(&*stand.broker, &channel, Arc::clone(&stand.clock), PATIENCE).await?;
+    let sender = Sender::open(&*stand.broker, &channel)
+        .with_clock(Arc::clone(&stand.clock))
+        .with_patience(PATIENCE)
+        .await?;
     let handlers = Handlers::new().handle(handle).with_policy(Policy::skip());
     let service = Service::new(SERVICE).with_state(Arc::clone(&own)).on(&channel, handlers);
     let running = service.start(&stand.broker).await?;

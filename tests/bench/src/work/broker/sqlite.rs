@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use tidegate_core::{Endpoint, Message, SystemClock};
+use tidegate_core::{Endpoint, Message};
 use tidegate_runtime::Publisher;
 use tokio::time::Instant;
 
@@ -43,7 +43,7 @@ async fn of_ours(load: Load, folder: &Path) -> Result<f64> {
     let endpoint = Endpoint::parse(&format!("sqlite:{}", folder.join("ours.db").display()))?;
     let broker = tidegate_sqlite::open_broker(&endpoint)?;
     let (channel, _) = channel(&*broker, "load").await?;
-    let mut publisher = Publisher::open(&*broker, &channel, SystemClock::shared(), PATIENCE).await?;
+    let mut publisher = Publisher::open(&*broker, &channel).with_patience(PATIENCE).await?;
     let start = Instant::now();
     for window in load.windows() {
         let messages: Vec<Message> = window.map(|number| message(load, number, 0)).collect();

@@ -30,7 +30,7 @@ async fn asks_over_bridges(client: Client) {
 
     let back = Bridge::new(&answers.channel, "there", "here").unwrap();
     let back = back.start(&there, &*here.broker).await.unwrap().0;
-    let sender = Sender::open(&*there, &answers.channel, SystemClock::shared(), PATIENCE).await.unwrap();
+    let sender = Sender::open(&*there, &answers.channel).with_patience(PATIENCE).await.unwrap();
     let service = tidegate::runtime::Service::new("answering").with_state(sender);
     let handlers = Handlers::new().handle(answer).with_policy(Policy::block());
     let service = service.on(&here.channel, handlers).start(&there).await.unwrap();
