@@ -83,6 +83,9 @@ pub(crate) fn from_server(error: &jetstream::Error, operation: &'static str) -> 
     let made = Error::new(code, sentence).verdict_is(verdict).with("operation", operation).because(said);
     match code {
         code::NAME_TAKEN => made.hint("streams of Tidegate have the subjects tidegate.> to themselves"),
+        code::LIMIT_REACHED => made.hint(
+            "make room: remove streams, or raise max_file_store or the account's limits; consumers need some, too, to note what they settle",
+        ),
         _ => made,
     }
 }

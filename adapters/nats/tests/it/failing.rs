@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::Sent;
-use tidegate_core::{Apply, Channel, Error, Topology};
+use tidegate_core::port::{Sent, Signal};
+use tidegate_core::{Apply, Channel, Error, Message, Topology};
 use tidegate_services::broker::Options;
 use tokio::time::Instant;
 
@@ -209,4 +209,81 @@ async fn what_loses_messages_is_named() {
     let other = Channel::new("other").unwrap();
     let error = broker.apply(&Topology::of(&other), Apply::Create).await.unwrap_err();
     assert!(error.code() == code::NAME_TAKEN && error.hint_text().is_some(), "{error:?}");
+}
+
+/// JetStream refuses every write then, also those that note what is settled: it is told so, nothing is lost, and everything goes on
+/// when there is room.
+#[tokio::test]
+async fn a_server_that_is_short_of_disk_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let jetstream = format!(
+        "{{ store_dir: \"{}\", sync_interval: always, max_file_store: 4MB }}",
+        folder.path().display()
+    );
+    let Some(server) = server(Options::default().with_setting("jetstream", jetstream)).await else { return };
+    let beside = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let others = async_nats::jetstream::stream::Config {
+        name: "others".to_owned(),
+        subjects: vec!["others".to_owned()],
+        ..Default::default()
+    };
+    beside.create_stream(others).await.unwrap();
+    for _ in 0..10 {
+        beside.publish("others", "x".repeat(100_000).into()).await.unwrap().await.unwrap();
+    }
+    let broker = open(&format!("{}?patience_ms=500", server.url()));
+    let (channel, subscription) = channel(&*broker, "full").await;
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let (mut stored, mut refused) = (0, None);
+    // Large ones first, until the least has no room.
+    for message in large(0..100).chain(messages(100..20_000)) {
+        match producer.publish(&[message]).await.remove(0) {
+            Sent::Stored { .. } => stored += 1,
+            Sent::Refused(error) if refused.is_none() => refused = Some(error),
+            Sent::Refused(_) => break,
+            Sent::Unknown(error) => panic!("{error:?}"),
+        }
+    }
+    let full = |error: &Error| {
+        assert_eq!((error.code(), error.verdict()), (code::LIMIT_REACHED, Verdict::Retry), "{error:?}");
+        assert_eq!(error.message(), "a limit of the account or of the server is reached");
+    };
+    full(&refused.expect("a server of 4 MB took more"));
+    let error = broker.subscribe(&subscription).await.err().unwrap();
+    full(&error);
+    assert!(error.hint_text().unwrap().contains("max_file_store"), "{error:?}");
+    beside.delete_stream("others").await.unwrap();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    assert_eq!(take(&mut *consumer, stored).await.len(), stored);
+    let sent = producer.publish(&messages(30_000..30_001)).await;
+    assert!(sent[0].is_stored(), "{sent:?}");
+}
+
+fn large(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Message> {
+    numbers.map(|number| {
+        Message::with_id(number.to_string(), "test", "numbered")
+            .with_subject("k")
+            .with_data("text/plain", "x".repeat(100_000))
+    })
+}
+
+#[tokio::test]
+async fn a_channel_that_somebody_removed_is_named() {
+    let Some(server) = server(Options::default()).await else { return };
+    let broker = open(&format!("{}?lease_ms=1000", server.url()));
+    let (channel, subscription) = channel(&*broker, "removed").await;
+    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await[0].is_stored());
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    take(&mut *consumer, 1).await;
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    jetstream.delete_stream("tidegate-removed").await.unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let error = loop {
+        assert!(Instant::now() < until, "nobody is told");
+        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
+            Ok(Signal::Cancelled(error)) | Err(error) => break error,
+            Ok(_) => {}
+        }
+    };
+    assert!(error.code() == code::CHANNEL_MISSING && format!("{error:?}").contains("removed"), "{error:?}");
 }

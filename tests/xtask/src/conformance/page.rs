@@ -41,7 +41,11 @@ const TESTS: &[(&str, &str, &[&str])] = &[
     (
         "E44",
         "a consumer whose queue was removed is told so",
-        &["a_queue_that_somebody_removed_is_named", "a_channel_that_somebody_removed_is_named"],
+        &[
+            "a_queue_that_somebody_removed_is_named",
+            "a_channel_that_somebody_removed_is_named",
+            "a_topic_that_somebody_deletes_ends_its_consumers",
+        ],
     ),
     (
         "E46",
