@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 use crate::config::Config;
 use crate::error::{Said, from_connect, from_driver, timed_out};
 
-/// How many sessions a connection may have: each lane of a member has one.
+/// How many sessions a connection may have: each lane of a member has two.
 const SESSIONS_MAX: u16 = u16::MAX - 1;
 
 /// What stands between a client and who is asked: a queue, of which each message goes to one, or a topic. Without either
@@ -148,6 +148,21 @@ impl Connection {
         }
         within(self.timeout, "begin a session", async { told.await.unwrap_or(Err(BeginError::IllegalState)) })
             .await
+    }
+}
+
+/// Ends a session, with every link on it: what came over them and is not settled goes back.
+pub(crate) async fn end(
+    session: &mut SessionHandle<()>,
+    time: Duration,
+    operation: &'static str,
+) -> Result<()> {
+    match tokio::time::timeout(time, session.end()).await {
+        Ok(ended) => ended.map_err(|error| {
+            let text = "the connection was lost";
+            Error::new(code::CONNECTION_LOST, text).with("operation", operation).because(error)
+        }),
+        Err(_) => Err(timed_out(operation)),
     }
 }
 

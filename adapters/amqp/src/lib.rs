@@ -19,21 +19,20 @@
 //!
 //! - `config`, `connect`, `error`: what a URL says, connections and links, what can go wrong
 //! - `codec`, `json`: messages, and what of other programs' messages becomes of them
-//! - `send`, `copies`, `register`, `member`, `lane`, `queues`: the queues
+//! - `queues`, `line`, `send`, `member`, `lane`: the queues
 //! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
 
 mod artemis;
 mod codec;
 mod config;
 mod connect;
-mod copies;
 mod error;
 mod json;
 mod lane;
+mod line;
 mod member;
 mod probe;
 mod queues;
-mod register;
 mod send;
 
 use std::sync::Arc;

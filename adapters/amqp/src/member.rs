@@ -6,18 +6,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::session::SessionHandle;
-use tidegate_core::queue::{Link, Member, held_max};
+use tidegate_core::queue::{Line, Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::artemis::{self, CONSUMERS, Management, Question};
 use crate::config::Config;
 use crate::connect::{Connection, Node, receiver};
 use crate::lane::AmqpLane;
+use crate::line::AmqpLine;
 
 pub(crate) struct AmqpMember {
     /// The consumer that is counted, on a session of its own. Nothing comes.
     _counted: (Receiver, SessionHandle<()>),
-    management: Management,
+    management: Arc<Management>,
     connection: Arc<Connection>,
     channel: Channel,
     subscription: Name,
@@ -28,7 +29,7 @@ impl AmqpMember {
     pub(crate) async fn open(config: &Config, channel: &Channel, subscription: &Name) -> Result<Self> {
         let timeout = config.timeout;
         let connection = Connection::open(config, "consuming").await?;
-        let management = Management::open(&connection, timeout).await?;
+        let management = Arc::new(Management::open(&connection, timeout).await?);
         let mut session = connection.session().await?;
         let members = artemis::members(&channel.name, subscription);
         let counted = receiver(&mut session, Node::Queue, members, timeout).await?;
@@ -51,12 +52,15 @@ impl Member for AmqpMember {
         Ok(usize::try_from(counts.first().copied().flatten().unwrap_or(0)).unwrap_or(usize::MAX))
     }
 
+    async fn line(&self, lane: Lane) -> Result<Box<dyn Line>> {
+        let (session, management) = (self.connection.session().await?, Arc::clone(&self.management));
+        let book = artemis::book(&self.channel.name, &self.subscription, lane);
+        Ok(Box::new(AmqpLine::stand(session, management, book, self.timeout).await?))
+    }
+
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
-        let (connection, management) = (&self.connection, &self.management);
-        let held = u32::from(held_max(&self.channel));
-        let name = &self.channel.name;
-        let found =
-            AmqpLane::wait(connection, management, name, &self.subscription, lane, held, self.timeout);
-        Ok(Box::new(found.await?))
+        let (name, held) = (&self.channel.name, u32::from(held_max(&self.channel)));
+        let lane = AmqpLane::open(&self.connection, name, &self.subscription, lane, held, self.timeout);
+        Ok(Box::new(lane.await?))
     }
 }

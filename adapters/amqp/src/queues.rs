@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
+use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
 use crate::config::Config;
-use crate::connect::{Node, Shared, sender};
-use crate::copies::{Number, copy};
+use crate::connect::{Node, Shared};
+use crate::error::is_missing;
+use crate::line::AmqpLine;
 use crate::member::AmqpMember;
 use crate::probe::probe;
-use crate::register::{self, AmqpRegister};
-use crate::send::{AmqpSender, post};
+use crate::send::AmqpSender;
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
@@ -65,12 +64,6 @@ impl AmqpQueues {
         *known = Some(Arc::clone(&opened));
         Ok(opened)
     }
-
-    async fn find(&self, channel: &Name) -> Result<Option<Box<AmqpRegister>>> {
-        let management = self.management().await?;
-        let (_, session) = self.shared.session(&self.config).await?;
-        register::find(session, &management, channel, self.config.timeout).await
-    }
 }
 
 fn lanes(channel: &Channel) -> impl Iterator<Item = Lane> + use<> {
@@ -91,44 +84,37 @@ impl Queues for AmqpQueues {
         probe(&self.config, &*self.management().await?).await
     }
 
-    async fn create(&self, channel: &Channel, value: Bytes) -> Result<()> {
-        let (management, queue) = (self.management().await?, artemis::register(&channel.name));
+    async fn create(&self, channel: &Channel) -> Result<()> {
+        let (management, queue) = (self.management().await?, artemis::record(&channel.name));
         management.settle(&[queue.clone(), address(&channel.name, Lane(0))]).await?;
-        management.tell(&[Question::make(Node::Queue, &queue, &queue)], "make a register").await?;
-        if let Some(register) = self.find(&channel.name).await? {
-            return register.give_back(None).await;
-        }
-        // If somebody else makes it just now, the first one counts.
-        let (_, mut session) = self.shared.session(&self.config).await?;
-        register::begin(&mut session, &channel.name, &value, self.config.timeout).await
+        let made = Question::make(Node::Queue, &queue, &queue);
+        management.tell(&[made], "make the queue of a record").await.map(drop)
     }
 
-    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
-        Ok(self.find(channel).await?.map(|register| -> Box<dyn Register> { register }))
+    async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
+        let management = self.management().await?;
+        let (_, session) = self.shared.session(&self.config).await?;
+        let queue = artemis::record(channel);
+        match AmqpLine::stand(session, management, queue, self.config.timeout).await {
+            Ok(line) => Ok(Some(Box::new(line))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
-        let (name, timeout) = (&channel.name, self.config.timeout);
+        let name = &channel.name;
         let members = artemis::members(name, subscription);
         let mut made = vec![Question::make(Node::Queue, &members, &members)];
         for lane in lanes(channel) {
             let book = artemis::book(name, subscription, lane);
             made.push(Question::make(Node::Queue, &book, &book));
         }
-        let management = self.management().await?;
-        management.tell(&made, "make a queue").await?;
-        // Without a book nobody could have the lane. One more is of no harm.
-        let (_, mut session) = self.shared.session(&self.config).await?;
-        let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
-        for lane in lanes(channel) {
-            let book = copy(&artemis::book(name, subscription, lane), Number::default(), b"");
-            post(&mut link, book, timeout, timeout, "make a book").await?;
-        }
-        let queue = |lane| {
+        // Last what is sent to: nothing is stored that nobody could have.
+        made.extend(lanes(channel).map(|lane| {
             Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane))
-        };
-        let made: Vec<Question> = lanes(channel).map(queue).collect();
-        management.tell(&made, "make a queue").await.map(drop)
+        }));
+        self.management().await?.tell(&made, "make a queue").await.map(drop)
     }
 
     /// First what is sent to, then what its owner stands in line for.

@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use lapin::Consumer;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use tidegate_core::queue::{Link, Member, held_max};
+use tidegate_core::queue::{Line, Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::config::Config;
 use crate::connect::{Own, OwnConnection, open, within};
 use crate::lane::RabbitLane;
-use crate::queues::{Publishing, members, passive};
+use crate::line::RabbitLine;
+use crate::queues::{Publishing, book, members, passive};
 
 pub(crate) struct RabbitMember {
     config: Arc<Config>,
@@ -46,6 +47,13 @@ impl RabbitMember {
     }
 }
 
+impl RabbitMember {
+    async fn channel_of_amqp(&self) -> Result<Own> {
+        let opening = self.connection.create_channel();
+        within(self.config.timeout, "open a channel of AMQP", opening).await.map(Own)
+    }
+}
+
 #[async_trait]
 impl Member for RabbitMember {
     async fn count(&self) -> Result<usize> {
@@ -55,26 +63,18 @@ impl Member for RabbitMember {
         Ok(found.consumer_count() as usize)
     }
 
+    async fn line(&self, lane: Lane) -> Result<Box<dyn Line>> {
+        let book = book(&self.channel.name, &self.subscription, lane);
+        let amqp = Arc::new(self.channel_of_amqp().await?);
+        Ok(Box::new(RabbitLine::stand(amqp, self.books.clone(), book, self.config.timeout).await?))
+    }
+
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
-        let timeout = self.config.timeout;
-        let prefetch = held_max(&self.channel);
-        let open = async || {
-            let amqp = Own(self.connection.create_channel().await?);
-            amqp.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            Ok(amqp)
-        };
-        let line = within(timeout, "open a channel of AMQP", open()).await?;
-        let amqp = within(timeout, "open a channel of AMQP", open()).await?;
-        let (connection, books) = (Arc::clone(&self.connection), self.books.clone());
-        let lane = RabbitLane::wait(
-            connection,
-            [line, amqp],
-            books,
-            &self.channel.name,
-            &self.subscription,
-            lane,
-            timeout,
-        );
-        Ok(Box::new(lane.await?))
+        let amqp = self.channel_of_amqp().await?;
+        let limited = amqp.basic_qos(held_max(&self.channel), BasicQosOptions::default());
+        within(self.config.timeout, "limit what is in hand", limited).await?;
+        let (connection, timeout) = (Arc::clone(&self.connection), self.config.timeout);
+        let (channel, subscription) = (&self.channel.name, &self.subscription);
+        Ok(Box::new(RabbitLane::open(connection, amqp, channel, subscription, lane, timeout).await?))
     }
 }

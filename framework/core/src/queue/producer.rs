@@ -39,7 +39,7 @@ impl<Q: Queues> QueueProducer<Q> {
     fn check(&self, message: &Message) -> Result<()> {
         message.check()?;
         let size = message.size();
-        let most = self.link.queues.capabilities().message_bytes_max;
+        let most = self.link.system.queues.capabilities().message_bytes_max;
         if size > most {
             let text = format!("a message has {size} bytes, and {most} are possible");
             return Err(Error::new(code::BODY_TOO_LARGE, text));
@@ -54,8 +54,8 @@ impl<Q: Queues> QueueProducer<Q> {
     /// Looks how many messages there is room for. Queues count messages alone: their bytes are reckoned from the mean size of
     /// what was published here.
     async fn look_for_room(&mut self) -> Result<()> {
-        let queues = &*self.link.queues;
-        let record = record::find(queues, &self.channel.name).await?;
+        let queues = &*self.link.system.queues;
+        let record = self.link.system.find_recent(&self.channel.name).await?;
         let record = record.ok_or_else(|| record::missing(&self.channel.name))?;
         let mut waiting = 0;
         for subscription in record.subscriptions.keys() {
@@ -70,7 +70,7 @@ impl<Q: Queues> QueueProducer<Q> {
 
     /// Waits until something may be sent, at most until then.
     async fn wait_for_room(&mut self, until: Duration) -> Result<()> {
-        let clock = Arc::clone(&self.link.clock);
+        let clock = Arc::clone(&self.link.system.clock);
         loop {
             self.link.check_open()?;
             if self.room == 0 {
@@ -92,17 +92,17 @@ impl<Q: Queues> QueueProducer<Q> {
 
     /// Sends messages until all are stored, or something ends it; one answer a message that there is an answer for.
     async fn store(&mut self, messages: &[&Message], sent: &mut Vec<Sent>) -> Result<()> {
-        let clock = Arc::clone(&self.link.clock);
-        let until = clock.elapsed() + self.link.settings.patience;
+        let clock = Arc::clone(&self.link.system.clock);
+        let until = clock.elapsed() + self.link.system.settings.patience;
         while sent.len() < messages.len() {
             self.wait_for_room(until).await?;
             let sender = match &mut self.sender {
                 Some(sender) if sender.is_open() => sender,
                 Some(lost) => {
-                    *lost = self.link.queues.sender(&self.channel).await?;
+                    *lost = self.link.system.queues.sender(&self.channel).await?;
                     lost
                 }
-                none => none.insert(self.link.queues.sender(&self.channel).await?),
+                none => none.insert(self.link.system.queues.sender(&self.channel).await?),
             };
             let (mut blocked, mut ended, mut refused) = (None, None, None);
             let piece = piece(&messages[sent.len()..], self.room);
@@ -193,7 +193,7 @@ impl<Q: Queues> Producer for QueueProducer<Q> {
         let Some(sender) = &mut self.sender else { return Ok(()) };
         tokio::select! {
             ended = sender.finish() => ended,
-            () = self.link.clock.sleep(deadline) => {
+            () = self.link.system.clock.sleep(deadline) => {
                 Err(Error::new(code::TIMED_OUT, "what was published could not be brought to an end in time"))
             }
         }
