@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fe2o3_amqp::session::SessionHandle;
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
 use crate::config::Config;
-use crate::connect::{Node, Shared};
+use crate::connect::{Connection, Node, Shared};
 use crate::error::is_missing;
 use crate::line::AmqpLine;
 use crate::member::AmqpMember;
@@ -43,7 +44,8 @@ pub(crate) struct AmqpQueues {
     config: Arc<Config>,
     /// What everybody but members uses.
     shared: Arc<Shared>,
-    management: tokio::sync::Mutex<Option<Arc<Management>>>,
+    /// The management, and the connection that it is over.
+    management: tokio::sync::Mutex<Option<(Arc<Connection>, Arc<Management>)>>,
 }
 
 impl AmqpQueues {
@@ -51,18 +53,25 @@ impl AmqpQueues {
         Self { config: Arc::new(config), shared: Arc::default(), management: tokio::sync::Mutex::default() }
     }
 
-    /// The management, over the connection that is there now.
-    async fn management(&self) -> Result<Arc<Management>> {
+    /// A session and the management, over the connection that is there now.
+    async fn session(&self) -> Result<(SessionHandle<()>, Arc<Management>)> {
+        let (connection, session) = self.shared.session(&self.config).await?;
         let mut known = self.management.lock().await;
-        if let Some(open) = known.as_ref().filter(|open| open.is_open()) {
-            return Ok(Arc::clone(open));
+        if let Some((over, management)) = &*known
+            && Arc::ptr_eq(over, &connection)
+            && management.is_open()
+        {
+            return Ok((session, Arc::clone(management)));
         }
-        let (connection, _) = self.shared.session(&self.config).await?;
         let opened = Arc::new(Management::open(&connection, self.config.timeout).await?);
         // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
         opened.settle(&[artemis::ANY.to_owned()]).await?;
-        *known = Some(Arc::clone(&opened));
-        Ok(opened)
+        *known = Some((connection, Arc::clone(&opened)));
+        Ok((session, opened))
+    }
+
+    async fn management(&self) -> Result<Arc<Management>> {
+        Ok(self.session().await?.1)
     }
 }
 
@@ -92,8 +101,7 @@ impl Queues for AmqpQueues {
     }
 
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
-        let management = self.management().await?;
-        let (_, session) = self.shared.session(&self.config).await?;
+        let (session, management) = self.session().await?;
         let queue = artemis::record(channel);
         match AmqpLine::stand(session, management, queue, self.config.timeout).await {
             Ok(line) => Ok(Some(Box::new(line))),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::artemis::{address, is_unwanted};
 use crate::codec::encode;
 use crate::config::Config;
-use crate::connect::{Connection, Node, Shared, sender, within};
+use crate::connect::{Connection, Node, Shared, end, sender, within};
 use crate::error::{blocked, from_driver, from_server, timed_out};
 
 type Sent = DeliveryFut<std::result::Result<Outcome, SendError>>;
@@ -174,12 +174,9 @@ impl Sender for AmqpSender {
     async fn finish(&mut self) -> Result<()> {
         self.link = None;
         if self.session.is_ended() {
-            // Nothing was on its way when it was lost.
+            // The server reads nothing more of what was on its way.
             return Ok(());
         }
-        self.session.end().await.map_err(|error| {
-            let text = "the connection was lost";
-            Error::new(code::CONNECTION_LOST, text).with("operation", "end a producer").because(error)
-        })
+        end(&mut self.session, self.timeout, "end a producer").await
     }
 }

@@ -110,11 +110,12 @@ impl Sender for RabbitSender {
 
     async fn finish(&mut self) -> Result<()> {
         let failed = |error| from_driver(&error, "end a producer");
-        self.amqp.wait_for_confirms().await.map_err(failed)?;
+        let confirmed = self.amqp.wait_for_confirms().await;
         if !self.is_open() {
-            // Nothing was on its way when it was lost.
+            // The server reads nothing more of what was on its way.
             return Ok(());
         }
+        confirmed.map_err(failed)?;
         self.amqp.close(200, "the producer ends".into()).await.map_err(failed)
     }
 }

@@ -147,8 +147,8 @@ pub trait Sender: Send {
     /// Whether it is of use still, as far as is known.
     fn is_open(&self) -> bool;
 
-    /// Sends messages to their lanes, in their order; one answer a message. A call that was dropped leaves a sender that is of no
-    /// use but to be finished.
+    /// Sends messages to their lanes, in their order; one answer a message. A sender of which an answer is unknown, or a call
+    /// was dropped, is finished and not used again.
     async fn send(&mut self, batch: &[&Message]) -> Vec<Taken>;
 
     /// Returns when nothing of an earlier call can be stored any more.

@@ -133,11 +133,19 @@ impl<Q: Queues + ?Sized> System<Q> {
         seen.insert(record.channel.name.clone(), (self.clock.elapsed(), record.clone()));
     }
 
-    /// The slot of a channel's record, held; `None` if there is no such channel.
+    /// The slot of a channel's record, held; `None` if there is no such channel. Who takes it does nothing by that: a connection
+    /// of which nobody knew that it is lost is no reason to fail.
     async fn slot(&self, name: &Name) -> Result<Option<Slot>> {
+        let taken = match self.take(name).await {
+            Err(error) if error.code() == code::CONNECTION_LOST => self.take(name).await,
+            taken => taken,
+        };
+        taken.map_err(|error| error.with("record", name.to_string()))
+    }
+
+    async fn take(&self, name: &Name) -> Result<Option<Slot>> {
         let Some(line) = self.queues.line(name).await? else { return Ok(None) };
-        let slot = Slot::take(line, Arc::clone(&self.clock), Some(HELD_MAX), &Notify::new()).await;
-        slot.map(Some).map_err(|error| error.with("record", name.to_string()))
+        Slot::take(line, Arc::clone(&self.clock), Some(HELD_MAX), &Notify::new()).await.map(Some)
     }
 
     /// Takes the record of a channel. A slot in which nothing was ever written is no channel: whoever made it went away in the
