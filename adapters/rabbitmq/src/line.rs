@@ -54,7 +54,8 @@ impl Line for RabbitLine {
         let mut left = 0;
         for _ in 0..2 {
             let asked = self.amqp.queue_declare(self.queue.clone(), passive(), FieldTable::default());
-            left = within(self.timeout, "count copies", asked).await?.message_count().into();
+            let found = published(&self.publishing.connection, self.timeout, "count copies", asked).await?;
+            left = found.message_count().into();
         }
         Ok(left)
     }
@@ -84,6 +85,7 @@ impl Line for RabbitLine {
     }
 
     async fn leave(self: Box<Self>) -> Result<()> {
-        within(self.timeout, "leave a line", self.amqp.close(200, "the line is left".into())).await
+        let left = self.amqp.close(200, "the line is left".into());
+        published(&self.publishing.connection, self.timeout, "leave a line", left).await
     }
 }
