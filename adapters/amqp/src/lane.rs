@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::RecvError;
 use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::transaction::{Controller, Transaction, TransactionDischarge as _};
 use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::Value;
-use fe2o3_amqp::Receiver;
 use futures::FutureExt as _;
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;

@@ -41,7 +41,6 @@ use tidegate_core::port::Broker;
 use tidegate_core::queue::QueueBroker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
-use config::Config;
 use queues::AmqpQueues;
 
 /// The URL schemes of the broker.
@@ -60,7 +59,7 @@ pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss"];
 /// # Errors
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
-    let config = Config::of(endpoint)?;
-    let settings = config.settings;
-    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(config), settings, SystemClock::shared())))
+    let access = config::access(endpoint)?;
+    let settings = access.settings;
+    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(access), settings, SystemClock::shared())))
 }

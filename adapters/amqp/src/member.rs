@@ -10,10 +10,10 @@ use tidegate_core::queue::{Line, Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::artemis::{self, CONSUMERS, Management, Question};
-use crate::config::Config;
 use crate::connect::{Connection, Node, receiver};
 use crate::lane::AmqpLane;
 use crate::line::AmqpLine;
+use tidegate_core::queue::Access;
 
 pub(crate) struct AmqpMember {
     /// The consumer that is counted, on a session of its own. Nothing comes.
@@ -26,9 +26,9 @@ pub(crate) struct AmqpMember {
 }
 
 impl AmqpMember {
-    pub(crate) async fn open(config: &Config, channel: &Channel, subscription: &Name) -> Result<Self> {
-        let timeout = config.timeout;
-        let connection = Connection::open(config, "consuming").await?;
+    pub(crate) async fn open(access: &Access, channel: &Channel, subscription: &Name) -> Result<Self> {
+        let timeout = access.timeout;
+        let connection = Connection::open(access, "consuming").await?;
         let management = Arc::new(Management::open(&connection, timeout).await?);
         let mut session = connection.session().await?;
         let members = artemis::members(&channel.name, subscription);

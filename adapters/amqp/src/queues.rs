@@ -9,13 +9,13 @@ use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
-use crate::config::Config;
 use crate::connect::{Connection, Node, Shared};
 use crate::error::is_missing;
 use crate::line::AmqpLine;
 use crate::member::AmqpMember;
 use crate::probe::probe;
 use crate::send::AmqpSender;
+use tidegate_core::queue::Access;
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
@@ -41,7 +41,7 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
 
 #[derive(Debug)]
 pub(crate) struct AmqpQueues {
-    config: Arc<Config>,
+    access: Arc<Access>,
     /// What everybody but members uses.
     shared: Arc<Shared>,
     /// The management, and the connection that it is over.
@@ -49,13 +49,13 @@ pub(crate) struct AmqpQueues {
 }
 
 impl AmqpQueues {
-    pub(crate) fn new(config: Config) -> Self {
-        Self { config: Arc::new(config), shared: Arc::default(), management: tokio::sync::Mutex::default() }
+    pub(crate) fn new(access: Access) -> Self {
+        Self { access: Arc::new(access), shared: Arc::default(), management: tokio::sync::Mutex::default() }
     }
 
     /// A session and the management, over the connection that is there now.
     async fn session(&self) -> Result<(SessionHandle<()>, Arc<Management>)> {
-        let (connection, session) = self.shared.session(&self.config).await?;
+        let (connection, session) = self.shared.session(&self.access).await?;
         let mut known = self.management.lock().await;
         if let Some((over, management)) = &*known
             && Arc::ptr_eq(over, &connection)
@@ -63,7 +63,7 @@ impl AmqpQueues {
         {
             return Ok((session, Arc::clone(management)));
         }
-        let opened = Arc::new(Management::open(&connection, self.config.timeout).await?);
+        let opened = Arc::new(Management::open(&connection, self.access.timeout).await?);
         // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
         opened.settle(&[artemis::ANY.to_owned()]).await?;
         *known = Some((connection, Arc::clone(&opened)));
@@ -82,7 +82,7 @@ fn lanes(channel: &Channel) -> impl Iterator<Item = Lane> + use<> {
 #[async_trait]
 impl Queues for AmqpQueues {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {
@@ -90,7 +90,7 @@ impl Queues for AmqpQueues {
     }
 
     async fn probe(&self) -> Result<Effective> {
-        probe(&self.config, &*self.management().await?).await
+        probe(&self.access, &*self.management().await?).await
     }
 
     async fn create(&self, channel: &Channel) -> Result<()> {
@@ -103,7 +103,7 @@ impl Queues for AmqpQueues {
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
         let (session, management) = self.session().await?;
         let queue = artemis::record(channel);
-        match AmqpLine::stand(session, management, queue, self.config.timeout).await {
+        match AmqpLine::stand(session, management, queue, self.access.timeout).await {
             Ok(line) => Ok(Some(Box::new(line))),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(error),
@@ -149,10 +149,10 @@ impl Queues for AmqpQueues {
     }
 
     async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>> {
-        Ok(Box::new(AmqpSender::open(&self.config, &self.shared, channel).await?))
+        Ok(Box::new(AmqpSender::open(&self.access, &self.shared, channel).await?))
     }
 
     async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>> {
-        Ok(Arc::new(AmqpMember::open(&self.config, channel, subscription).await?))
+        Ok(Arc::new(AmqpMember::open(&self.access, channel, subscription).await?))
     }
 }

@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use crate::artemis::{address, is_unwanted};
 use crate::codec::encode;
-use crate::config::Config;
 use crate::connect::{Connection, Node, Shared, end, sender, within};
 use crate::error::{blocked, from_driver, from_server, timed_out};
+use tidegate_core::queue::Access;
 
 type Sent = DeliveryFut<std::result::Result<Outcome, SendError>>;
 
@@ -56,10 +56,10 @@ pub(crate) struct AmqpSender {
 }
 
 impl AmqpSender {
-    pub(crate) async fn open(config: &Config, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
-        let (connection, mut session) = shared.session(config).await?;
-        let link = Some(sender(&mut session, Node::Topic, None, config.timeout).await?);
-        let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), config.timeout);
+    pub(crate) async fn open(access: &Access, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
+        let (connection, mut session) = shared.session(access).await?;
+        let link = Some(sender(&mut session, Node::Topic, None, access.timeout).await?);
+        let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), access.timeout);
         Ok(Self { shared, connection, session, link, channel, timeout })
     }
 

@@ -59,6 +59,6 @@ pub const BROKER_SCHEMES: &[&str] = &["amqp", "amqps"];
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
-    let settings = config.settings;
+    let settings = config.access.settings;
     Ok(Arc::new(QueueBroker::new(RabbitQueues::new(config), settings, SystemClock::shared())))
 }

@@ -71,8 +71,10 @@ impl Line for RabbitLine {
         let stored = publish_to(amqp, self.queue.clone(), value, properties);
         match published(connection, self.timeout, OPERATION, stored).await? {
             true => Ok(()),
-            false => Err(Error::new(code::STORE_FAILED, "the server did not take a copy of what was written")
-                .with("operation", OPERATION)),
+            false => {
+                Err(Error::new(code::STORE_FAILED, "the server did not take a copy of what was written")
+                    .with("operation", OPERATION))
+            }
         }
     }
 

@@ -122,7 +122,7 @@ impl RabbitQueues {
     async fn confirming(&self) -> Result<Publishing> {
         let (connection, amqp) = self.publishing.channel(&self.config).await?;
         let select = amqp.confirm_select(ConfirmSelectOptions::default());
-        within(self.config.timeout, "ask for confirmations", select).await?;
+        within(self.config.access.timeout, "ask for confirmations", select).await?;
         Ok(Publishing { connection, amqp: Arc::new(Own(amqp)) })
     }
 
@@ -137,7 +137,7 @@ impl RabbitQueues {
                 let (key, options) = (lane.0.to_string().into(), QueueBindOptions::default());
                 amqp.queue_bind(queue, exchange(channel), key, options, FieldTable::default()).await
             };
-            within(self.config.timeout, "make a queue", made).await?;
+            within(self.config.access.timeout, "make a queue", made).await?;
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl RabbitQueues {
         for lane in lanes.map(Lane) {
             for queue in [queue(channel, subscription, lane), book(channel, subscription, lane)] {
                 let removed = amqp.queue_delete(queue, QueueDeleteOptions::default());
-                within(self.config.timeout, "remove a queue", removed).await?;
+                within(self.config.access.timeout, "remove a queue", removed).await?;
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ fn parts(channel: &Channel) -> impl Iterator<Item = Range<u32>> {
 #[async_trait]
 impl Queues for RabbitQueues {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.config.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {
@@ -180,14 +180,14 @@ impl Queues for RabbitQueues {
         let (amqp, name) = (self.confirming().await?.amqp, exchange(&channel.name));
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let made = amqp.exchange_declare(name.clone(), ExchangeKind::Direct, durable, FieldTable::default());
-        within(self.config.timeout, "make an exchange", made).await?;
-        within(self.config.timeout, "make the queue of a record", declare(&amqp, name, true)).await
+        within(self.config.access.timeout, "make an exchange", made).await?;
+        within(self.config.access.timeout, "make the queue of a record", declare(&amqp, name, true)).await
     }
 
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
         let publishing = self.confirming().await?;
         let amqp = Arc::clone(&publishing.amqp);
-        match RabbitLine::stand(amqp, publishing, exchange(channel), self.config.timeout).await {
+        match RabbitLine::stand(amqp, publishing, exchange(channel), self.config.access.timeout).await {
             Ok(line) => Ok(Some(Box::new(line))),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(error),
@@ -198,7 +198,7 @@ impl Queues for RabbitQueues {
         let name = &channel.name;
         let amqp = self.confirming().await?.amqp;
         let made = declare(&amqp, members(name, subscription), false);
-        within(self.config.timeout, "make a queue", made).await?;
+        within(self.config.access.timeout, "make a queue", made).await?;
         try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await.map(drop)
     }
 
@@ -207,7 +207,7 @@ impl Queues for RabbitQueues {
         try_join_all(parts(channel).map(|lanes| self.remove(name, subscription, lanes))).await?;
         let amqp = self.confirming().await?.amqp;
         let gone = amqp.queue_delete(members(name, subscription), QueueDeleteOptions::default());
-        within(self.config.timeout, "remove a queue", gone).await.map(drop)
+        within(self.config.access.timeout, "remove a queue", gone).await.map(drop)
     }
 
     fn ripens_after(&self) -> Duration {
@@ -220,7 +220,7 @@ impl Queues for RabbitQueues {
             let queue = queue(&channel.name, subscription, Lane(lane));
             amqp.queue_declare(queue, passive(), FieldTable::default())
         });
-        let answers = tokio::time::timeout(self.config.timeout, try_join_all(asked)).await;
+        let answers = tokio::time::timeout(self.config.access.timeout, try_join_all(asked)).await;
         let answers = answers.map_err(|_| crate::error::timed_out("count messages"))?;
         match answers.map_err(|error| from_driver(&error, "count messages")) {
             Ok(found) => Ok(found.iter().map(|queue| u64::from(queue.message_count())).sum()),

@@ -310,7 +310,8 @@ async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
     assert!(settled[0].is_done());
     consumer.close(Duration::ZERO).await.unwrap();
     let again = take(&mut *broker.subscribe(&subscription).await.unwrap(), 2).await;
-    let ids = |came: &[Delivery]| came.iter().map(|delivery| delivery.message.id.clone()).collect::<Vec<_>>();
+    let ids =
+        |came: &[Delivery]| came.iter().map(|delivery| Arc::clone(&delivery.message.id)).collect::<Vec<_>>();
     assert_eq!(ids(&again), ids(&came[1..]));
     assert_ne!(again[0].message.id, again[1].message.id);
 }

@@ -13,13 +13,14 @@ use super::member;
 use super::producer::QueueProducer;
 use super::record::{self, ChannelRecord, System};
 use super::shared::{Finish, Shared};
-use super::{NO_BROWSING, NO_LISTING, Queues, Settings};
+use super::{NO_BROWSING, NO_LISTING, Queues};
 use crate::capability::{Capabilities, How, missing};
 use crate::channel::{Apply, Channel, Difference, Keep, Name, Start, Subscription, Topology};
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use crate::scope::Scope;
+use crate::settings::Settings;
 
 /// A broker of a system that keeps messages in queues.
 ///

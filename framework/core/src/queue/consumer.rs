@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
+use super::Queues;
 use super::broker::Link;
 use super::settle::QueueSettle;
-use super::Queues;
 use super::shared::{Finish, Inner, Shared, Stop, Written};
 use crate::channel::Subscription;
 use crate::error::{Error, Result, code};

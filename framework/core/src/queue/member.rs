@@ -96,11 +96,10 @@ struct Wants {
 /// What ended it before.
 async fn belong<Q: Queues + ?Sized>(shared: &Shared<Q>, member: &dyn Member) -> Result<()> {
     let lanes = || (0..shared.channel.lanes).map(Lane);
-    let wants =
-        Wants { more: watch::Sender::new(false), calls: lanes().map(|_| Notify::new()).collect() };
-    let lines = lanes().zip(&wants.calls).map(|(lane, call)| {
-        Box::pin(line(shared, member, lane, wants.more.subscribe(), call))
-    });
+    let wants = Wants { more: watch::Sender::new(false), calls: lanes().map(|_| Notify::new()).collect() };
+    let lines = lanes()
+        .zip(&wants.calls)
+        .map(|(lane, call)| Box::pin(line(shared, member, lane, wants.more.subscribe(), call)));
     tokio::select! {
         ended = try_join_all(lines) => ended.map(drop),
         ended = tend(shared, member, &wants) => ended,

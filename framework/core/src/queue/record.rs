@@ -9,14 +9,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use super::Queues;
 use super::slot::Slot;
-use super::{Queues, Settings};
 use crate::channel::{Channel, Difference, Name};
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
 use crate::message::Message;
+use crate::settings::Settings;
 
 /// How long a record may be held by others. Whoever makes the queues of many lanes takes its time.
 const HELD_MAX: Duration = Duration::from_secs(30);
@@ -104,7 +105,8 @@ impl<Q: Queues + ?Sized> Held<'_, Q> {
 
     /// Something was made just now.
     fn young(&mut self) {
-        self.record.ripe_at = self.system.clock.now().saturating_add(micros(self.system.queues.ripens_after()));
+        self.record.ripe_at =
+            self.system.clock.now().saturating_add(micros(self.system.queues.ripens_after()));
     }
 
     async fn write(&mut self) -> Result<()> {

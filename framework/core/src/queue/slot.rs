@@ -137,7 +137,8 @@ impl Slot {
                     )
                 }));
             }
-            let pause = if has_asked { limit.map_or(Duration::MAX, |limit| limit - waited) } else { ASK_AFTER };
+            let pause =
+                if has_asked { limit.map_or(Duration::MAX, |limit| limit - waited) } else { ASK_AFTER };
             let asked: &[u8] = tokio::select! {
                 biased;
                 copy = line.next() => break copy?,
@@ -372,7 +373,9 @@ mod tests {
     #[tokio::test]
     async fn the_last_copy_counts_however_they_were_left() {
         let queue = Arc::<Mutex<Queue>>::default();
-        for (number, value) in [("1.1", "old"), ("1.2", "last"), ("0.0", ""), ("1.2", "twice"), ("1.0", "late")] {
+        for (number, value) in
+            [("1.1", "old"), ("1.2", "last"), ("0.0", ""), ("1.2", "twice"), ("1.0", "late")]
+        {
             queue.lock().unwrap().ready.push_back((number.parse().unwrap(), value.into()));
         }
         let mut slot = take(&queue, LIMIT).await.unwrap();

@@ -12,12 +12,11 @@ use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::port::{Attempt, Broker, Effective, Sent};
 use tidegate_core::queue::{
-    Copy, Line, Link, Member, NO_BROWSING, NO_LISTING, Number, QueueBroker, Queues, Sender, Settings, Taken,
-    held_max,
+    Copy, Line, Link, Member, NO_BROWSING, NO_LISTING, Number, QueueBroker, Queues, Sender, Taken, held_max,
 };
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
-    Subscription, SystemClock, Topology,
+    Settings, Subscription, SystemClock, Topology,
 };
 use tokio::sync::Notify;
 
