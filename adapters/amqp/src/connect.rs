@@ -67,7 +67,7 @@ fn unique(what: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Connection {
     handle: Arc<tokio::sync::Mutex<ConnectionHandle<()>>>,
-    /// What begins sessions.
+    /// What begins sessions and attaches links.
     beginning: Mutex<Scope>,
     timeout: Duration,
 }
@@ -134,20 +134,30 @@ impl Connection {
 
     /// A session; it ends when it is dropped, with every link on it.
     pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
-        let (tell, told) = oneshot::channel();
         let handle = Arc::clone(&self.handle);
-        // Beside whoever asks: one who goes away before the answer would take the connection along, from everybody.
-        let begin = async move {
-            let _gone = tell.send(Session::begin(&mut *handle.lock().await).await);
-            Ok(())
-        };
+        let begun = self.whole(async move { Ok(Session::begin(&mut *handle.lock().await).await) });
+        within(self.timeout, "begin a session", async {
+            begun.await.unwrap_or(Err(BeginError::IllegalState))
+        })
+        .await
+    }
+
+    /// Does something beside whoever asks, to its end: one who goes away before the server has answered that a session is begun, or
+    /// a link attached, would take the connection along, from everybody.
+    pub(crate) async fn whole<T: Send + 'static>(
+        &self,
+        act: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = oneshot::channel();
         {
             let mut beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
             beginning.reap();
-            beginning.spawn(begin);
+            beginning.spawn(async move {
+                let _gone = tell.send(act.await);
+                Ok(())
+            });
         }
-        within(self.timeout, "begin a session", async { told.await.unwrap_or(Err(BeginError::IllegalState)) })
-            .await
+        told.await.unwrap_or_else(|_| Err(Error::new(code::CONNECTION_LOST, "the connection was lost")))
     }
 }
 

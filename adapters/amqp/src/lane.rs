@@ -17,9 +17,9 @@ use futures::FutureExt as _;
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::port::Attempt;
-use tidegate_core::queue::{Link, place_of_undecodable};
+use tidegate_core::queue::{Link, held_max, place_of_undecodable};
 use tidegate_core::unsettled::Place;
-use tidegate_core::{Error, Lane, Message, Name, Result};
+use tidegate_core::{Channel, Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
 
 use crate::artemis::{self, address, of};
@@ -62,13 +62,13 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 impl AmqpLane {
     /// Takes over the queue. It has a line of its own: the member before may still be at its head there.
     pub(crate) async fn open(
-        connection: &Arc<Connection>,
-        channel: &Name,
+        connection: Arc<Connection>,
+        channel: &Channel,
         subscription: &Name,
         lane: Lane,
-        held: u32,
         timeout: Duration,
     ) -> Result<Self> {
+        let (held, channel) = (u32::from(held_max(channel)), &channel.name);
         let mut session = connection.session().await?;
         let transactions = Controller::attach(&mut session, "transactions");
         let transactions = within(timeout, "open a link for transactions", transactions).await?;
@@ -85,7 +85,7 @@ impl AmqpLane {
             taken: Mutex::default(),
             transactions,
             session: tokio::sync::Mutex::new(session),
-            _connection: Arc::clone(connection),
+            _connection: connection,
         })
     }
 

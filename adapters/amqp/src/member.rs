@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::session::SessionHandle;
-use tidegate_core::queue::{Line, Link, Member, held_max};
+use tidegate_core::queue::{Line, Link, Member};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::artemis::{self, CONSUMERS, Management, Question};
@@ -55,12 +55,14 @@ impl Member for AmqpMember {
     async fn line(&self, lane: Lane) -> Result<Box<dyn Line>> {
         let (session, management) = (self.connection.session().await?, Arc::clone(&self.management));
         let book = artemis::book(&self.channel.name, &self.subscription, lane);
-        Ok(Box::new(AmqpLine::stand(session, management, book, self.timeout).await?))
+        let standing = AmqpLine::stand(session, management, book, self.timeout);
+        Ok(Box::new(self.connection.whole(standing).await?))
     }
 
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
-        let (name, held) = (&self.channel.name, u32::from(held_max(&self.channel)));
-        let lane = AmqpLane::open(&self.connection, name, &self.subscription, lane, held, self.timeout);
-        Ok(Box::new(lane.await?))
+        let (connection, timeout) = (Arc::clone(&self.connection), self.timeout);
+        let (channel, subscription) = (self.channel.clone(), self.subscription.clone());
+        let opening = async move { AmqpLane::open(connection, &channel, &subscription, lane, timeout).await };
+        Ok(Box::new(self.connection.whole(opening).await?))
     }
 }

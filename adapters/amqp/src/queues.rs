@@ -54,24 +54,26 @@ impl AmqpQueues {
     }
 
     /// A session and the management, over the connection that is there now.
-    async fn session(&self) -> Result<(SessionHandle<()>, Arc<Management>)> {
+    async fn session(&self) -> Result<(Arc<Connection>, SessionHandle<()>, Arc<Management>)> {
         let (connection, session) = self.shared.session(&self.access).await?;
         let mut known = self.management.lock().await;
         if let Some((over, management)) = &*known
             && Arc::ptr_eq(over, &connection)
             && management.is_open()
         {
-            return Ok((session, Arc::clone(management)));
+            return Ok((connection, session, Arc::clone(management)));
         }
-        let opened = Arc::new(Management::open(&connection, self.access.timeout).await?);
+        let (over, timeout) = (Arc::clone(&connection), self.access.timeout);
+        let opening = async move { Management::open(&over, timeout).await };
+        let opened = Arc::new(connection.whole(opening).await?);
         // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
         opened.settle(&[artemis::ANY.to_owned()]).await?;
-        *known = Some((connection, Arc::clone(&opened)));
-        Ok((session, opened))
+        *known = Some((Arc::clone(&connection), Arc::clone(&opened)));
+        Ok((connection, session, opened))
     }
 
     async fn management(&self) -> Result<Arc<Management>> {
-        Ok(self.session().await?.1)
+        Ok(self.session().await?.2)
     }
 }
 
@@ -101,9 +103,10 @@ impl Queues for AmqpQueues {
     }
 
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
-        let (session, management) = self.session().await?;
+        let (connection, session, management) = self.session().await?;
         let queue = artemis::record(channel);
-        match AmqpLine::stand(session, management, queue, self.access.timeout).await {
+        let standing = AmqpLine::stand(session, management, queue, self.access.timeout);
+        match connection.whole(standing).await {
             Ok(line) => Ok(Some(Box::new(line))),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(error),

@@ -58,8 +58,12 @@ pub(crate) struct AmqpSender {
 impl AmqpSender {
     pub(crate) async fn open(access: &Access, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
         let (connection, mut session) = shared.session(access).await?;
-        let link = Some(sender(&mut session, Node::Topic, None, access.timeout).await?);
         let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), access.timeout);
+        let attaching = async move {
+            let link = sender(&mut session, Node::Topic, None, timeout).await?;
+            Ok((session, Some(link)))
+        };
+        let (session, link) = connection.whole(attaching).await?;
         Ok(Self { shared, connection, session, link, channel, timeout })
     }
 
