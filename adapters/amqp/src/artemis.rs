@@ -35,8 +35,8 @@ pub(crate) fn address(channel: &Name, lane: Lane) -> String {
     format!("{OURS}{channel}/{}", lane.0)
 }
 
-/// The queue with the register of a channel.
-pub(crate) fn register(channel: &Name) -> String {
+/// The queue with the record of a channel.
+pub(crate) fn record(channel: &Name) -> String {
     format!("{OURS}{channel}")
 }
 
@@ -134,6 +134,21 @@ const FULL: &str = "addressFullMessagePolicy";
 /// Beyond these an address drops or refuses as well.
 const UNLIMITED: [&str; 2] = ["pageLimitBytes", "pageLimitMessages"];
 
+/// All that our addresses need, with what is good already of `found`: the server puts what it is told in the place of everything
+/// that it was told before.
+fn wanted(found: &Json) -> Json {
+    let mut wanted = needed();
+    for name in [FULL].iter().chain(&UNLIMITED) {
+        if let Some(good) = found.get(*name) {
+            wanted[*name] = good.clone();
+        }
+    }
+    for (name, needed) in missing(found) {
+        wanted[name] = needed;
+    }
+    wanted
+}
+
 /// What of the settings of an address is not as needed, and how it has to be.
 fn missing(found: &Json) -> serde_json::Map<String, Json> {
     let mut missing = serde_json::Map::new();
@@ -225,13 +240,11 @@ impl Management {
 
     /// Has the server keep to what our addresses need.
     pub(crate) async fn settle(&self, addresses: &[String]) -> Result<()> {
-        let missing = self.missing(addresses).await?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let asked = Question::operation("addAddressSettings", json!([ALL, Json::from(missing).to_string()]));
+        let found = self.settings(addresses).await?;
+        let Some(lacking) = found.iter().find(|found| !missing(found).is_empty()) else { return Ok(()) };
+        let asked = Question::operation("addAddressSettings", json!([ALL, wanted(lacking).to_string()]));
         self.tell(&[asked], "set what addresses need").await?;
-        match self.missing(addresses).await?.iter().next() {
+        match self.settings(addresses).await?.iter().flat_map(missing).next() {
             None => Ok(()),
             Some((name, wanted)) => {
                 let text =
@@ -243,16 +256,13 @@ impl Management {
         }
     }
 
-    /// What is missing at any of some addresses.
-    async fn missing(&self, addresses: &[String]) -> Result<serde_json::Map<String, Json>> {
+    /// The settings of some addresses.
+    async fn settings(&self, addresses: &[String]) -> Result<Vec<Json>> {
         let asked = |address: &String| Question::operation("getAddressSettingsAsJSON", json!([address]));
         let asked: Vec<Question> = addresses.iter().map(asked).collect();
-        let mut all = serde_json::Map::new();
-        for found in self.tell(&asked, "look at the settings of addresses").await? {
-            let found = found.as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-            all.extend(missing(&found));
-        }
-        Ok(all)
+        let found = self.tell(&asked, "look at the settings of addresses").await?;
+        let read = |found: Json| found.as_str().and_then(|text| serde_json::from_str(text).ok());
+        Ok(found.into_iter().map(|found| read(found).unwrap_or_default()).collect())
     }
 }
 

@@ -22,10 +22,10 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
-use crate::config::Config;
 use crate::error::{Said, from_connect, from_driver, timed_out};
+use tidegate_core::queue::Access;
 
-/// How many sessions a connection may have: each lane of a member has one.
+/// How many sessions a connection may have: each lane of a member has two.
 const SESSIONS_MAX: u16 = u16::MAX - 1;
 
 /// What stands between a client and who is asked: a queue, of which each message goes to one, or a topic. Without either
@@ -67,27 +67,27 @@ fn unique(what: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Connection {
     handle: Arc<tokio::sync::Mutex<ConnectionHandle<()>>>,
-    /// What begins sessions.
+    /// What begins sessions and attaches links.
     beginning: Mutex<Scope>,
     timeout: Duration,
 }
 
 impl Connection {
-    pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Self> {
-        match tokio::time::timeout(config.timeout, Self::connect(config, purpose)).await {
+    pub(crate) async fn open(access: &Access, purpose: &'static str) -> Result<Self> {
+        match tokio::time::timeout(access.timeout, Self::connect(access, purpose)).await {
             Ok(connected) => connected,
             Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
         }
     }
 
-    async fn connect(config: &Config, purpose: &'static str) -> Result<Self> {
-        let tls = if config.has_tls { Some(tls(config)?) } else { None };
+    async fn connect(access: &Access, purpose: &'static str) -> Result<Self> {
+        let tls = if access.has_tls { Some(tls(access)?) } else { None };
         let unreachable = |error: std::io::Error| from_connect(&error.into());
-        let stream = TcpStream::connect((&*config.host, config.port)).await.map_err(unreachable)?;
+        let stream = TcpStream::connect((&*access.host, access.port)).await.map_err(unreachable)?;
         // Else each small frame waits for the answer to the one before.
         stream.set_nodelay(true).map_err(unreachable)?;
         match tls {
-            None => Self::over(stream, config, purpose).await,
+            None => Self::over(stream, access, purpose).await,
             Some((connector, name)) => {
                 let mut stream = connector.connect(name, stream).await.map_err(|error| {
                     Error::new(code::TLS_FAILED, "no trusted connection to the server")
@@ -95,36 +95,36 @@ impl Connection {
                         .hint("name the certificate of the server's authority with ?ca=FILE")
                         .because(error)
                 })?;
-                if config.user.is_none() && config.certificate.is_some() {
+                if access.user.is_none() && access.certificate.is_some() {
                     external(&mut stream).await?;
                 }
-                Self::over(stream, config, purpose).await
+                Self::over(stream, access, purpose).await
             }
         }
     }
 
-    async fn over<S>(stream: S, config: &Config, purpose: &'static str) -> Result<Self>
+    async fn over<S>(stream: S, access: &Access, purpose: &'static str) -> Result<Self>
     where
         S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
     {
-        let lease = u32::try_from(config.settings.lease.as_millis()).unwrap_or(u32::MAX);
+        let lease = u32::try_from(access.settings.lease.as_millis()).unwrap_or(u32::MAX);
         let builder = fe2o3_amqp::Connection::builder()
             .container_id(unique(purpose))
-            .hostname(&*config.host)
+            .hostname(&*access.host)
             .channel_max(SESSIONS_MAX)
             .idle_time_out(lease);
-        let builder = match (&config.user, &config.password) {
+        let builder = match (&access.user, &access.password) {
             (Some(user), Some(password)) => {
                 let (username, password) = (user.clone(), password.clone());
                 builder.sasl_profile(SaslProfile::Plain { username, password })
             }
             // The certificate was the login.
-            _ if config.certificate.is_some() => builder,
+            _ if access.certificate.is_some() => builder,
             _ => builder.sasl_profile(SaslProfile::Anonymous),
         };
         let handle = builder.open_with_stream(stream).await.map_err(|error| from_connect(&error))?;
         let handle = Arc::new(tokio::sync::Mutex::new(handle));
-        Ok(Self { handle, beginning: Mutex::default(), timeout: config.timeout })
+        Ok(Self { handle, beginning: Mutex::default(), timeout: access.timeout })
     }
 
     /// Whether it is of use still, as far as can be said: who begins a session finds out.
@@ -134,20 +134,45 @@ impl Connection {
 
     /// A session; it ends when it is dropped, with every link on it.
     pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
-        let (tell, told) = oneshot::channel();
         let handle = Arc::clone(&self.handle);
-        // Beside whoever asks: one who goes away before the answer would take the connection along, from everybody.
-        let begin = async move {
-            let _gone = tell.send(Session::begin(&mut *handle.lock().await).await);
-            Ok(())
-        };
+        let begun = self.whole(async move { Ok(Session::begin(&mut *handle.lock().await).await) });
+        within(self.timeout, "begin a session", async {
+            begun.await.unwrap_or(Err(BeginError::IllegalState))
+        })
+        .await
+    }
+
+    /// Does something beside whoever asks, to its end: one who goes away before the server has answered that a session is begun, or
+    /// a link attached, would take the connection along, from everybody.
+    pub(crate) async fn whole<T: Send + 'static>(
+        &self,
+        act: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = oneshot::channel();
         {
             let mut beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
             beginning.reap();
-            beginning.spawn(begin);
+            beginning.spawn(async move {
+                let _gone = tell.send(act.await);
+                Ok(())
+            });
         }
-        within(self.timeout, "begin a session", async { told.await.unwrap_or(Err(BeginError::IllegalState)) })
-            .await
+        told.await.unwrap_or_else(|_| Err(Error::new(code::CONNECTION_LOST, "the connection was lost")))
+    }
+}
+
+/// Ends a session, with every link on it: what came over them and is not settled goes back.
+pub(crate) async fn end(
+    session: &mut SessionHandle<()>,
+    time: Duration,
+    operation: &'static str,
+) -> Result<()> {
+    match tokio::time::timeout(time, session.end()).await {
+        Ok(ended) => ended.map_err(|error| {
+            let text = "the connection was lost";
+            Error::new(code::CONNECTION_LOST, text).with("operation", operation).because(error)
+        }),
+        Err(_) => Err(timed_out(operation)),
     }
 }
 
@@ -192,7 +217,7 @@ pub(crate) async fn sender(
     within(time, "open a sender", attaching).await
 }
 
-fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
+fn tls(access: &Access) -> Result<(TlsConnector, ServerName<'static>)> {
     let failed = |what: &'static str| Error::new(code::TLS_FAILED, what);
     let unreadable = |file: &Path, error: rustls::pki_types::pem::Error| {
         let text = format!("the certificate or key {} cannot be read", file.display());
@@ -204,7 +229,7 @@ fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
             .map_err(|error| unreadable(file, error))
     };
     let mut roots = RootCertStore::empty();
-    match &config.ca {
+    match &access.ca {
         Some(file) => {
             for certificate in chain(file)? {
                 roots
@@ -220,7 +245,7 @@ fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
         .with_safe_default_protocol_versions()
         .map_err(|error| failed("no version of TLS can be spoken").because(error))?
         .with_root_certificates(roots);
-    let client = match &config.certificate {
+    let client = match &access.certificate {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
             let own = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
@@ -229,7 +254,7 @@ fn tls(config: &Config) -> Result<(TlsConnector, ServerName<'static>)> {
                 .map_err(|error| failed("cert=FILE and key=FILE do not fit each other").because(error))?
         }
     };
-    let name = ServerName::try_from(config.host.clone())
+    let name = ServerName::try_from(access.host.clone())
         .map_err(|error| failed("the host is not a name a certificate can hold").because(error))?;
     Ok((TlsConnector::from(Arc::new(client)), name))
 }
@@ -287,7 +312,7 @@ impl Shared {
         self.lock().clone().filter(|open| open.is_open())
     }
 
-    async fn get(&self, config: &Config) -> Result<Arc<Connection>> {
+    async fn get(&self, access: &Access) -> Result<Arc<Connection>> {
         if let Some(open) = self.known() {
             return Ok(open);
         }
@@ -296,16 +321,16 @@ impl Shared {
         if let Some(open) = self.known() {
             return Ok(open);
         }
-        let opened = Arc::new(Connection::open(config, "publishing").await?);
+        let opened = Arc::new(Connection::open(access, "publishing").await?);
         *self.lock() = Some(Arc::clone(&opened));
         Ok(opened)
     }
 
     /// A session for one thing. A connection on which there is no answer is given up: it may be half open.
-    pub(crate) async fn session(&self, config: &Config) -> Result<(Arc<Connection>, SessionHandle<()>)> {
+    pub(crate) async fn session(&self, access: &Access) -> Result<(Arc<Connection>, SessionHandle<()>)> {
         let mut last = None;
         for _ in 0..2 {
-            let connection = self.get(config).await?;
+            let connection = self.get(access).await?;
             match connection.session().await {
                 Ok(session) => return Ok((connection, session)),
                 Err(error) => {

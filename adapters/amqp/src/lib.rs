@@ -20,21 +20,20 @@
 //!
 //! - `config`, `connect`, `error`: what a URL says, connections and links, what can go wrong
 //! - `codec`, `json`: messages, and what of other programs' messages becomes of them
-//! - `send`, `copies`, `register`, `member`, `lane`, `queues`: the queues
+//! - `queues`, `line`, `send`, `member`, `lane`: the queues
 //! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
 
 mod artemis;
 mod codec;
 mod config;
 mod connect;
-mod copies;
 mod error;
 mod json;
 mod lane;
+mod line;
 mod member;
 mod probe;
 mod queues;
-mod register;
 mod send;
 
 use std::sync::Arc;
@@ -43,7 +42,6 @@ use tidegate_core::port::Broker;
 use tidegate_core::queue::QueueBroker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
-use config::Config;
 use queues::AmqpQueues;
 
 /// The URL schemes of the broker.
@@ -62,7 +60,7 @@ pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss"];
 /// # Errors
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
-    let config = Config::of(endpoint)?;
-    let settings = config.settings;
-    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(config), settings, SystemClock::shared())))
+    let access = config::access(endpoint)?;
+    let settings = access.settings;
+    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(access), settings, SystemClock::shared())))
 }

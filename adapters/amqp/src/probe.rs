@@ -1,28 +1,18 @@
 //! What of a server is unsafe, as far as a client can see.
 
-use std::net::IpAddr;
-
 use serde_json::Value as Json;
 use tidegate_core::Result;
 use tidegate_core::port::Effective;
 
 use crate::artemis::{Management, Question};
-use crate::config::Config;
+use tidegate_core::queue::Access;
 
-pub(crate) async fn probe(config: &Config, management: &Management) -> Result<Effective> {
+pub(crate) async fn probe(access: &Access, management: &Management) -> Result<Effective> {
     let asked = ["getVersion", "isPersistenceEnabled", "isJournalSyncNonTransactional", "isClustered"];
     let found = management.tell(&asked.map(Question::server), "look at the server").await?;
     let is = |place: usize| found.get(place).and_then(Json::as_bool);
     let version = found.first().and_then(Json::as_str).unwrap_or("unknown");
-    let mut warnings = Vec::new();
-    let is_here = config.host == "localhost"
-        || config.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if !config.has_tls && !is_here {
-        warnings.push(
-            "the connection is not encrypted, and the server is another machine: write artemiss://"
-                .to_owned(),
-        );
-    }
+    let mut warnings: Vec<String> = access.warning().into_iter().collect();
     if is(1) != Some(true) {
         warnings.push("the server keeps nothing on its disk: what is stored is lost when it ends".to_owned());
     }

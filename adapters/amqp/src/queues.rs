@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use fe2o3_amqp::session::SessionHandle;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
+use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
-use crate::config::Config;
-use crate::connect::{Node, Shared, sender};
-use crate::copies::{Number, copy};
+use crate::connect::{Connection, Node, Shared};
+use crate::error::is_missing;
+use crate::line::AmqpLine;
 use crate::member::AmqpMember;
 use crate::probe::probe;
-use crate::register::{self, AmqpRegister};
-use crate::send::{AmqpSender, post};
+use crate::send::AmqpSender;
+use tidegate_core::queue::Access;
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
     confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
@@ -41,35 +41,39 @@ pub(crate) static CAPABILITIES: Capabilities = Capabilities {
 
 #[derive(Debug)]
 pub(crate) struct AmqpQueues {
-    config: Arc<Config>,
+    access: Arc<Access>,
     /// What everybody but members uses.
     shared: Arc<Shared>,
-    management: tokio::sync::Mutex<Option<Arc<Management>>>,
+    /// The management, and the connection that it is over.
+    management: tokio::sync::Mutex<Option<(Arc<Connection>, Arc<Management>)>>,
 }
 
 impl AmqpQueues {
-    pub(crate) fn new(config: Config) -> Self {
-        Self { config: Arc::new(config), shared: Arc::default(), management: tokio::sync::Mutex::default() }
+    pub(crate) fn new(access: Access) -> Self {
+        Self { access: Arc::new(access), shared: Arc::default(), management: tokio::sync::Mutex::default() }
     }
 
-    /// The management, over the connection that is there now.
-    async fn management(&self) -> Result<Arc<Management>> {
+    /// A session and the management, over the connection that is there now.
+    async fn session(&self) -> Result<(Arc<Connection>, SessionHandle<()>, Arc<Management>)> {
+        let (connection, session) = self.shared.session(&self.access).await?;
         let mut known = self.management.lock().await;
-        if let Some(open) = known.as_ref().filter(|open| open.is_open()) {
-            return Ok(Arc::clone(open));
+        if let Some((over, management)) = &*known
+            && Arc::ptr_eq(over, &connection)
+            && management.is_open()
+        {
+            return Ok((connection, session, Arc::clone(management)));
         }
-        let (connection, _) = self.shared.session(&self.config).await?;
-        let opened = Arc::new(Management::open(&connection, self.config.timeout).await?);
+        let (over, timeout) = (Arc::clone(&connection), self.access.timeout);
+        let opening = async move { Management::open(&over, timeout).await };
+        let opened = Arc::new(connection.whole(opening).await?);
         // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
         opened.settle(&[artemis::ANY.to_owned()]).await?;
-        *known = Some(Arc::clone(&opened));
-        Ok(opened)
+        *known = Some((Arc::clone(&connection), Arc::clone(&opened)));
+        Ok((connection, session, opened))
     }
 
-    async fn find(&self, channel: &Name) -> Result<Option<Box<AmqpRegister>>> {
-        let management = self.management().await?;
-        let (_, session) = self.shared.session(&self.config).await?;
-        register::find(session, &management, channel, self.config.timeout).await
+    async fn management(&self) -> Result<Arc<Management>> {
+        Ok(self.session().await?.2)
     }
 }
 
@@ -80,7 +84,7 @@ fn lanes(channel: &Channel) -> impl Iterator<Item = Lane> + use<> {
 #[async_trait]
 impl Queues for AmqpQueues {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {
@@ -88,47 +92,40 @@ impl Queues for AmqpQueues {
     }
 
     async fn probe(&self) -> Result<Effective> {
-        probe(&self.config, &*self.management().await?).await
+        probe(&self.access, &*self.management().await?).await
     }
 
-    async fn create(&self, channel: &Channel, value: Bytes) -> Result<()> {
-        let (management, queue) = (self.management().await?, artemis::register(&channel.name));
+    async fn create(&self, channel: &Channel) -> Result<()> {
+        let (management, queue) = (self.management().await?, artemis::record(&channel.name));
         management.settle(&[queue.clone(), address(&channel.name, Lane(0))]).await?;
-        management.tell(&[Question::make(Node::Queue, &queue, &queue)], "make a register").await?;
-        if let Some(register) = self.find(&channel.name).await? {
-            return register.give_back(None).await;
-        }
-        // If somebody else makes it just now, the first one counts.
-        let (_, mut session) = self.shared.session(&self.config).await?;
-        register::begin(&mut session, &channel.name, &value, self.config.timeout).await
+        let made = Question::make(Node::Queue, &queue, &queue);
+        management.tell(&[made], "make the queue of a record").await.map(drop)
     }
 
-    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
-        Ok(self.find(channel).await?.map(|register| -> Box<dyn Register> { register }))
+    async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
+        let (connection, session, management) = self.session().await?;
+        let queue = artemis::record(channel);
+        let standing = AmqpLine::stand(session, management, queue, self.access.timeout);
+        match connection.whole(standing).await {
+            Ok(line) => Ok(Some(Box::new(line))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
-        let (name, timeout) = (&channel.name, self.config.timeout);
+        let name = &channel.name;
         let members = artemis::members(name, subscription);
         let mut made = vec![Question::make(Node::Queue, &members, &members)];
         for lane in lanes(channel) {
             let book = artemis::book(name, subscription, lane);
             made.push(Question::make(Node::Queue, &book, &book));
         }
-        let management = self.management().await?;
-        management.tell(&made, "make a queue").await?;
-        // Without a book nobody could have the lane. One more is of no harm.
-        let (_, mut session) = self.shared.session(&self.config).await?;
-        let mut link = sender(&mut session, Node::Queue, None, timeout).await?;
-        for lane in lanes(channel) {
-            let book = copy(&artemis::book(name, subscription, lane), Number::default(), b"");
-            post(&mut link, book, timeout, timeout, "make a book").await?;
-        }
-        let queue = |lane| {
+        // Last what is sent to: nothing is stored that nobody could have.
+        made.extend(lanes(channel).map(|lane| {
             Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane))
-        };
-        let made: Vec<Question> = lanes(channel).map(queue).collect();
-        management.tell(&made, "make a queue").await.map(drop)
+        }));
+        self.management().await?.tell(&made, "make a queue").await.map(drop)
     }
 
     /// First what is sent to, then what its owner stands in line for.
@@ -155,10 +152,10 @@ impl Queues for AmqpQueues {
     }
 
     async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>> {
-        Ok(Box::new(AmqpSender::open(&self.config, &self.shared, channel).await?))
+        Ok(Box::new(AmqpSender::open(&self.access, &self.shared, channel).await?))
     }
 
     async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>> {
-        Ok(Arc::new(AmqpMember::open(&self.config, channel, subscription).await?))
+        Ok(Arc::new(AmqpMember::open(&self.access, channel, subscription).await?))
     }
 }

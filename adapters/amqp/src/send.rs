@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use crate::artemis::{address, is_unwanted};
 use crate::codec::encode;
-use crate::config::Config;
-use crate::connect::{Connection, Node, Shared, sender, within};
+use crate::connect::{Connection, Node, Shared, end, sender, within};
 use crate::error::{blocked, from_driver, from_server, timed_out};
+use tidegate_core::queue::Access;
 
 type Sent = DeliveryFut<std::result::Result<Outcome, SendError>>;
 
@@ -56,10 +56,14 @@ pub(crate) struct AmqpSender {
 }
 
 impl AmqpSender {
-    pub(crate) async fn open(config: &Config, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
-        let (connection, mut session) = shared.session(config).await?;
-        let link = Some(sender(&mut session, Node::Topic, None, config.timeout).await?);
-        let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), config.timeout);
+    pub(crate) async fn open(access: &Access, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
+        let (connection, mut session) = shared.session(access).await?;
+        let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), access.timeout);
+        let attaching = async move {
+            let link = sender(&mut session, Node::Topic, None, timeout).await?;
+            Ok((session, Some(link)))
+        };
+        let (session, link) = connection.whole(attaching).await?;
         Ok(Self { shared, connection, session, link, channel, timeout })
     }
 
@@ -174,12 +178,9 @@ impl Sender for AmqpSender {
     async fn finish(&mut self) -> Result<()> {
         self.link = None;
         if self.session.is_ended() {
-            // Nothing was on its way when it was lost.
+            // The server reads nothing more of what was on its way.
             return Ok(());
         }
-        self.session.end().await.map_err(|error| {
-            let text = "the connection was lost";
-            Error::new(code::CONNECTION_LOST, text).with("operation", "end a producer").because(error)
-        })
+        end(&mut self.session, self.timeout, "end a producer").await
     }
 }

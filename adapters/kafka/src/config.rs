@@ -6,8 +6,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use rdkafka::ClientConfig;
 use tidegate_core::error::code;
-use tidegate_core::log::Settings;
-use tidegate_core::{Endpoint, Error, Result};
+use tidegate_core::{Endpoint, Error, Result, Settings};
 
 /// Where the servers are, and how to talk to them.
 #[derive(Clone)]

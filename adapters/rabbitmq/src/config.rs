@@ -1,11 +1,9 @@
 //! What a URL says.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use tidegate_core::error::code;
-use tidegate_core::queue::Settings;
+use tidegate_core::queue::Access;
 use tidegate_core::{Endpoint, Error, Result};
 
 /// Who a server without users of its own lets in from the same machine.
@@ -16,122 +14,32 @@ pub(crate) const GUEST: &str = "guest";
 const RIPE: Duration = Duration::from_millis(4_000);
 
 /// Where the server is, and how to talk to it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
-    pub(crate) location: String,
-    pub(crate) host: String,
-    pub(crate) port: u16,
+    pub(crate) access: Access,
     pub(crate) virtual_host: String,
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<String>,
-    pub(crate) has_tls: bool,
-    pub(crate) ca: Option<PathBuf>,
-    /// The client's own certificate, and its key.
-    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
-    pub(crate) timeout: Duration,
     /// How long a queue has to be there before it is relied on.
     pub(crate) ripe: Duration,
-    pub(crate) settings: Settings,
-}
-
-/// Without the password.
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("location", &self.location).finish_non_exhaustive()
-    }
-}
-
-fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(code::URL_INVALID, what)
 }
 
 impl Config {
     pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
-        let url = endpoint.url()?;
-        let decoded = |text: &str| {
-            let text = percent_decode_str(text).decode_utf8();
-            text.map(String::from)
-                .map_err(|_| invalid("the user, the password or the virtual host is no UTF-8"))
+        let access = Access::of(endpoint, "amqp", &["ripe_ms"])?;
+        let ripe = match access.own.get("ripe_ms").map(|value| (value, value.parse())) {
+            None => RIPE,
+            Some((_, Ok(millis))) => Duration::from_millis(millis),
+            Some((value, Err(_))) => {
+                let text = format!("ripe_ms={value} is no number of milliseconds");
+                return Err(Error::new(code::URL_INVALID, text));
+            }
         };
-        let host = url.host_str().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| invalid("an amqp URL names a host: amqp://host:5672"))?;
-        let has_tls = endpoint.scheme() == "amqps";
-        let virtual_host = match url.path().trim_start_matches('/') {
-            "" => "/".to_owned(),
-            path => decoded(path)?,
-        };
-        let mut config = Self {
-            location: endpoint.to_string(),
-            // An address of IPv6 stands in brackets in a URL.
-            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: url.port().unwrap_or(if has_tls { 5671 } else { 5672 }),
-            virtual_host,
-            user: Some(decoded(url.username())?).filter(|user| !user.is_empty()),
-            password: url.password().map(decoded).transpose()?,
-            has_tls,
-            ca: None,
-            certificate: None,
-            timeout: Duration::from_secs(5),
-            ripe: RIPE,
-            settings: Settings::default(),
-        };
-        let (mut certificate, mut key) = (None, None);
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "cert" => certificate = Some(PathBuf::from(&*value)),
-                "key" => key = Some(PathBuf::from(&*value)),
-                _ => config.take(&name, &value)?,
-            }
-        }
-        config.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err(invalid("cert=FILE and key=FILE belong together")),
-        };
-        if config.certificate.is_some() && !has_tls {
-            return Err(invalid("a certificate of the client needs TLS").hint("write amqps://"));
-        }
-        if config.user.is_some() && config.password.is_none() {
-            return Err(invalid("the URL names a user and no password")
-                .hint("name the file of the password with ?password-file=FILE"));
-        }
-        Ok(config)
-    }
-
-    fn take(&mut self, name: &str, value: &str) -> Result<()> {
-        if self.settings.take(name, value)? {
-            return Ok(());
-        }
-        match name {
-            "ca" => self.ca = Some(value.into()),
-            "password-file" => {
-                let text = std::fs::read_to_string(value);
-                let text = text.map_err(|error| {
-                    invalid(format!("the password's file {value} cannot be read")).because(error)
-                })?;
-                self.password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
-            }
-            "timeout_ms" => {
-                let number = value.parse().ok().filter(|number| *number > 0);
-                let number = number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))?;
-                self.timeout = Duration::from_millis(number);
-            }
-            "ripe_ms" => {
-                let number = value.parse().map_err(|_| invalid(format!("{name}={value} is no number")))?;
-                self.ripe = Duration::from_millis(number);
-            }
-            _ => {
-                return Err(invalid(format!("an amqp URL has no setting {name}")).hint(
-                    "ca, cert, key, password-file, timeout_ms, ripe_ms, lease_ms, grace_ms and patience_ms are known",
-                ));
-            }
-        }
-        Ok(())
+        let virtual_host = if access.path.is_empty() { "/".to_owned() } else { access.path.clone() };
+        Ok(Self { access, virtual_host, ripe })
     }
 
     /// How often both sides say that they are there, in seconds: who is not heard of for two of them is gone.
     pub(crate) fn heartbeat(&self) -> u16 {
-        let seconds = self.settings.lease.as_millis().div_ceil(1_000);
+        let seconds = self.access.settings.lease.as_millis().div_ceil(1_000);
         u16::try_from(seconds).unwrap_or(u16::MAX)
     }
 }
@@ -145,45 +53,23 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_taken_apart_and_its_password_is_not_shown() {
-        let config =
-            config("amqps://me:p%40ss@[::1]:7000/a%2Fb?ca=/ca.pem&cert=/c&key=/k&lease_ms=1500").unwrap();
-        assert_eq!((&*config.host, config.port, &*config.virtual_host), ("::1", 7000, "a/b"));
-        assert_eq!((config.user.as_deref(), config.password.as_deref()), (Some("me"), Some("p@ss")));
-        assert!(config.has_tls && config.ca.is_some() && config.certificate.is_some());
-        assert_eq!((config.settings.lease.as_millis(), config.heartbeat()), (1_500, 2));
-        let shown = format!("{config:?}");
-        assert!(!shown.contains("p@ss") && !shown.contains("p%40"), "{shown}");
-    }
-
-    #[test]
-    fn what_is_not_said_is_as_the_server_has_it() {
-        for (url, port, host) in [
-            ("amqp://h", 5672, "/"),
-            ("amqps://h/", 5671, "/"),
-            ("amqp://h/%2F", 5672, "/"),
-            ("amqp://h/x", 5672, "x"),
+    fn the_path_is_the_virtual_host() {
+        for (url, host) in [
+            ("amqp://h", "/"),
+            ("amqps://h/", "/"),
+            ("amqp://h/%2F", "/"),
+            ("amqp://h/x", "x"),
+            ("amqp://h/a%2Fb", "a/b"),
         ] {
-            let config = config(url).unwrap();
-            assert_eq!((config.port, &*config.virtual_host), (port, host), "{url}");
+            assert_eq!(config(url).unwrap().virtual_host, host, "{url}");
         }
     }
 
     #[test]
-    fn what_is_no_setting_is_refused_by_name() {
-        for (url, named) in [
-            ("amqp://h?lease=1", "lease"),
-            ("amqp://h?timeout_ms=0", "timeout_ms"),
-            ("amqp://h?ripe_ms=x", "ripe_ms"),
-            ("amqp://h?lease_ms=x", "lease_ms"),
-            ("amqp://h?password-file=/no/such", "/no/such"),
-            ("amqps://h?cert=/c", "belong together"),
-            ("amqp://h?cert=/c&key=/k", "needs TLS"),
-            ("amqp://s3cret@h", "no password"),
-        ] {
-            let error = config(url).unwrap_err();
-            assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");
-            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
-        }
+    fn what_is_the_servers_own_is_read() {
+        let config = config("amqp://h?ripe_ms=0&lease_ms=1500").unwrap();
+        assert_eq!((config.ripe, config.heartbeat()), (Duration::ZERO, 2));
+        let error = self::config("amqp://h?ripe_ms=x").unwrap_err();
+        assert!(error.code() == code::URL_INVALID && error.message().contains("ripe_ms"), "{error}");
     }
 }

@@ -49,14 +49,17 @@ pub(crate) async fn within<T>(
 
 /// Where the server is, in the driver's words.
 pub(crate) fn uri(config: &Config) -> AMQPUri {
-    let is_certificate_the_login = config.user.is_none() && config.certificate.is_some();
+    let is_certificate_the_login = config.access.user.is_none() && config.access.certificate.is_some();
     let or_guest = |text: &Option<String>| text.clone().unwrap_or_else(|| GUEST.to_owned());
     AMQPUri {
-        scheme: if config.has_tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        scheme: if config.access.has_tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
-            userinfo: AMQPUserInfo { username: or_guest(&config.user), password: or_guest(&config.password) },
-            host: config.host.clone(),
-            port: config.port,
+            userinfo: AMQPUserInfo {
+                username: or_guest(&config.access.user),
+                password: or_guest(&config.access.password),
+            },
+            host: config.access.host.clone(),
+            port: config.access.port,
         },
         vhost: config.virtual_host.clone(),
         query: AMQPQueryString {
@@ -75,14 +78,14 @@ pub(crate) fn certificates(config: &Config) -> Result<OwnedTLSConfig> {
             Error::new(code::TLS_FAILED, text).because(error)
         })
     };
-    let cert_chain = match &config.ca {
+    let cert_chain = match &config.access.ca {
         Some(file) => Some(String::from_utf8(read(file)?).map_err(|error| {
             let text = format!("the authority's certificate {} is no PEM", file.display());
             Error::new(code::TLS_FAILED, text).because(error)
         })?),
         None => None,
     };
-    let identity = match &config.certificate {
+    let identity = match &config.access.certificate {
         Some((certificate, key)) => Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? }),
         None => None,
     };
@@ -96,7 +99,7 @@ pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Conne
         ConnectionProperties::default().with_connection_name(format!("tidegate {purpose}").into());
     let runtime = lapin::runtime::default_runtime().map_err(|error| from_connect(&error))?;
     let connecting = Connection::connect_uri_with_config(uri(config), properties, certificates, runtime);
-    match tokio::time::timeout(config.timeout, connecting).await {
+    match tokio::time::timeout(config.access.timeout, connecting).await {
         Ok(connected) => connected.map_err(|error| from_connect(&error)),
         Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
     }
@@ -175,7 +178,7 @@ impl Shared {
         let mut last = None;
         for _ in 0..2 {
             let connection = self.get(config).await?;
-            match within(config.timeout, "open a channel of AMQP", connection.create_channel()).await {
+            match within(config.access.timeout, "open a channel of AMQP", connection.create_channel()).await {
                 Ok(channel) => return Ok((connection, channel)),
                 Err(error) => {
                     self.lose(&connection);

@@ -1,9 +1,10 @@
 //! Everything RabbitMQ and its driver can say, mapped to the codes of the framework.
 
 use lapin::ErrorKind;
-use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use tidegate_core::Error;
+use lapin::message::Delivery;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use tidegate_core::error::{Code, Verdict, code};
+use tidegate_core::{Error, Result};
 
 /// An error of a call that was sent, or may have been.
 pub(crate) fn from_driver(error: &lapin::Error, operation: &'static str) -> Error {
@@ -36,13 +37,18 @@ pub(crate) fn timed_out(operation: &'static str) -> Error {
     Error::new(code::TIMED_OUT, "the server did not answer in time").with("operation", operation)
 }
 
-/// Whether what was asked for is not there.
-pub(crate) fn is_missing(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(said) if is_soft(said, &AMQPSoftError::NOTFOUND))
+/// What came to a consumer. The server ends one whose queue is gone, or moves.
+pub(crate) fn came(delivery: Option<lapin::Result<Delivery>>) -> Result<Delivery> {
+    let ended = || {
+        let text = "the server ended a consumer: its queue is gone, or moves to another node";
+        Error::new(code::CONNECTION_LOST, text)
+    };
+    delivery.ok_or_else(ended)?.map_err(|error| from_driver(&error, "receive"))
 }
 
-fn is_soft(said: &AMQPError, which: &AMQPSoftError) -> bool {
-    matches!(said.kind(), AMQPErrorKind::Soft(kind) if kind == which)
+/// Whether what was asked for is not there.
+pub(crate) fn is_missing(error: &Error) -> bool {
+    error.code() == code::CHANNEL_MISSING
 }
 
 /// The code, whether it may have been done, and what happened in a sentence.
@@ -96,6 +102,8 @@ fn hard(kind: &AMQPHardError) -> (Code, Verdict, &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::AMQPError;
+
     use super::*;
 
     fn said(kind: impl Into<AMQPErrorKind>) -> lapin::Error {
@@ -118,7 +126,7 @@ mod tests {
         assert_eq!(from_driver(&said(AMQPHardError::CONNECTIONFORCED), "x").verdict(), Verdict::Unknown);
         assert_eq!(from_connect(&said(AMQPHardError::NOTALLOWED)).code(), code::CONFIG_INVALID);
         assert_eq!(from_connect(&said(AMQPSoftError::ACCESSREFUSED)).code(), code::ACCESS_DENIED);
-        assert!(is_missing(&said(AMQPSoftError::NOTFOUND)));
+        assert!(is_missing(&from_driver(&said(AMQPSoftError::NOTFOUND), "x")));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | what | where |
 //! |---|---|
 //! | the channel `orders` | exchange `tidegate/orders` (direct), where a lane is a routing key: `0`, `1`, … |
-//! | its settings and subscriptions | the one message in the queue `tidegate/orders` |
+//! | its settings and subscriptions | the last message in the queue `tidegate/orders` |
 //! | messages of the lane 3 for the subscription `billing` | queue `tidegate/orders/billing/3`, bound to the routing key `3` |
 //! | what its owner noted of attempts | the last message in the queue `tidegate/orders/billing/3/book` |
 //! | how many members the subscription has | consumers of the queue `tidegate/orders/billing`, which stays empty |
@@ -12,12 +12,12 @@
 //! body as it is. Other programs may publish to the exchange, with the routing key of a lane, and bind queues of their own
 //! to it.
 //!
-//! Queues of lanes and books have a single active consumer: the server lets the next member in when the one before is gone,
-//! with what that one had not settled before everything else, in its order. For this nothing is ever requeued one by one.
+//! These queues have a single active consumer: the server lets the next one in when the one before is gone, with what that one
+//! had not settled before everything else, in its order. For this nothing is ever requeued one by one.
 //!
 //! - `config`, `connect`, `error`: what an `amqp:` URL says, connections, what can go wrong
 //! - `codec`: messages as headers and a body
-//! - `queues`, `register`, `send`, `member`, `lane`: the queues
+//! - `queues`, `line`, `send`, `member`, `lane`: the queues
 //! - `probe`: what of the server is unsafe
 
 mod codec;
@@ -25,10 +25,10 @@ mod config;
 mod connect;
 mod error;
 mod lane;
+mod line;
 mod member;
 mod probe;
 mod queues;
-mod register;
 mod send;
 
 use std::sync::Arc;
@@ -59,6 +59,6 @@ pub const BROKER_SCHEMES: &[&str] = &["amqp", "amqps"];
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
-    let settings = config.settings;
+    let settings = config.access.settings;
     Ok(Arc::new(QueueBroker::new(RabbitQueues::new(config), settings, SystemClock::shared())))
 }

@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use lapin::Consumer;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use tidegate_core::queue::{Link, Member, held_max};
+use tidegate_core::queue::{Line, Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::config::Config;
 use crate::connect::{Own, OwnConnection, open, within};
 use crate::lane::RabbitLane;
-use crate::queues::{Publishing, members, passive};
+use crate::line::RabbitLine;
+use crate::queues::{Publishing, book, members, passive};
 
 pub(crate) struct RabbitMember {
     config: Arc<Config>,
@@ -34,15 +35,23 @@ impl RabbitMember {
         subscription: &Name,
     ) -> Result<Self> {
         let connection = OwnConnection(open(&config, "consuming").await?);
-        let amqp = within(config.timeout, "open a channel of AMQP", connection.create_channel()).await?;
+        let amqp =
+            within(config.access.timeout, "open a channel of AMQP", connection.create_channel()).await?;
         let amqp = Own(amqp);
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let counted =
             amqp.basic_consume(members(&channel.name, subscription), "member".into(), options, arguments);
-        let counted = within(config.timeout, "become a member", counted).await?;
+        let counted = within(config.access.timeout, "become a member", counted).await?;
         let (channel, subscription) = (channel.clone(), subscription.clone());
         let connection = Arc::new(connection);
         Ok(Self { config, connection, channel, subscription, amqp, books, _counted: counted })
+    }
+}
+
+impl RabbitMember {
+    async fn channel_of_amqp(&self) -> Result<Own> {
+        let opening = self.connection.create_channel();
+        within(self.config.access.timeout, "open a channel of AMQP", opening).await.map(Own)
     }
 }
 
@@ -51,30 +60,22 @@ impl Member for RabbitMember {
     async fn count(&self) -> Result<usize> {
         let name = members(&self.channel.name, &self.subscription);
         let asked = self.amqp.queue_declare(name, passive(), FieldTable::default());
-        let found = within(self.config.timeout, "count members", asked).await?;
+        let found = within(self.config.access.timeout, "count members", asked).await?;
         Ok(found.consumer_count() as usize)
     }
 
+    async fn line(&self, lane: Lane) -> Result<Box<dyn Line>> {
+        let book = book(&self.channel.name, &self.subscription, lane);
+        let amqp = Arc::new(self.channel_of_amqp().await?);
+        Ok(Box::new(RabbitLine::stand(amqp, self.books.clone(), book, self.config.access.timeout).await?))
+    }
+
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
-        let timeout = self.config.timeout;
-        let prefetch = held_max(&self.channel);
-        let open = async || {
-            let amqp = Own(self.connection.create_channel().await?);
-            amqp.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            Ok(amqp)
-        };
-        let line = within(timeout, "open a channel of AMQP", open()).await?;
-        let amqp = within(timeout, "open a channel of AMQP", open()).await?;
-        let (connection, books) = (Arc::clone(&self.connection), self.books.clone());
-        let lane = RabbitLane::wait(
-            connection,
-            [line, amqp],
-            books,
-            &self.channel.name,
-            &self.subscription,
-            lane,
-            timeout,
-        );
-        Ok(Box::new(lane.await?))
+        let amqp = self.channel_of_amqp().await?;
+        let limited = amqp.basic_qos(held_max(&self.channel), BasicQosOptions::default());
+        within(self.config.access.timeout, "limit what is in hand", limited).await?;
+        let (connection, timeout) = (Arc::clone(&self.connection), self.config.access.timeout);
+        let (channel, subscription) = (&self.channel.name, &self.subscription);
+        Ok(Box::new(RabbitLane::open(connection, amqp, channel, subscription, lane, timeout).await?))
     }
 }

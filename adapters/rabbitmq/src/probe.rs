@@ -1,7 +1,5 @@
 //! What of a server is unsafe, as far as a client can see.
 
-use std::net::IpAddr;
-
 use futures::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use lapin::Connection;
 use lapin::tcp::AMQPUriTcpExt as _;
@@ -17,19 +15,13 @@ const HELLO: &[u8] = b"AMQP\x00\x00\x09\x01";
 const ANSWER_MAX: usize = 8 << 10;
 
 pub(crate) async fn probe(config: &Config, connection: &Connection) -> Result<Effective> {
-    let version = match tokio::time::timeout(config.timeout, greeting(config)).await {
+    let version = match tokio::time::timeout(config.access.timeout, greeting(config)).await {
         Ok(answer) => version(&answer?),
         Err(_) => None,
     };
-    let mut warnings = Vec::new();
-    let is_here = config.host == "localhost"
-        || config.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if !config.has_tls && !is_here {
-        warnings.push(
-            "the connection is not encrypted, and the server is another machine: write amqps://".to_owned(),
-        );
-    }
-    if connection.status().username() == GUEST && config.password.as_deref().unwrap_or(GUEST) == GUEST {
+    let mut warnings: Vec<String> = config.access.warning().into_iter().collect();
+    if connection.status().username() == GUEST && config.access.password.as_deref().unwrap_or(GUEST) == GUEST
+    {
         warnings.push(
             "the user guest has the password that everybody knows: make another user, and remove guest"
                 .to_owned(),

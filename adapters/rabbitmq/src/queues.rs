@@ -1,10 +1,10 @@
 //! Exchanges and quorum queues of one server as queues.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::future::try_join_all;
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -12,18 +12,16 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel as Amqp, Connection, ExchangeKind};
-use tidegate_core::error::code;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Member, NO_BROWSING, NO_LISTING, Queues, Register, Sender};
-use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
-use tokio::time::Instant;
+use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
+use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::config::Config;
-use crate::connect::{Own, Shared, published, within};
-use crate::error::from_driver;
+use crate::connect::{Own, Shared, within};
+use crate::error::{from_driver, is_missing};
+use crate::line::RabbitLine;
 use crate::member::RabbitMember;
 use crate::probe::probe;
-use crate::register::{self, Found};
 use crate::send::RabbitSender;
 
 pub(crate) static CAPABILITIES: Capabilities = Capabilities {
@@ -53,7 +51,7 @@ const DELIVERY_LIMIT: i64 = 1_000_000_000;
 /// On how many channels of AMQP queues are made at once: each takes the server its time.
 const DECLARING: u32 = 4;
 
-/// What messages of a channel are published to; its register has the same name.
+/// What messages of a channel are published to; the queue of its record has the same name.
 pub(crate) fn exchange(channel: &Name) -> ShortString {
     format!("tidegate/{channel}").into()
 }
@@ -114,40 +112,32 @@ pub(crate) struct RabbitQueues {
     config: Arc<Config>,
     /// What publishes has a connection of its own: the server stops those that publish when it is short of memory or disk.
     publishing: Arc<Shared>,
-    /// When a queue was made last.
-    made: Mutex<Option<Instant>>,
 }
 
 impl RabbitQueues {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config: Arc::new(config), publishing: Arc::default(), made: Mutex::default() }
-    }
-
-    fn made(&self) {
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Self { config: Arc::new(config), publishing: Arc::default() }
     }
 
     async fn confirming(&self) -> Result<Publishing> {
         let (connection, amqp) = self.publishing.channel(&self.config).await?;
         let select = amqp.confirm_select(ConfirmSelectOptions::default());
-        within(self.config.timeout, "ask for confirmations", select).await?;
+        within(self.config.access.timeout, "ask for confirmations", select).await?;
         Ok(Publishing { connection, amqp: Arc::new(Own(amqp)) })
     }
 
     /// Makes the books and queues of some lanes.
     async fn make(&self, channel: &Name, subscription: &Name, lanes: Range<u32>) -> Result<()> {
-        let Publishing { connection, amqp } = self.confirming().await?;
+        let amqp = self.confirming().await?.amqp;
         for lane in lanes.map(Lane) {
             let (queue, book) = (queue(channel, subscription, lane), book(channel, subscription, lane));
             let made = async {
-                declare(&amqp, book.clone(), true).await?;
-                // Without a book nobody could have the lane.
-                publish_to(&amqp, book, b"", BasicProperties::default().with_delivery_mode(2)).await?;
+                declare(&amqp, book, true).await?;
                 declare(&amqp, queue.clone(), true).await?;
                 let (key, options) = (lane.0.to_string().into(), QueueBindOptions::default());
                 amqp.queue_bind(queue, exchange(channel), key, options, FieldTable::default()).await
             };
-            published(&connection, self.config.timeout, "make a queue", made).await?;
+            within(self.config.access.timeout, "make a queue", made).await?;
         }
         Ok(())
     }
@@ -158,7 +148,7 @@ impl RabbitQueues {
         for lane in lanes.map(Lane) {
             for queue in [queue(channel, subscription, lane), book(channel, subscription, lane)] {
                 let removed = amqp.queue_delete(queue, QueueDeleteOptions::default());
-                within(self.config.timeout, "remove a queue", removed).await?;
+                within(self.config.access.timeout, "remove a queue", removed).await?;
             }
         }
         Ok(())
@@ -174,7 +164,7 @@ fn parts(channel: &Channel) -> impl Iterator<Item = Range<u32>> {
 #[async_trait]
 impl Queues for RabbitQueues {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.config.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {
@@ -186,36 +176,21 @@ impl Queues for RabbitQueues {
         probe(&self.config, &connection).await
     }
 
-    async fn create(&self, channel: &Channel, value: Bytes) -> Result<()> {
-        let (link, name) = (self.confirming().await?, exchange(&channel.name));
+    async fn create(&self, channel: &Channel) -> Result<()> {
+        let (amqp, name) = (self.confirming().await?.amqp, exchange(&channel.name));
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let made =
-            link.amqp.exchange_declare(name.clone(), ExchangeKind::Direct, durable, FieldTable::default());
-        within(self.config.timeout, "make an exchange", made).await?;
-        match register::find(self.confirming().await?, &channel.name, self.config.timeout).await? {
-            Found::Register(register) => return register.give_back(None).await,
-            Found::Missing => {
-                within(self.config.timeout, "make a register", declare(&link.amqp, name, false)).await?;
-            }
-            // Whoever made it went away before there was something in it.
-            Found::Empty => {}
-        }
-        register::begin(&link, &channel.name, &value, self.config.timeout).await?;
-        self.made();
-        Ok(())
+        let made = amqp.exchange_declare(name.clone(), ExchangeKind::Direct, durable, FieldTable::default());
+        within(self.config.access.timeout, "make an exchange", made).await?;
+        within(self.config.access.timeout, "make the queue of a record", declare(&amqp, name, true)).await
     }
 
-    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
-        match register::find(self.confirming().await?, channel, self.config.timeout).await? {
-            Found::Register(register) => Ok(Some(register)),
-            Found::Missing => Ok(None),
-            Found::Empty => {
-                let text = format!(
-                    "the register of channel {channel} is held by somebody who does not give it back"
-                );
-                Err(Error::new(code::UNREACHABLE, text)
-                    .hint("if nobody is at work on the channel, create it again: its register is made anew"))
-            }
+    async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
+        let publishing = self.confirming().await?;
+        let amqp = Arc::clone(&publishing.amqp);
+        match RabbitLine::stand(amqp, publishing, exchange(channel), self.config.access.timeout).await {
+            Ok(line) => Ok(Some(Box::new(line))),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -223,10 +198,8 @@ impl Queues for RabbitQueues {
         let name = &channel.name;
         let amqp = self.confirming().await?.amqp;
         let made = declare(&amqp, members(name, subscription), false);
-        within(self.config.timeout, "make a queue", made).await?;
-        try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await?;
-        self.made();
-        Ok(())
+        within(self.config.access.timeout, "make a queue", made).await?;
+        try_join_all(parts(channel).map(|lanes| self.make(name, subscription, lanes))).await.map(drop)
     }
 
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
@@ -234,15 +207,11 @@ impl Queues for RabbitQueues {
         try_join_all(parts(channel).map(|lanes| self.remove(name, subscription, lanes))).await?;
         let amqp = self.confirming().await?.amqp;
         let gone = amqp.queue_delete(members(name, subscription), QueueDeleteOptions::default());
-        within(self.config.timeout, "remove a queue", gone).await.map(drop)
+        within(self.config.access.timeout, "remove a queue", gone).await.map(drop)
     }
 
-    async fn ripen(&self) -> Result<()> {
-        let made = *self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = made {
-            tokio::time::sleep_until(made + self.config.ripe).await;
-        }
-        Ok(())
+    fn ripens_after(&self) -> Duration {
+        self.config.ripe
     }
 
     async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {
@@ -251,12 +220,13 @@ impl Queues for RabbitQueues {
             let queue = queue(&channel.name, subscription, Lane(lane));
             amqp.queue_declare(queue, passive(), FieldTable::default())
         });
-        let answers = tokio::time::timeout(self.config.timeout, try_join_all(asked)).await;
-        match answers.map_err(|_| crate::error::timed_out("count messages"))? {
+        let answers = tokio::time::timeout(self.config.access.timeout, try_join_all(asked)).await;
+        let answers = answers.map_err(|_| crate::error::timed_out("count messages"))?;
+        match answers.map_err(|error| from_driver(&error, "count messages")) {
             Ok(found) => Ok(found.iter().map(|queue| u64::from(queue.message_count())).sum()),
             // It is being removed.
-            Err(error) if crate::error::is_missing(&error) => Ok(0),
-            Err(error) => Err(from_driver(&error, "count messages")),
+            Err(error) if is_missing(&error) => Ok(0),
+            Err(error) => Err(error),
         }
     }
 

@@ -32,7 +32,7 @@ impl RabbitSender {
     pub(crate) async fn open(config: &Config, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
         let (connection, amqp) = shared.channel(config).await?;
         let select = amqp.confirm_select(ConfirmSelectOptions::default());
-        within(config.timeout, "ask for confirmations", select).await?;
+        within(config.access.timeout, "ask for confirmations", select).await?;
         let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
         let there = amqp.exchange_declare(
             exchange(&channel.name),
@@ -40,9 +40,9 @@ impl RabbitSender {
             passive,
             FieldTable::default(),
         );
-        within(config.timeout, "look for an exchange", there).await?;
+        within(config.access.timeout, "look for an exchange", there).await?;
         let (shared, channel) = (Arc::clone(shared), channel.clone());
-        Ok(Self { shared, connection, amqp, channel, timeout: config.timeout })
+        Ok(Self { shared, connection, amqp, channel, timeout: config.access.timeout })
     }
 
     async fn publish(&self, message: &Message) -> lapin::Result<PublisherConfirm> {
@@ -110,11 +110,12 @@ impl Sender for RabbitSender {
 
     async fn finish(&mut self) -> Result<()> {
         let failed = |error| from_driver(&error, "end a producer");
-        self.amqp.wait_for_confirms().await.map_err(failed)?;
+        let confirmed = self.amqp.wait_for_confirms().await;
         if !self.is_open() {
-            // Nothing was on its way when it was lost.
+            // The server reads nothing more of what was on its way.
             return Ok(());
         }
+        confirmed.map_err(failed)?;
         self.amqp.close(200, "the producer ends".into()).await.map_err(failed)
     }
 }

@@ -208,6 +208,8 @@ async fn a_consumer_that_hangs_loses_its_lanes() {
     let mut second = broker.subscribe(&subscription).await.unwrap();
     let came = take(&mut *second, 2).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    // It is heard of again: nobody but the server knows that it has lost its lane.
+    proxy.set(Traffic::Open);
     let settled = first.settler().settle(&[(in_hand[0].token, Settlement::Ack)]).await;
     assert!(!settled[0].is_done(), "{settled:?}");
     let done: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
@@ -266,7 +268,23 @@ async fn a_server_that_drops_and_counts_is_set_right() {
     }
 }
 
-/// Whoever made the channel was killed before its register was written.
+/// Programs that make one channel at the same moment lost what others of them had registered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_make_a_channel_at_once_lose_no_subscription() {
+    let Some(server) = shared(Service::Artemis).await else { return };
+    let channel = Channel::new("at-once").unwrap().with_lanes(1);
+    let subscriptions = ["a", "b", "c", "d", "e", "f"].map(|name| Subscription::new(&channel, name).unwrap());
+    let makers = subscriptions.each_ref().map(|subscription| async {
+        let topology = Topology::of(&channel).and(subscription);
+        open(&server.url()).apply(&topology, Apply::Create).await.unwrap();
+    });
+    futures::future::join_all(makers).await;
+    let topology = subscriptions.iter().fold(Topology::of(&channel), |topology, one| topology.and(one));
+    let differences = open(&server.url()).apply(&topology, Apply::Verify).await.unwrap();
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// Whoever made the channel was killed before its record was written.
 #[tokio::test]
 async fn a_channel_that_was_made_by_half_is_made() {
     let Some(server) = shared(Service::Artemis).await else { return };

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tidegate_conformance::{Network as _, Proxy, Traffic};
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settlement};
-use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
+use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settled, Settlement};
+use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Name, Subscription, Topology};
 use tidegate_services::broker::{Broker as Service, Options, Server, shared};
 use tidegate_services::skipped;
 use tokio::time::Instant;
@@ -48,7 +48,9 @@ fn messages(numbers: std::ops::Range<u64>) -> Vec<Message> {
 /// Takes messages until so many came.
 async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Delivery> {
     let mut all = Vec::new();
+    let until = Instant::now() + Duration::from_secs(30);
     while all.len() < count {
+        assert!(Instant::now() < until, "{} of {count} came", all.len());
         consumer.receive(count - all.len(), Duration::from_secs(10), &mut all).await.unwrap();
     }
     all
@@ -147,6 +149,75 @@ async fn queues_that_were_just_made_survive_a_kill() {
     assert_eq!(take(&mut *consumer, 10).await.len(), 10);
 }
 
+/// Programs that make one channel at the same moment lost what others of them had registered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_make_a_channel_at_once_lose_no_subscription() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let channel = Channel::new("at-once").unwrap().with_lanes(1);
+    let subscriptions = ["a", "b", "c", "d", "e", "f"].map(|name| Subscription::new(&channel, name).unwrap());
+    let makers = subscriptions.each_ref().map(|subscription| async {
+        let topology = Topology::of(&channel).and(subscription);
+        open(&server.url()).apply(&topology, Apply::Create).await.unwrap();
+    });
+    futures::future::join_all(makers).await;
+    let topology = subscriptions.iter().fold(Topology::of(&channel), |topology, one| topology.and(one));
+    let differences = open(&server.url()).apply(&topology, Apply::Verify).await.unwrap();
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// Whoever made the channel was killed before its record was written.
+#[tokio::test]
+async fn a_channel_that_was_made_by_half_is_made() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let connection = Connection::connect(&server.url(), ConnectionProperties::default()).await.unwrap();
+    let amqp = connection.create_channel().await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(1_000_000_000));
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    amqp.queue_declare("tidegate/half".into(), durable, arguments).await.unwrap();
+    let broker = open(&server.url());
+    assert!(broker.channel(&Name::new("half").unwrap()).await.unwrap().is_none());
+    let (channel, subscription) = channel(&*broker, "half").await;
+    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await[0].is_stored());
+    take(&mut *broker.subscribe(&subscription).await.unwrap(), 1).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_is_somebody_elses_is_named() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let connection = Connection::connect(&server.url(), ConnectionProperties::default()).await.unwrap();
+    let amqp = connection.create_channel().await.unwrap();
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    amqp.queue_declare("tidegate/taken".into(), durable, FieldTable::default()).await.unwrap();
+    let topology = Topology::of(&Channel::new("taken").unwrap());
+    let error = open(&server.url()).apply(&topology, Apply::Create).await.unwrap_err();
+    assert_eq!((error.code(), error.verdict()), (code::CHANNEL_DIFFERS, Verdict::Never), "{error:?}");
+    assert_eq!(error.message(), "an exchange or a queue of the channel was made with other settings");
+}
+
+/// More than the server takes at once without keeping some back, each apart from the next.
+#[tokio::test]
+async fn what_is_acknowledged_one_by_one_is_done() {
+    let Some(server) = shared(Service::Rabbitmq).await else { return };
+    let broker = open(&server.url());
+    let (channel, subscription) = channel(&*broker, "one-by-one").await;
+    let sent = broker.producer(&channel).await.unwrap().publish(&messages(0..200)).await;
+    assert!(sent.iter().all(Sent::is_stored));
+    let mut consumer = broker.subscribe(&subscription.clone().with_window(200)).await.unwrap();
+    let came = take(&mut *consumer, 200).await;
+    let odd = came.iter().skip(1).step_by(2).map(|delivery| (delivery.token, Settlement::Ack));
+    let settled = consumer.settler().settle(&odd.collect::<Vec<_>>()).await;
+    assert!(settled.iter().all(Settled::is_done), "{settled:?}");
+    drop(consumer);
+    let mut next = broker.subscribe(&subscription.with_window(200)).await.unwrap();
+    let mut again = take(&mut *next, 100).await;
+    next.receive(1, Duration::from_millis(500), &mut again).await.unwrap();
+    let ids: Vec<u64> = again.iter().map(|delivery| delivery.message.id.parse().unwrap()).collect();
+    assert_eq!(ids, (0..200).step_by(2).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_queue_that_somebody_removed_is_named() {
     let Some(server) = shared(Service::Rabbitmq).await else { return };
@@ -193,6 +264,8 @@ async fn a_consumer_that_hangs_loses_its_lanes() {
     let mut second = broker.subscribe(&subscription).await.unwrap();
     let came = take(&mut *second, 2).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    // It is heard of again: nobody but the server knows that it has lost its lane.
+    proxy.set(Traffic::Open);
     let settled = first.settler().settle(&[(in_hand[0].token, Settlement::Ack)]).await;
     assert!(!settled[0].is_done(), "{settled:?}");
     let done: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
@@ -223,11 +296,22 @@ async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
     )
     .await;
     publish(BasicProperties::default(), b"\xff?").await;
-    let came = take(&mut *broker.subscribe(&subscription).await.unwrap(), 2).await;
+    publish(BasicProperties::default(), b"\xff!").await;
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    let came = take(&mut *consumer, 3).await;
     let right = Message::with_id("7", "/shop", "placed").with_data("text/plain", "order");
     assert_eq!(came[0].message, right);
     assert_eq!(
         (&*came[1].message.kind, &came[1].message.data[..]),
         ("tidegate.undecodable.v1", &b"\xff?"[..])
     );
+    // Their ids are the same whoever reads them, and not those of others.
+    let settled = consumer.settler().settle(&[(came[0].token, Settlement::Ack)]).await;
+    assert!(settled[0].is_done());
+    consumer.close(Duration::ZERO).await.unwrap();
+    let again = take(&mut *broker.subscribe(&subscription).await.unwrap(), 2).await;
+    let ids =
+        |came: &[Delivery]| came.iter().map(|delivery| Arc::clone(&delivery.message.id)).collect::<Vec<_>>();
+    assert_eq!(ids(&again), ids(&came[1..]));
+    assert_ne!(again[0].message.id, again[1].message.id);
 }

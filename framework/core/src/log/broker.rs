@@ -13,7 +13,7 @@ use super::documents::{self, ChannelRecord, LaneRecord, Read};
 use super::producer::LogProducer;
 use super::seating::Seating;
 use super::shared::{Finish, Shared};
-use super::{Log, Settings, tidy};
+use super::{Log, tidy};
 use crate::capability::Capabilities;
 use crate::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topology};
 use crate::clock::Clock;
@@ -21,6 +21,7 @@ use crate::error::{Error, Result, code};
 use crate::lane::Lane;
 use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use crate::scope::Scope;
+use crate::settings::Settings;
 use crate::unsettled::Place;
 
 /// A broker of a system that keeps messages and documents.

@@ -30,7 +30,6 @@ mod keeper;
 mod member;
 mod producer;
 mod seating;
-mod settings;
 mod settle;
 mod shared;
 mod tidy;
@@ -42,7 +41,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use broker::LogBroker;
-pub use settings::Settings;
 
 use crate::capability::Capabilities;
 use crate::channel::{Channel, Name};

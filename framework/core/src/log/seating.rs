@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::Settings;
 use crate::lane::Lane;
 use crate::seats::{Member, Seat, Step, steps};
+use crate::settings::Settings;
 
 /// How much longer than its owner believes a lane is left to it.
 const LATE: Duration = Duration::from_millis(250);

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
+use super::Log;
 use super::documents::LaneRecord;
-use super::{Log, Settings};
 use crate::channel::Channel;
 use crate::clock::Clock;
 use crate::error::{Error, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
+use crate::settings::Settings;
 use crate::unsettled::{End, Place};
 
 /// A consumer's memory, and what wakes its tasks.

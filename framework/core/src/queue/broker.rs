@@ -5,21 +5,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use tokio::sync::Notify;
 
 use super::consumer::{self, QueueConsumer};
+use super::member;
 use super::producer::QueueProducer;
-use super::record::{self, ChannelRecord};
+use super::record::{self, ChannelRecord, System};
 use super::shared::{Finish, Shared};
-use super::{NO_BROWSING, NO_LISTING, Queues, Settings};
+use super::{NO_BROWSING, NO_LISTING, Queues};
 use crate::capability::{Capabilities, How, missing};
 use crate::channel::{Apply, Channel, Difference, Keep, Name, Start, Subscription, Topology};
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use crate::scope::Scope;
+use crate::settings::Settings;
 
 /// A broker of a system that keeps messages in queues.
+///
+/// Consumers that were dropped and not closed go on beside until what they have settled is written; they end with the last use
+/// of the broker.
 #[derive(Debug)]
 pub struct QueueBroker<Q: Queues> {
     link: Arc<Link<Q>>,
@@ -28,14 +34,13 @@ pub struct QueueBroker<Q: Queues> {
 /// What a broker's producers and consumers share.
 #[derive(Debug)]
 pub(super) struct Link<Q: ?Sized> {
-    pub(super) settings: Settings,
-    pub(super) clock: Arc<dyn Clock>,
     consumers: Mutex<Vec<Arc<Shared<Q>>>>,
     /// A consumer left.
     left: Notify,
     is_closing: AtomicBool,
-    chores: Mutex<Scope>,
-    pub(super) queues: Arc<Q>,
+    /// What keeps consumers members of their subscriptions.
+    members: Mutex<Scope>,
+    pub(super) system: Arc<System<Q>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,16 +55,17 @@ impl<Q: Queues> Link<Q> {
         Ok(())
     }
 
+    /// Begins with a consumer.
+    fn join(&self, shared: &Arc<Shared<Q>>) {
+        lock(&self.consumers).push(Arc::clone(shared));
+        let mut members = lock(&self.members);
+        members.reap();
+        members.spawn(member::keep(Arc::clone(shared)));
+    }
+
     pub(super) fn leave(&self, shared: &Arc<Shared<Q>>) {
         lock(&self.consumers).retain(|known| !Arc::ptr_eq(known, shared));
         self.left.notify_waiters();
-    }
-
-    /// Does something beside; it ends with the broker.
-    pub(super) fn spawn(&self, chore: impl Future<Output = Result<()>> + Send + 'static) {
-        let mut chores = lock(&self.chores);
-        chores.reap();
-        chores.spawn(chore);
     }
 }
 
@@ -68,58 +74,49 @@ impl<Q: Queues> QueueBroker<Q> {
     pub fn new(queues: Q, settings: Settings, clock: Arc<dyn Clock>) -> Self {
         Self {
             link: Arc::new(Link {
-                queues: Arc::new(queues),
-                settings,
-                clock,
+                system: Arc::new(System::new(Arc::new(queues), settings, clock)),
                 consumers: Mutex::default(),
                 left: Notify::new(),
                 is_closing: AtomicBool::new(false),
-                chores: Mutex::default(),
+                members: Mutex::default(),
             }),
         }
     }
 
     /// The queues.
     pub fn queues(&self) -> &Q {
-        &self.link.queues
+        &self.link.system.queues
     }
 
     /// Refuses what needs messages that were settled.
     fn refuse_replay(&self, is_asked: bool) -> Result<()> {
-        match self.link.queues.capabilities().replay {
-            How::No(why) if is_asked => Err(missing(&self.link.queues.location(), "replay", why)),
+        match self.link.system.queues.capabilities().replay {
+            How::No(why) if is_asked => Err(missing(&self.link.system.queues.location(), "replay", why)),
             How::No(_) | How::Native | How::Emulated(_) => Ok(()),
         }
     }
 
-    /// Registers a subscription if it is not: its number. The register is held meanwhile, so that nobody removes it.
+    /// Registers a subscription if it is not: its number. The record is held meanwhile, so that nobody removes it.
     async fn register(&self, subscription: &Subscription) -> Result<(u64, ChannelRecord)> {
         self.refuse_replay(matches!(subscription.start, Start::After(_)))?;
-        let (queues, name) = (&*self.link.queues, &subscription.channel);
-        let held = record::hold(queues, name).await?;
-        let mut held = held.ok_or_else(|| record::missing(name))?;
-        if let Some(number) = held.record.subscriptions.get(&subscription.name).copied() {
-            return Ok((number, held.give_back().await?));
-        }
-        queues.subscribe(&held.record.channel, &subscription.name).await?;
-        let number = held.record.next;
-        held.record.next += 1;
-        held.record.subscriptions.insert(subscription.name.clone(), number);
-        Ok((number, held.write().await?))
+        let held = self.link.system.hold(&subscription.channel).await?;
+        let mut held = held.ok_or_else(|| record::missing(&subscription.channel))?;
+        let number = held.subscribe(&subscription.name).await?;
+        Ok((number, held.leave().await?))
     }
 
     async fn differences(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
-        let queues = &*self.link.queues;
+        let system = &self.link.system;
         let mut differences = Vec::new();
         for wanted in &topology.channels {
-            match record::find(queues, &wanted.name).await? {
+            match system.find(&wanted.name).await? {
                 Some(found) => differences.extend(Difference::between(wanted, &found.channel)),
                 None => differences.push(Difference::ChannelMissing(wanted.name.clone())),
             }
         }
         let is_new = |name: &Name| topology.channels.iter().any(|channel| channel.name == *name);
         for wanted in &topology.subscriptions {
-            let found = record::find(queues, &wanted.channel).await?;
+            let found = system.find(&wanted.channel).await?;
             if found.is_none() && !(mode == Apply::Create && is_new(&wanted.channel)) {
                 let difference = Difference::ChannelMissing(wanted.channel.clone());
                 if mode == Apply::Create {
@@ -140,16 +137,16 @@ impl<Q: Queues> QueueBroker<Q> {
 #[async_trait]
 impl<Q: Queues> Broker for QueueBroker<Q> {
     fn location(&self) -> String {
-        self.link.queues.location()
+        self.link.system.queues.location()
     }
 
     fn capabilities(&self) -> &'static Capabilities {
-        self.link.queues.capabilities()
+        self.link.system.queues.capabilities()
     }
 
     async fn probe(&self) -> Result<Effective> {
         self.link.check_open()?;
-        self.link.queues.probe().await
+        self.link.system.queues.probe().await
     }
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
@@ -164,29 +161,32 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
         if let Some(difference) = differences.iter().find(differs) {
             return Err(difference.error());
         }
-        let queues = &*self.link.queues;
+        let system = &self.link.system;
+        let mut young = Vec::new();
         for difference in &differences {
             let Difference::ChannelMissing(name) = difference else { continue };
             let Some(wanted) = topology.channels.iter().find(|channel| channel.name == *name) else {
                 continue;
             };
-            queues.create(wanted, record::bytes(&ChannelRecord::new(wanted))?).await?;
             // Somebody else may have made it just now.
-            let found = record::find(queues, name).await?.ok_or_else(|| record::missing(name))?;
-            if let Some(difference) = Difference::between(wanted, &found.channel).first() {
+            let made = system.create(wanted).await?;
+            if let Some(difference) = Difference::between(wanted, &made.channel).first() {
                 return Err(difference.error());
             }
+            young.push(made);
         }
         for wanted in &topology.subscriptions {
-            self.register(wanted).await?;
+            young.push(self.register(wanted).await?.1);
         }
-        queues.ripen().await?;
+        for record in &young {
+            system.ripen(record).await;
+        }
         Ok(differences)
     }
 
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {
         self.link.check_open()?;
-        Ok(record::find(&*self.link.queues, name).await?.map(|found| found.channel))
+        Ok(self.link.system.find(name).await?.map(|found| found.channel))
     }
 
     async fn topology(&self) -> Result<Topology> {
@@ -199,41 +199,39 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
 
     async fn producer(&self, channel: &Channel) -> Result<Box<dyn Producer>> {
         self.link.check_open()?;
-        let found = record::find(&*self.link.queues, &channel.name).await?;
-        let found = found.ok_or_else(|| record::missing(&channel.name))?.channel;
+        let found = self.link.system.find(&channel.name).await?;
+        let record = found.ok_or_else(|| record::missing(&channel.name))?;
+        self.link.system.ripen(&record).await;
+        let found = record.channel;
         let differs = Difference::between(channel, &found);
         let lanes = |d: &&Difference| matches!(d, Difference::ChannelDiffers { setting: "lanes", .. });
         if let Some(difference) = differs.iter().find(lanes) {
             return Err(difference.error());
         }
-        let sender = self.link.queues.sender(&found).await?;
+        let sender = self.link.system.queues.sender(&found).await?;
         Ok(Box::new(QueueProducer::new(Arc::clone(&self.link), found, sender)))
     }
 
     async fn subscribe(&self, subscription: &Subscription) -> Result<Box<dyn Consumer>> {
         self.link.check_open()?;
         let (number, record) = self.register(subscription).await?;
-        self.link.queues.ripen().await?;
-        let shared = Arc::new(Shared::new(&self.link, record.channel, subscription, number));
-        lock(&self.link.consumers).push(Arc::clone(&shared));
+        self.link.system.ripen(&record).await;
+        let system = Arc::clone(&self.link.system);
+        let shared = Arc::new(Shared::new(system, record.channel, subscription, number));
+        self.link.join(&shared);
         Ok(Box::new(QueueConsumer::new(Arc::clone(&self.link), shared, subscription)))
     }
 
     async fn unregister(&self, subscription: &Subscription) -> Result<()> {
         self.link.check_open()?;
-        let queues = &*self.link.queues;
-        let Some(mut held) = record::hold(queues, &subscription.channel).await? else { return Ok(()) };
-        // Repeated after half of it was done, it does the rest.
-        queues.unsubscribe(&held.record.channel, &subscription.name).await?;
-        match held.record.subscriptions.remove(&subscription.name) {
-            Some(_) => held.write().await.map(drop),
-            None => held.give_back().await.map(drop),
-        }
+        let Some(mut held) = self.link.system.hold(&subscription.channel).await? else { return Ok(()) };
+        held.unsubscribe(&subscription.name).await?;
+        held.leave().await.map(drop)
     }
 
     async fn close(&self, deadline: Duration) -> Result<Leftover> {
         self.link.is_closing.store(true, Ordering::Release);
-        let clock = &self.link.clock;
+        let clock = &self.link.system.clock;
         let until = clock.elapsed() + deadline;
         for shared in &*lock(&self.link.consumers) {
             shared.lock().end.get_or_insert(Finish::Drained);
@@ -251,16 +249,15 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
                 () = clock.sleep(rest) => {}
             }
         }
-        let mut leftover = Leftover::default();
         let consumers = std::mem::take(&mut *lock(&self.link.consumers));
-        for shared in consumers {
-            let released = shared.lock().hand.in_hand();
-            // What could not be written is with the system, and comes again.
-            let _ = consumer::end(&shared, None).await;
-            leftover.released += released;
-        }
-        let chores = std::mem::take(&mut *lock(&self.link.chores));
-        chores.join().await?;
-        Ok(leftover)
+        let ended = join_all(consumers.iter().map(|shared| consumer::end(shared))).await;
+        let members = std::mem::take(&mut *lock(&self.link.members));
+        // Those that were dropped before, and are writing what they have settled.
+        let last = tokio::select! {
+            last = members.join() => last,
+            () = clock.sleep(consumer::LAST_WRITE) => Ok(()),
+        };
+        // What could not be written is with the system, and comes again.
+        last.map(|()| Leftover { released: ended.into_iter().map(|(released, _)| released).sum() })
     }
 }

@@ -5,30 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use tokio::sync::oneshot;
 
+use super::Queues;
 use super::broker::Link;
 use super::settle::QueueSettle;
-use super::shared::{Finish, Inner, Shared, Written};
-use super::{Queues, member, owner};
+use super::shared::{Finish, Inner, Shared, Stop, Written};
 use crate::channel::Subscription;
 use crate::error::{Error, Result, code};
 use crate::lane::Lane;
 use crate::port::{Consumer, Delivery, Leftover, Settle, Signal};
-use crate::scope::Scope;
 use crate::unsettled::End;
 
 /// Looks again at least so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a consumer that is closed waits for what it has settled to be written.
-const LAST_WRITE: Duration = Duration::from_secs(5);
+pub(super) const LAST_WRITE: Duration = Duration::from_secs(5);
 
 pub(super) struct QueueConsumer<Q: Queues> {
     link: Arc<Link<Q>>,
     shared: Arc<Shared<Q>>,
     subscription: Subscription,
-    task: Option<Scope>,
     // What a call has begun and a later one goes on with, should it be dropped.
     noting: Option<Noting>,
     ready: VecDeque<Delivery>,
@@ -42,10 +39,8 @@ struct Noting {
 
 impl<Q: Queues> QueueConsumer<Q> {
     pub(super) fn new(link: Arc<Link<Q>>, shared: Arc<Shared<Q>>, subscription: &Subscription) -> Self {
-        let mut task = Scope::new();
-        task.spawn(member::keep(Arc::clone(&shared)));
         let subscription = subscription.clone();
-        Self { link, shared, subscription, task: Some(task), noting: None, ready: VecDeque::new() }
+        Self { link, shared, subscription, noting: None, ready: VecDeque::new() }
     }
 
     /// What there is to say now, or when to look again.
@@ -60,7 +55,7 @@ impl<Q: Queues> QueueConsumer<Q> {
         if let Some(noting) = self.noting.take() {
             self.ready.extend(noting.deliveries);
         }
-        let now = self.shared.clock.now();
+        let now = self.shared.system.clock.now();
         let mut inner = self.shared.lock();
         let before = out.len();
         while out.len() - before < max
@@ -127,7 +122,7 @@ fn note(inner: &mut Inner, before: usize, out: &mut Vec<Delivery>) -> Option<Not
         kept.careful = kept.careful.saturating_sub(given);
         kept.wakers.urgent.notify_one();
         careful.push(lane);
-        waits.push_back(inner.wait(lane, number));
+        waits.push_back(inner.wait(lane, number, true));
     }
     if careful.is_empty() {
         return None;
@@ -148,21 +143,21 @@ enum Step {
 impl<Q: Queues> Consumer for QueueConsumer<Q> {
     async fn receive(&mut self, max: usize, wait: Duration, out: &mut Vec<Delivery>) -> Result<Signal> {
         let shared = Arc::clone(&self.shared);
-        let until = shared.clock.elapsed() + wait;
+        let until = shared.system.clock.elapsed() + wait;
         loop {
             let pause = match self.step(max, out).await? {
                 Step::Say(signal) => return Ok(signal),
                 Step::Again => continue,
                 Step::Wait(pause) => pause,
             };
-            let left = until.saturating_sub(shared.clock.elapsed());
+            let left = until.saturating_sub(shared.system.clock.elapsed());
             if left.is_zero() {
                 return Ok(Signal::Messages);
             }
             // What changed since the look is kept for whoever waits.
             tokio::select! {
                 () = shared.changed.notified() => {}
-                () = shared.clock.sleep(pause.min(left)) => {}
+                () = shared.system.clock.sleep(pause.min(left)) => {}
             }
         }
     }
@@ -174,61 +169,47 @@ impl<Q: Queues> Consumer for QueueConsumer<Q> {
     async fn close(mut self: Box<Self>, deadline: Duration) -> Result<Leftover> {
         let shared = Arc::clone(&self.shared);
         self.give_back();
-        let until = shared.clock.elapsed() + deadline;
+        let until = shared.system.clock.elapsed() + deadline;
         loop {
-            let left = until.saturating_sub(shared.clock.elapsed());
+            let left = until.saturating_sub(shared.system.clock.elapsed());
             if shared.lock().hand.in_hand() == 0 || left.is_zero() {
                 break;
             }
             tokio::select! {
                 () = shared.changed.notified() => {}
-                () = shared.clock.sleep(left) => {}
+                () = shared.system.clock.sleep(left) => {}
             }
         }
-        let released = end(&shared, self.task.take()).await;
-        self.link.leave(&self.shared);
-        released.map(|released| Leftover { released })
+        let (released, ended) = end(&shared).await;
+        ended.map(|()| Leftover { released })
     }
 }
 
-/// Ends a consumer: what is in its hand is released, and its lanes are given up, with what was settled written.
-pub(super) async fn end<Q: Queues>(shared: &Shared<Q>, task: Option<Scope>) -> Result<usize> {
-    let released = shared.lock().release();
-    // Nothing stands in a line or writes from here on.
-    drop(task);
-    let lanes: Vec<_> = {
-        let inner = shared.lock();
-        inner.lanes.iter().map(|(lane, kept)| (*lane, kept.epoch, Arc::clone(&kept.link))).collect()
+/// Ends a consumer: what is in its hand is released, and its lanes are given up, with what was settled written. How much was
+/// released.
+pub(super) async fn end<Q: Queues>(shared: &Shared<Q>) -> (usize, Result<()>) {
+    let released = {
+        let mut inner = shared.lock();
+        inner.failed = None;
+        inner.release()
     };
-    let closing = lanes.iter().map(|(lane, epoch, link)| owner::close(shared, *lane, *epoch, &**link));
-    let closed = tokio::select! {
-        closed = join_all(closing) => closed.into_iter().collect::<Result<()>>(),
-        () = shared.clock.sleep(LAST_WRITE) => {
+    shared.stop(Stop::Close);
+    let mut is_over = shared.is_over.subscribe();
+    let ended = tokio::select! {
+        _ = is_over.wait_for(|is_over| *is_over) => shared.lock().failed.take().map_or(Ok(()), Err),
+        () = shared.system.clock.sleep(LAST_WRITE) => {
+            shared.lock().abandon();
             Err(Error::new(code::TIMED_OUT, "what was settled last could not be written in time"))
         }
     };
-    shared.lock().abandon();
-    closed.map(|()| released)
+    (released, ended)
 }
 
 impl<Q: Queues> Drop for QueueConsumer<Q> {
     /// A consumer that was not closed has crashed: the system gives what it had to others. What it has in hand is noted once
-    /// more, as it would have been.
+    /// more, as it would have been. One whose closing was dropped goes on to end as it was about to.
     fn drop(&mut self) {
-        let Some(task) = self.task.take() else { return };
-        let shared = Arc::clone(&self.shared);
+        self.shared.stop(Stop::Crash);
         self.link.leave(&self.shared);
-        self.link.spawn(async move {
-            drop(task);
-            let lanes: Vec<_> = {
-                let inner = shared.lock();
-                inner.lanes.iter().map(|(lane, kept)| (*lane, kept.epoch, Arc::clone(&kept.link))).collect()
-            };
-            let writing =
-                lanes.iter().map(|(lane, epoch, link)| owner::write(&shared, *lane, *epoch, &**link));
-            let _ = join_all(writing).await;
-            shared.lock().abandon();
-            Ok(())
-        });
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::owner::own;
-use super::record;
-use super::shared::{Finish, Shared};
+use super::shared::{Finish, Kept, Shared};
+use super::slot::Slot;
 use super::{Member, Queues};
 use crate::error::{Error, Result, code};
 use crate::lane::Lane;
@@ -16,38 +16,57 @@ use crate::unsettled::Unsettled;
 
 /// How often to look how many members there are.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often a member that has too few lanes calls in one of the lines that it stands in.
+const CALL_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait before a connection is made anew: from, to.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Is a member for ever, until the subscription is gone.
+/// Is a member until the consumer ends, or the subscription is gone.
 pub(super) async fn keep<Q: Queues + ?Sized>(shared: Arc<Shared<Q>>) -> Result<()> {
+    be_member(&shared).await;
+    shared.lock().abandon();
+    shared.changed.notify_one();
+    shared.is_over.send_replace(true);
+    Ok(())
+}
+
+async fn be_member<Q: Queues + ?Sized>(shared: &Shared<Q>) {
+    let (system, clock) = (&shared.system, &shared.system.clock);
     let mut pause = PAUSES.0;
     loop {
         let mut had_lanes = false;
-        let error = match shared.queues.member(&shared.channel, &shared.subscription).await {
+        let member = tokio::select! {
+            member = system.queues.member(&shared.channel, &shared.subscription) => member,
+            () = shared.stopped() => return,
+        };
+        let error = match member {
             Ok(member) => {
-                let began = shared.clock.elapsed();
-                let error = belong(&shared, &*member).await;
+                let began = clock.elapsed();
+                let error = belong(shared, &*member).await;
                 had_lanes = true;
-                if shared.clock.elapsed().saturating_sub(began) > PAUSES.1 {
+                if clock.elapsed().saturating_sub(began) > PAUSES.1 {
                     pause = PAUSES.0;
                 }
                 error
             }
-            Err(error) => error,
+            Err(error) => Err(error),
         };
+        if shared.stop.borrow().is_some() {
+            shared.lock().failed = error.err();
+            return;
+        }
+        let error =
+            error.err().unwrap_or_else(|| Error::new(code::INTERNAL, "a membership ended for no reason"));
         shared.lock().lose_all(&error);
         shared.changed.notify_one();
-        match record::find(&*shared.queues, &shared.channel.name).await {
+        let found = tokio::select! {
+            found = system.find(&shared.channel.name) => found,
+            () = shared.stopped() => return,
+        };
+        match found {
             Ok(Some(record)) if record.subscriptions.get(&shared.subscription) == Some(&shared.number) => {}
-            Ok(Some(_)) => {
-                shared.finish(Finish::Gone);
-                return Ok(());
-            }
-            Ok(None) => {
-                shared.finish(Finish::ChannelGone);
-                return Ok(());
-            }
+            Ok(Some(_)) => return shared.finish(Finish::Gone),
+            Ok(None) => return shared.finish(Finish::ChannelGone),
             Err(error) => tracing::debug!(%error, "whether the subscription is there cannot be seen now"),
         }
         if had_lanes {
@@ -55,21 +74,36 @@ pub(super) async fn keep<Q: Queues + ?Sized>(shared: Arc<Shared<Q>>) -> Result<(
             shared.changed.notify_one();
         }
         shared.failed(error);
-        shared.clock.sleep(pause).await;
+        tokio::select! {
+            () = clock.sleep(pause) => {}
+            () = shared.stopped() => return,
+        }
         pause = (pause * 2).min(PAUSES.1);
     }
 }
 
-/// Is a member over one connection: what ended it.
-async fn belong<Q: Queues + ?Sized>(shared: &Shared<Q>, member: &dyn Member) -> Error {
-    let wants = watch::Sender::new(false);
-    let lines =
-        (0..shared.channel.lanes).map(|lane| Box::pin(line(shared, member, Lane(lane), wants.subscribe())));
-    let ended = tokio::select! {
+/// What a member tells those who stand in lines for it.
+struct Wants {
+    /// Whether it is to have more lanes.
+    more: watch::Sender<bool>,
+    /// In which line somebody is to call.
+    calls: Vec<Notify>,
+}
+
+/// Is a member over one connection, until the consumer ends.
+///
+/// # Errors
+/// What ended it before.
+async fn belong<Q: Queues + ?Sized>(shared: &Shared<Q>, member: &dyn Member) -> Result<()> {
+    let lanes = || (0..shared.channel.lanes).map(Lane);
+    let wants = Wants { more: watch::Sender::new(false), calls: lanes().map(|_| Notify::new()).collect() };
+    let lines = lanes()
+        .zip(&wants.calls)
+        .map(|(lane, call)| Box::pin(line(shared, member, lane, wants.more.subscribe(), call)));
+    tokio::select! {
         ended = try_join_all(lines) => ended.map(drop),
         ended = tend(shared, member, &wants) => ended,
-    };
-    ended.err().unwrap_or_else(|| Error::new(code::INTERNAL, "a membership has no end"))
+    }
 }
 
 /// Stands in the line of a lane whenever the member is to have more, and has the lane when it is its turn.
@@ -78,57 +112,94 @@ async fn line<Q: Queues + ?Sized>(
     member: &dyn Member,
     lane: Lane,
     mut wants: watch::Receiver<bool>,
+    call: &Notify,
 ) -> Result<()> {
     let ended = |_| Error::new(code::STOPPED, "the consumer was dropped");
     loop {
-        wants.wait_for(|wants| *wants).await.map_err(ended)?;
-        let link = tokio::select! {
-            link = member.lane(lane) => link?,
+        tokio::select! {
+            wanted = wants.wait_for(|wants| *wants) => drop(wanted.map_err(ended)?),
+            () = shared.stopped() => return Ok(()),
+        }
+        let take = async {
+            let line = member.line(lane).await?;
+            let book = Slot::take(line, Arc::clone(&shared.system.clock), None, call).await?;
+            Ok::<_, Error>((book, member.lane(lane).await?))
+        };
+        let (book, link) = tokio::select! {
+            taken = take => taken?,
             left = wants.wait_for(|wants| !*wants) => {
                 left.map_err(ended)?;
                 continue;
             }
+            () = shared.stopped() => return Ok(()),
         };
-        own(shared, lane, link.into()).await?;
+        own(shared, lane, book, link.into()).await?;
     }
 }
 
 /// Looks how many members there are, and lets lanes go that are more than a fair share.
-async fn tend<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    member: &dyn Member,
-    wants: &watch::Sender<bool>,
-) -> Result<()> {
+async fn tend<Q: Queues + ?Sized>(shared: &Shared<Q>, member: &dyn Member, wants: &Wants) -> Result<()> {
+    let lanes = shared.channel.lanes as usize;
+    let (mut called, mut turn) = (shared.system.clock.elapsed(), 0);
     loop {
-        let share = (shared.channel.lanes as usize).div_ceil(member.count().await?.max(1));
-        let has_less = shed(shared, share);
-        wants.send_if_modified(|wants| std::mem::replace(wants, has_less) != has_less);
-        shared.clock.sleep(LOOK).await;
+        let members = member.count().await?.max(1);
+        let (least, most) = (lanes / members, lanes.div_ceil(members));
+        let had = shed(shared, least, most);
+        let is_to_have_more = had < most;
+        wants.more.send_if_modified(|more| std::mem::replace(more, is_to_have_more) != is_to_have_more);
+        let now = shared.system.clock.elapsed();
+        if had < least && now.saturating_sub(called) >= CALL_EVERY {
+            (called, turn) = (now, next_line(shared, turn));
+            if let Some(call) = wants.calls.get(turn) {
+                call.notify_one();
+            }
+        }
+        shared.system.clock.sleep(LOOK).await;
     }
 }
 
-/// Lets go what is more than so many lanes; whether there are less. Those go first of which the least is in hand.
-fn shed<Q: Queues + ?Sized>(shared: &Shared<Q>, share: usize) -> bool {
+/// The next lane behind one that is not this member's: where to call.
+fn next_line<Q: Queues + ?Sized>(shared: &Shared<Q>, behind: usize) -> usize {
+    let inner = shared.lock();
+    let lanes = shared.channel.lanes;
+    let of = |at: u32| Lane(u32::try_from(behind).unwrap_or(0).wrapping_add(at) % lanes.max(1));
+    let next = (1..=lanes).map(of).find(|lane| !inner.lanes.contains_key(lane));
+    next.map_or(0, |lane| lane.0 as usize)
+}
+
+/// Lets go what is more than most; and of what is more than least, one that somebody called for who has less. How many there
+/// were before. Those go first of which the least is in hand.
+fn shed<Q: Queues + ?Sized>(shared: &Shared<Q>, least: usize, most: usize) -> usize {
     let mut inner = shared.lock();
+    let take = |(lane, kept): (&Lane, &mut Kept)| std::mem::take(&mut kept.is_called).then_some(*lane);
+    let called: Vec<Lane> = inner.lanes.iter_mut().filter_map(take).collect();
     let open = inner.lanes.iter().filter(|(_, kept)| kept.revoked.is_none());
     let in_hand = |lane: Lane| inner.hand.unsettled(lane).map_or(0, Unsettled::in_hand);
     let mut open: Vec<(usize, Lane)> = open.map(|(lane, _)| (in_hand(*lane), *lane)).collect();
-    if open.len() <= share {
-        return open.len() < share;
+    let had = open.len();
+    if had > most {
+        open.sort_unstable();
+        open.truncate(had - most);
+    } else if had > least && had == most {
+        open.retain(|(_, lane)| called.contains(lane));
+        open.truncate(1);
+    } else {
+        open.clear();
     }
-    open.sort_unstable();
-    open.truncate(open.len() - share);
-    let grace = shared.settings.grace;
-    let until = shared.clock.elapsed() + grace;
+    if open.is_empty() {
+        return had;
+    }
+    let grace = shared.system.settings.grace;
+    let until = shared.system.clock.elapsed() + grace;
     for (_, lane) in &open {
         if let Some(kept) = inner.lanes.get_mut(lane) {
             kept.revoked = Some(until);
             kept.wakers.leaving.notify_one();
         }
     }
-    let told = shared.clock.now().saturating_add(i64::try_from(grace.as_micros()).unwrap_or(i64::MAX));
+    let told = shared.system.clock.now().saturating_add(i64::try_from(grace.as_micros()).unwrap_or(i64::MAX));
     inner.hand.revoke(open.into_iter().map(|(_, lane)| lane), told);
     drop(inner);
     shared.changed.notify_one();
-    false
+    had
 }

@@ -6,22 +6,27 @@
 //! channel ──▶ lane 0 ──▶ queue of (billing, 0)   the system copies what is published to a lane
 //!         │          └─▶ queue of (search, 0)    to the queue of every subscription
 //!         └─▶ lane 1 ──▶ …
-//!             register                           the channel's settings and its subscriptions; held while it is changed
-//!             book of (billing, 0)               what the owner of the lane noted of attempts
+//!             record                             a slot: the channel's settings and its subscriptions
+//!             book of (billing, 0)               a slot: what the owner of the lane noted of attempts
 //! ```
 //!
-//! Each lane of a subscription has one owner. Members stand in a line for it, and the system lets the next one in when the
-//! one before is gone and what he had in hand is back in its queue, in its order. A member that has more than its share of
-//! the lanes finishes what it has in hand of one and leaves its line.
+//! A *slot* is a queue with one message in it, which is held by whoever stands at the head of its line. The channel's record is
+//! held while it is changed. Each lane of a subscription has one owner, who holds its book: members stand in the line of the book,
+//! and the system lets the next one in when the one before is gone; it then has the queue, when what the one before had in hand
+//! is back there, in its order. A member that has more than its share of the lanes finishes what it has in hand of one and leaves
+//! its line; one that has less than any other may have calls in the line of a lane.
 //!
 //! What waits or failed stays unacknowledged at the owner, so that messages behind it of other subjects flow, and the order
 //! of the queue is never changed. How often something was tried only the owner knows: systems count what they handed over,
 //! which is more. So the owner notes it in the book of the lane, where the next owner finds it.
 //!
-//! - `record`: what stands in a register and in a book
+//! - `access`: what the URLs of such systems have in common
+//! - `slot`: a value that one at a time holds
+//! - `record`: what stands in the record of a channel and in a book
 //! - `broker`, `producer`, `consumer`, `settle`: the ports
 //! - `shared`, `member`, `owner`: what a consumer's task does beside it
 
+mod access;
 mod broker;
 mod consumer;
 mod member;
@@ -30,15 +35,18 @@ mod producer;
 mod record;
 mod settle;
 mod shared;
+mod slot;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 
-pub use crate::log::Settings;
+pub use access::Access;
 pub use broker::QueueBroker;
+pub use record::place_of_undecodable;
+pub use slot::{Copy, Line, Number};
 
 use crate::capability::Capabilities;
 use crate::channel::{Channel, Name};
@@ -86,7 +94,7 @@ pub enum Taken {
 ///
 /// # Contract
 /// 1. What is sent to a lane is in the queue of every subscription, or the answer is not [`Taken::Stored`].
-/// 2. A register is held by one at a time; whoever holds it and is gone gives it back.
+/// 2. A slot is held by one at a time; whoever holds it and is gone gives it back ([`Line`]).
 /// 3. A lane is one member's at a time. The next one gets it when everything that the one before had not settled is back in
 ///    its queue, before what nobody has had.
 /// 4. An error whose verdict is not unknown means that nothing was done.
@@ -95,7 +103,8 @@ pub enum Taken {
 /// Used by many tasks at once.
 ///
 /// # Cancel safety
-/// Every call may be dropped; one that changes something may then have happened.
+/// Every call may be dropped; one that changes something may then have happened, or half of it, and can be repeated. What is
+/// half done stands in the record of the channel, and whoever changes that next removes it.
 #[async_trait]
 pub trait Queues: Send + Sync + fmt::Debug + 'static {
     /// Where it is, for people; without secrets.
@@ -107,11 +116,11 @@ pub trait Queues: Send + Sync + fmt::Debug + 'static {
     /// Looks at the live server.
     async fn probe(&self) -> Result<Effective>;
 
-    /// Makes what a channel is sent to, and its register with this in it, unless they are there. Repeatable.
-    async fn create(&self, channel: &Channel, register: Bytes) -> Result<()>;
+    /// Makes what a channel is sent to, and the slot of its record, unless they are there. Repeatable.
+    async fn create(&self, channel: &Channel) -> Result<()>;
 
-    /// Takes the register of a channel, as soon as nobody else holds it; `None` if there is no such channel.
-    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>>;
+    /// Stands in the line of the record of a channel; `None` if there is none.
+    async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>>;
 
     /// Makes the queues and the books of a subscription. Repeatable.
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
@@ -119,9 +128,9 @@ pub trait Queues: Send + Sync + fmt::Debug + 'static {
     /// Removes them, with everything in them. Repeatable.
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
 
-    /// Returns when what this has made until now is so durable that a kill of the system leaves it.
-    async fn ripen(&self) -> Result<()> {
-        Ok(())
+    /// How long after a queue was made a kill of the system leaves it.
+    fn ripens_after(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// How many messages wait in the queues of a subscription, and are in nobody's hand.
@@ -134,23 +143,14 @@ pub trait Queues: Send + Sync + fmt::Debug + 'static {
     async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>>;
 }
 
-/// The register of a channel, held. Dropped, it is given back as it was.
-#[async_trait]
-pub trait Register: Send {
-    /// What stands in it.
-    fn value(&self) -> &[u8];
-
-    /// Gives it back, with something else in it if there is something.
-    async fn give_back(self: Box<Self>, value: Option<Bytes>) -> Result<()>;
-}
-
 /// Sends messages to a channel, for one producer.
 #[async_trait]
 pub trait Sender: Send {
     /// Whether it is of use still, as far as is known.
     fn is_open(&self) -> bool;
 
-    /// Sends messages to their lanes, in their order; one answer a message.
+    /// Sends messages to their lanes, in their order; one answer a message. A sender of which an answer is unknown, or a call
+    /// was dropped, is finished and not used again.
     async fn send(&mut self, batch: &[&Message]) -> Vec<Taken>;
 
     /// Returns when nothing of an earlier call can be stored any more.
@@ -163,17 +163,17 @@ pub trait Member: Send + Sync {
     /// How many members the subscription has, with this one.
     async fn count(&self) -> Result<usize>;
 
-    /// Stands in the line of a lane until it is this member's. Dropping the call leaves the line.
+    /// Stands in the line of the book of a lane.
+    async fn line(&self, lane: Lane) -> Result<Box<dyn Line>>;
+
+    /// Takes over the queue of a lane whose book this member holds.
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>>;
 }
 
-/// A lane that a member has, for as long as this is not dropped. Its member may be dropped before: a consumer that is closed gives
-/// its lanes up when it is a member no more.
+/// The queue of a lane that a member has, for as long as this is not dropped: what is not settled goes back then, before anybody
+/// else has it. The first error means that it is of no use any more.
 #[async_trait]
 pub trait Link: Send + Sync {
-    /// What the owner before wrote last; empty if there was none.
-    fn book(&self) -> Bytes;
-
     /// Whether the connection is there, as far as is known.
     fn is_open(&self) -> bool;
 
@@ -182,11 +182,9 @@ pub trait Link: Send + Sync {
     /// owner before had it. Dropping the call loses nothing.
     async fn next(&self, out: &mut Vec<Fetched>) -> Result<()>;
 
-    /// Acknowledges messages, and returns when that is as durable as they were.
+    /// Acknowledges messages, and returns when that is as durable as they were. One call at a time, beside
+    /// [`next`](Self::next); it is dropped only with the link.
     async fn settle(&self, places: &[Place]) -> Result<()>;
-
-    /// Replaces what stands in the book.
-    async fn write(&self, book: Bytes) -> Result<()>;
 
     /// Gives the lane up: what is not settled goes back to its queue.
     async fn close(&self) -> Result<()>;

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::try_join;
-
 use super::record::{self, Book};
-use super::shared::{Begun, Inner, Shared, Wakers};
+use super::shared::{Begun, Inner, Shared, Stop, Wakers};
+use super::slot::Slot;
 use super::{Link, Queues};
 use crate::error::{Error, Result, code};
 use crate::hand::Fetched;
@@ -17,24 +16,53 @@ use crate::unsettled::Unsettled;
 /// How long what was given is left to be noted together with what is settled of it.
 const NOTE_AFTER: Duration = Duration::from_millis(5);
 
-/// Has a lane until another member is to have it.
+/// A lane that is had: what there is to write of it, and where.
+struct Own<'a, Q: ?Sized> {
+    shared: &'a Shared<Q>,
+    lane: Lane,
+    epoch: u64,
+    wakers: Arc<Wakers>,
+    link: &'a dyn Link,
+    book: &'a mut Slot,
+}
+
+/// Has a lane whose book is held, until another member is to have it, or the consumer ends.
 ///
 /// # Errors
 /// What kept it from being had any longer.
 pub(super) async fn own<Q: Queues + ?Sized>(
     shared: &Shared<Q>,
     lane: Lane,
+    mut book: Slot,
+    // Dropped before the book is: messages go back before somebody else has the lane.
     link: Arc<dyn Link>,
 ) -> Result<()> {
-    let book = Book::read(&link.book())?;
-    let (epoch, wakers) = shared.lock().gain(lane, Arc::clone(&link), book);
+    let found = Book::read(book.value())?;
+    let (epoch, wakers) = shared.lock().gain(lane, &link, found);
     shared.changed.notify_one();
-    tokio::select! {
-        ended = read(shared, lane, epoch, &*link) => return ended,
-        ended = keep(shared, lane, epoch, &*link, &wakers) => return ended,
-        ended = leaving(shared, lane, epoch, &wakers) => ended?,
+    let mut own = Own { shared, lane, epoch, wakers, link: &*link, book: &mut book };
+    let ended = tokio::select! {
+        ended = read(shared, lane, epoch, &*link) => ended,
+        ended = own.keep() => ended,
+    };
+    let why = match &ended {
+        Ok(()) => Error::new(code::STOPPED, "the lane was given up"),
+        Err(error) => error.again(),
+    };
+    {
+        let mut inner = shared.lock();
+        if inner.kept(lane, epoch).is_some() {
+            inner.lose([lane], &why);
+        }
     }
-    close(shared, lane, epoch, &*link).await
+    shared.changed.notify_one();
+    ended?;
+    if *shared.stop.borrow() == Some(Stop::Crash) {
+        return Ok(());
+    }
+    link.close().await?;
+    drop(link);
+    book.leave().await
 }
 
 /// Takes what comes, for ever.
@@ -68,102 +96,99 @@ fn arrive(inner: &mut Inner, lane: Lane, epoch: u64, mut fetched: Fetched) {
     }
 }
 
-/// Writes what there is to write, for ever.
-async fn keep<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    lane: Lane,
-    epoch: u64,
-    link: &dyn Link,
-    wakers: &Wakers,
-) -> Result<()> {
-    loop {
-        wakers.writing.notified().await;
-        tokio::select! {
-            () = wakers.urgent.notified() => {}
-            () = shared.clock.sleep(NOTE_AFTER) => {}
+/// What is next for a lane.
+enum Next {
+    /// To wait, at most until then.
+    Wait(Option<Duration>),
+    /// To give it up.
+    Leave(Stop),
+}
+
+impl<Q: Queues + ?Sized> Own<'_, Q> {
+    /// Writes what there is to write until the lane is to go. A writing that was begun is brought to its end: whoever waits for
+    /// it is told nothing that is not so.
+    async fn keep(&mut self) -> Result<()> {
+        loop {
+            let rest = match self.next()? {
+                Next::Wait(rest) => rest,
+                Next::Leave(Stop::Close) => return self.write_last().await,
+                Next::Leave(Stop::Crash) => return self.write().await,
+            };
+            tokio::select! {
+                () = self.wakers.writing.notified() => {}
+                () = self.wakers.leaving.notified() => continue,
+                () = self.shared.system.clock.sleep(rest.unwrap_or(Duration::MAX)), if rest.is_some() => continue,
+                is_call = self.book.sent() => {
+                    self.called(is_call?);
+                    self.book.tidy().await?;
+                    continue;
+                }
+            }
+            tokio::select! {
+                () = self.wakers.urgent.notified() => {}
+                () = self.shared.system.clock.sleep(NOTE_AFTER) => {}
+            }
+            self.write().await?;
         }
-        write(shared, lane, epoch, link).await?;
     }
-}
 
-/// Writes until everything is durable that has happened until now.
-pub(super) async fn write<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    lane: Lane,
-    epoch: u64,
-    link: &dyn Link,
-) -> Result<()> {
-    loop {
-        let Some(begun) = shared.lock().begin(lane, epoch, false) else { return Ok(()) };
-        one(shared, lane, epoch, link, begun).await?;
+    fn called(&self, is_call: bool) {
+        if let Some(kept) = self.shared.lock().kept(self.lane, self.epoch) {
+            kept.is_called |= is_call;
+        }
     }
-}
 
-async fn one<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    lane: Lane,
-    epoch: u64,
-    link: &dyn Link,
-    begun: Begun,
-) -> Result<()> {
-    let settled = async { if begun.acks.is_empty() { Ok(()) } else { link.settle(&begun.acks).await } };
-    let noted = async {
-        match &begun.book {
-            Some(book) => link.write(record::bytes(book)?).await,
+    /// A lane goes when the consumer ends, or when another member is to have it, and nothing of it is in hand, or its time is
+    /// over.
+    fn next(&self) -> Result<Next> {
+        let mut inner = self.shared.lock();
+        let in_hand = inner.hand.unsettled(self.lane).map_or(0, Unsettled::in_hand);
+        let is_free = in_hand == 0 && inner.is_written(self.lane);
+        let Some(kept) = inner.kept(self.lane, self.epoch) else {
+            return Err(Error::new(code::CONNECTION_LOST, "the connection was lost"));
+        };
+        if let Some(stop) = *self.shared.stop.borrow() {
+            return Ok(Next::Leave(stop));
+        }
+        let Some(revoked) = kept.revoked else { return Ok(Next::Wait(None)) };
+        let rest = revoked.max(kept.held_until).saturating_sub(self.shared.system.clock.elapsed());
+        let is_over = is_free || rest.is_zero();
+        Ok(if is_over { Next::Leave(Stop::Close) } else { Next::Wait(Some(rest)) })
+    }
+
+    /// Writes until everything is durable that has happened until now.
+    async fn write(&mut self) -> Result<()> {
+        loop {
+            let Some(begun) = self.shared.lock().begin(self.lane, self.epoch, false) else { return Ok(()) };
+            self.one(begun).await?;
+        }
+    }
+
+    /// Writes what was settled, and what was tried, for the next owner.
+    async fn write_last(&mut self) -> Result<()> {
+        let begun = self.shared.lock().begin(self.lane, self.epoch, true);
+        match begun {
+            Some(begun) => self.one(begun).await,
             None => Ok(()),
         }
-    };
-    try_join(settled, noted).await?;
-    shared.lock().end(lane, epoch, &begun);
-    shared.changed.notify_one();
-    Ok(())
-}
+    }
 
-/// Returns when a lane is to go: another member is to have it, and nothing of it is in hand, or its time is over.
-async fn leaving<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    lane: Lane,
-    epoch: u64,
-    wakers: &Wakers,
-) -> Result<()> {
-    loop {
-        let until = {
-            let mut inner = shared.lock();
-            let is_free =
-                inner.hand.unsettled(lane).map_or(0, Unsettled::in_hand) == 0 && inner.is_written(lane);
-            let Some(kept) = inner.kept(lane, epoch) else {
-                return Err(Error::new(code::CONNECTION_LOST, "the connection was lost"));
-            };
-            match kept.revoked {
-                Some(_) if is_free => return Ok(()),
-                Some(until) => Some(until.max(kept.held_until)),
-                None => None,
+    async fn one(&mut self, begun: Begun) -> Result<()> {
+        let Self { link, book, .. } = self;
+        let settled = async { if begun.acks.is_empty() { Ok(()) } else { link.settle(&begun.acks).await } };
+        let noted = async {
+            match &begun.book {
+                Some(noted) => match book.write(record::bytes(noted)?).await {
+                    // Consumers make the room that the system needs: they go on.
+                    Err(error) if error.code() == code::LIMIT_REACHED => Ok(Some(error)),
+                    written => written.map(|()| None),
+                },
+                None => Ok(None),
             }
         };
-        let rest = until.map(|until| until.saturating_sub(shared.clock.elapsed()));
-        if rest.is_some_and(|rest| rest.is_zero()) {
-            return Ok(());
-        }
-        tokio::select! {
-            () = wakers.leaving.notified() => {}
-            () = shared.clock.sleep(rest.unwrap_or(Duration::MAX)), if rest.is_some() => {}
-        }
+        let ((), refused) = futures::future::try_join(settled, noted).await?;
+        self.shared.lock().end(self.lane, self.epoch, &begun, refused.as_ref());
+        self.shared.changed.notify_one();
+        Ok(())
     }
-}
-
-/// Gives a lane up: what was settled is written, and what was tried is noted, before another one has it.
-pub(super) async fn close<Q: Queues + ?Sized>(
-    shared: &Shared<Q>,
-    lane: Lane,
-    epoch: u64,
-    link: &dyn Link,
-) -> Result<()> {
-    let begun = shared.lock().begin(lane, epoch, true);
-    if let Some(begun) = begun {
-        one(shared, lane, epoch, link, begun).await?;
-    }
-    let gone = Error::new(code::STOPPED, "the lane was given up");
-    shared.lock().lose([lane], &gone);
-    shared.changed.notify_one();
-    link.close().await
 }

@@ -15,6 +15,8 @@ use crate::port::{Producer, Sent};
 /// How many messages, and bytes of them, are sent in one piece.
 const PIECE_MESSAGES: u64 = 1_000;
 const PIECE_BYTES: usize = 4 << 20;
+/// How long to wait for what was sent over a sender in doubt.
+const FINISH: Duration = Duration::from_secs(1);
 /// How long to wait for room before it is looked for again.
 const ROOM_WAIT: Duration = Duration::from_millis(20);
 /// Into how many parts what there is room for is cut: a look for room lets one of them pass, since others publish as well.
@@ -25,6 +27,10 @@ pub(super) struct QueueProducer<Q: Queues> {
     channel: Channel,
     /// It is made anew after an answer was lost.
     sender: Option<Box<dyn Sender>>,
+    /// Whether something that was sent over it has no answer: an answer was lost, or a call was dropped.
+    is_in_doubt: bool,
+    /// Why something may still be stored that was sent over an earlier one.
+    doubt: Option<Error>,
     /// How many messages may be sent before it is looked again.
     room: u64,
     /// What was published until now: messages and bytes.
@@ -33,13 +39,14 @@ pub(super) struct QueueProducer<Q: Queues> {
 
 impl<Q: Queues> QueueProducer<Q> {
     pub(super) fn new(link: Arc<Link<Q>>, channel: Channel, sender: Box<dyn Sender>) -> Self {
-        Self { link, channel, sender: Some(sender), room: 0, published: (0, 0) }
+        let sender = Some(sender);
+        Self { link, channel, sender, is_in_doubt: false, doubt: None, room: 0, published: (0, 0) }
     }
 
     fn check(&self, message: &Message) -> Result<()> {
         message.check()?;
         let size = message.size();
-        let most = self.link.queues.capabilities().message_bytes_max;
+        let most = self.link.system.queues.capabilities().message_bytes_max;
         if size > most {
             let text = format!("a message has {size} bytes, and {most} are possible");
             return Err(Error::new(code::BODY_TOO_LARGE, text));
@@ -54,8 +61,8 @@ impl<Q: Queues> QueueProducer<Q> {
     /// Looks how many messages there is room for. Queues count messages alone: their bytes are reckoned from the mean size of
     /// what was published here.
     async fn look_for_room(&mut self) -> Result<()> {
-        let queues = &*self.link.queues;
-        let record = record::find(queues, &self.channel.name).await?;
+        let queues = &*self.link.system.queues;
+        let record = self.link.system.find_recent(&self.channel.name).await?;
         let record = record.ok_or_else(|| record::missing(&self.channel.name))?;
         let mut waiting = 0;
         for subscription in record.subscriptions.keys() {
@@ -70,7 +77,7 @@ impl<Q: Queues> QueueProducer<Q> {
 
     /// Waits until something may be sent, at most until then.
     async fn wait_for_room(&mut self, until: Duration) -> Result<()> {
-        let clock = Arc::clone(&self.link.clock);
+        let clock = Arc::clone(&self.link.system.clock);
         loop {
             self.link.check_open()?;
             if self.room == 0 {
@@ -90,23 +97,38 @@ impl<Q: Queues> QueueProducer<Q> {
         }
     }
 
+    /// Ends a sender in doubt: what was sent over it is not to be stored behind what is sent over the next one.
+    async fn end_doubt(&mut self) {
+        let Some(sender) = self.sender.as_mut().filter(|_| self.is_in_doubt) else { return };
+        let ended = tokio::select! {
+            ended = sender.finish() => ended,
+            () = self.link.system.clock.sleep(FINISH) => Err(not_ended()),
+        };
+        self.doubt = ended.err().or(self.doubt.take());
+        (self.sender, self.is_in_doubt) = (None, false);
+    }
+
     /// Sends messages until all are stored, or something ends it; one answer a message that there is an answer for.
     async fn store(&mut self, messages: &[&Message], sent: &mut Vec<Sent>) -> Result<()> {
-        let clock = Arc::clone(&self.link.clock);
-        let until = clock.elapsed() + self.link.settings.patience;
+        let clock = Arc::clone(&self.link.system.clock);
+        let until = clock.elapsed() + self.link.system.settings.patience;
         while sent.len() < messages.len() {
             self.wait_for_room(until).await?;
+            self.end_doubt().await;
             let sender = match &mut self.sender {
                 Some(sender) if sender.is_open() => sender,
                 Some(lost) => {
-                    *lost = self.link.queues.sender(&self.channel).await?;
+                    *lost = self.link.system.queues.sender(&self.channel).await?;
                     lost
                 }
-                none => none.insert(self.link.queues.sender(&self.channel).await?),
+                none => none.insert(self.link.system.queues.sender(&self.channel).await?),
             };
             let (mut blocked, mut ended, mut refused) = (None, None, None);
             let piece = piece(&messages[sent.len()..], self.room);
-            for (message, taken) in piece.iter().zip(sender.send(piece).await) {
+            self.is_in_doubt = true;
+            let all = sender.send(piece).await;
+            self.is_in_doubt = all.iter().any(|taken| matches!(taken, Taken::Unknown(_)));
+            for (message, taken) in piece.iter().zip(all) {
                 sent.push(match taken {
                     Taken::Stored => {
                         self.room = self.room.saturating_sub(1);
@@ -139,7 +161,6 @@ impl<Q: Queues> QueueProducer<Q> {
             }
             if let Some(error) = ended {
                 // What stands behind it was not asked for.
-                self.sender = None;
                 return Err(error.verdict_is(Verdict::Retry));
             }
             if let Some(error) = refused {
@@ -156,6 +177,10 @@ impl<Q: Queues> QueueProducer<Q> {
         }
         Ok(())
     }
+}
+
+fn not_ended() -> Error {
+    Error::new(code::TIMED_OUT, "what was published could not be brought to an end in time")
 }
 
 /// As many messages as go in one piece, and have room; one at least.
@@ -190,12 +215,13 @@ impl<Q: Queues> Producer for QueueProducer<Q> {
     }
 
     async fn close(mut self: Box<Self>, deadline: Duration) -> Result<()> {
-        let Some(sender) = &mut self.sender else { return Ok(()) };
-        tokio::select! {
-            ended = sender.finish() => ended,
-            () = self.link.clock.sleep(deadline) => {
-                Err(Error::new(code::TIMED_OUT, "what was published could not be brought to an end in time"))
-            }
-        }
+        let ended = match &mut self.sender {
+            None => Ok(()),
+            Some(sender) => tokio::select! {
+                ended = sender.finish() => ended,
+                () = self.link.system.clock.sleep(deadline) => Err(not_ended()),
+            },
+        };
+        ended.and(self.doubt.take().map_or(Ok(()), Err))
     }
 }

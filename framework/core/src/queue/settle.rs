@@ -28,15 +28,15 @@ impl<Q: Queues> QueueSettle<Q> {
 impl<Q: Queues> Settle for QueueSettle<Q> {
     async fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Settled> {
         let shared = &self.shared;
-        let now = shared.clock.now();
-        // Of each: the answer that is known already, or the lane whose writing has it.
-        let mut asked: Vec<Result<Lane, Settled>> = Vec::with_capacity(batch.len());
+        let now = shared.system.clock.now();
+        // Of each: the answer that is known already, or the lane whose writing has it, and whether that is to note it.
+        let mut asked: Vec<Result<(Lane, bool), Settled>> = Vec::with_capacity(batch.len());
         let waits: Vec<_> = {
             let mut inner = shared.lock();
             for (token, settlement) in batch {
-                let end = match (settlement, shared.queues.capabilities().dead_letter) {
+                let end = match (settlement, shared.system.queues.capabilities().dead_letter) {
                     (Settlement::DeadLetter { .. }, How::No(why)) => {
-                        let refusal = missing(&shared.queues.location(), "dead_letter", why);
+                        let refusal = missing(&shared.system.queues.location(), "dead_letter", why);
                         asked.push(Err(Settled::Refused(refusal)));
                         continue;
                     }
@@ -51,28 +51,28 @@ impl<Q: Queues> Settle for QueueSettle<Q> {
                 if let (Some(place), End::Done) = (place, end) {
                     inner.ack(token.lane, place);
                 }
-                asked.push(place.map(|_| token.lane).ok_or(Settled::Lost));
+                asked.push(place.map(|_| (token.lane, end != End::Done)).ok_or(Settled::Lost));
             }
-            let lanes: BTreeSet<Lane> =
+            let writings: BTreeSet<(Lane, bool)> =
                 asked.iter().filter_map(|asked| asked.as_ref().ok()).copied().collect();
-            let mut wait = |lane: Lane| {
+            let mut wait = |(lane, is_note)| {
                 let number = inner.touch(lane);
                 if let Some(kept) = inner.lanes.get(&lane) {
                     kept.wakers.urgent.notify_one();
                 }
-                (lane, inner.wait(lane, number))
+                ((lane, is_note), inner.wait(lane, number, is_note))
             };
-            lanes.into_iter().map(&mut wait).collect()
+            writings.into_iter().map(&mut wait).collect()
         };
         shared.changed.notify_one();
         let mut written = BTreeMap::new();
-        for (lane, wait) in waits {
+        for (writing, wait) in waits {
             let gone = || Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"));
-            written.insert(lane, wait.await.unwrap_or_else(|_| gone()));
+            written.insert(writing, wait.await.unwrap_or_else(|_| gone()));
         }
-        let answer = |asked: Result<Lane, Settled>| match asked {
+        let answer = |asked: Result<(Lane, bool), Settled>| match asked {
             Err(known) => known,
-            Ok(lane) => match written.get(&lane) {
+            Ok(writing) => match written.get(&writing) {
                 Some(Written::Done) => Settled::Done,
                 Some(Written::Unknown(error)) => Settled::Unknown(error.again()),
                 Some(Written::Lost) | None => Settled::Lost,
@@ -82,7 +82,7 @@ impl<Q: Queues> Settle for QueueSettle<Q> {
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Settled> {
-        let until = self.shared.clock.elapsed() + by;
+        let until = self.shared.system.clock.elapsed() + by;
         let mut inner = self.shared.lock();
         let mut extend = |token: &Token| {
             if inner.hand.place(*token).is_none() {

@@ -1,15 +1,14 @@
 //! What a consumer, its settlers and its task share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
-use super::record::{Book, Tried};
-use super::{Link, Queues, Settings};
+use super::record::{Book, System, Tried};
+use super::{Link, Queues};
 use crate::channel::{Channel, Name, Subscription};
-use crate::clock::Clock;
 use crate::error::{Error, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
@@ -22,12 +21,23 @@ pub(super) struct Shared<Q: ?Sized> {
     pub(super) subscription: Name,
     /// The number of the subscription.
     pub(super) number: u64,
-    pub(super) settings: Settings,
-    pub(super) clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
     /// Something came, or changed: for whoever receives, or waits for the end.
     pub(super) changed: Notify,
-    pub(super) queues: Arc<Q>,
+    /// How the task is to end, once it is.
+    pub(super) stop: watch::Sender<Option<Stop>>,
+    /// Whether it has ended.
+    pub(super) is_over: watch::Sender<bool>,
+    pub(super) system: Arc<System<Q>>,
+}
+
+/// How a consumer's task ends. A writing that is under way is never given up for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Lanes are given up, with what was settled and tried written.
+    Close,
+    /// What was settled is written, and lanes are left as by a crash.
+    Crash,
 }
 
 /// What the lock is for.
@@ -58,15 +68,15 @@ pub(super) enum Finish {
 /// A lane that this consumer has.
 pub(super) struct Kept {
     pub(super) epoch: u64,
-    pub(super) link: Arc<dyn Link>,
+    /// Its queue, which whoever looks after the lane has.
+    link: Weak<dyn Link>,
     /// The number of the last writing that is durable, of the one that is on its way, and of the one that everything until
     /// now belongs to.
     written: u64,
     writing: u64,
     number: u64,
-    /// What is to be acknowledged with the next writing, and what the one on its way acknowledges.
+    /// What is to be acknowledged with the next writing.
     acks: Vec<Place>,
-    acking: Vec<Place>,
     /// What an owner before noted of messages that have not come yet.
     pub(super) before: HashMap<u64, Tried>,
     /// Whether something stands in the book.
@@ -74,6 +84,8 @@ pub(super) struct Kept {
     /// When it goes, if another member is to have it; and until when it is to be kept.
     pub(super) revoked: Option<Duration>,
     pub(super) held_until: Duration,
+    /// Whether a member that has too few stands in its line, and called lately.
+    pub(super) is_called: bool,
     /// How many deliveries are to be noted before they are given: behind an owner who died with the lane in its hand.
     pub(super) careful: usize,
     pub(super) wakers: Arc<Wakers>,
@@ -113,6 +125,8 @@ struct Waiter {
     lane: Lane,
     epoch: u64,
     number: u64,
+    /// Whether it is about what is to be noted, and not about what is acknowledged.
+    is_note: bool,
     tell: oneshot::Sender<Written>,
 }
 
@@ -127,14 +141,11 @@ pub(super) enum Written {
 
 impl<Q: Queues + ?Sized> Shared<Q> {
     pub(super) fn new(
-        link: &super::broker::Link<Q>,
+        system: Arc<System<Q>>,
         channel: Channel,
         subscription: &Subscription,
         number: u64,
-    ) -> Self
-    where
-        Q: Sized,
-    {
+    ) -> Self {
         let inner = Inner {
             hand: Hand::new(subscription.window),
             lanes: BTreeMap::new(),
@@ -147,18 +158,31 @@ impl<Q: Queues + ?Sized> Shared<Q> {
             channel,
             subscription: subscription.name.clone(),
             number,
-            settings: link.settings,
-            clock: Arc::clone(&link.clock),
             inner: Mutex::new(inner),
             changed: Notify::new(),
-            queues: Arc::clone(&link.queues),
+            stop: watch::Sender::default(),
+            is_over: watch::Sender::default(),
+            system,
         }
+    }
+
+    /// Has the task end, unless it is ending.
+    pub(super) fn stop(&self, how: Stop) {
+        self.stop.send_if_modified(|stop| stop.is_none() && stop.replace(how).is_none());
+        let inner = self.lock();
+        inner.lanes.values().for_each(|kept| kept.wakers.leaving.notify_one());
+    }
+
+    /// Returns when the task is to end.
+    pub(super) async fn stopped(&self) {
+        // The sender is here.
+        let _ = self.stop.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Locks what is shared. Lanes whose connection is known to be lost are let go first.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_lost = |(_, kept): &(&Lane, &Kept)| !kept.link.is_open();
+        let is_lost = |(_, kept): &(&Lane, &Kept)| !kept.link.upgrade().is_some_and(|link| link.is_open());
         let lost: Vec<Lane> = inner.lanes.iter().filter(is_lost).map(|(lane, _)| *lane).collect();
         if !lost.is_empty() {
             inner.lose(lost, &Error::new(code::CONNECTION_LOST, "the connection was lost"));
@@ -188,23 +212,23 @@ impl<Q: Queues + ?Sized> Shared<Q> {
 
 impl Inner {
     /// A lane is this consumer's from now on, with what was noted of it.
-    pub(super) fn gain(&mut self, lane: Lane, link: Arc<dyn Link>, book: Book) -> (u64, Arc<Wakers>) {
+    pub(super) fn gain(&mut self, lane: Lane, link: &Arc<dyn Link>, book: Book) -> (u64, Arc<Wakers>) {
         self.epoch += 1;
         self.hand.gain(lane, self.epoch, crate::unsettled::Unsettled::new(0), Vec::new());
         let careful = if book.is_closed { 0 } else { self.hand.window() };
         let wakers = Arc::<Wakers>::default();
         let kept = Kept {
             epoch: self.epoch,
-            link,
+            link: Arc::downgrade(link),
             written: 0,
             writing: 0,
             number: 0,
             acks: Vec::new(),
-            acking: Vec::new(),
             is_noted: !book.is_empty() || !book.is_closed,
             before: book.tried(),
             revoked: None,
             held_until: Duration::ZERO,
+            is_called: false,
             careful,
             wakers: Arc::clone(&wakers),
         };
@@ -221,8 +245,9 @@ impl Inner {
     pub(super) fn lose(&mut self, lanes: impl IntoIterator<Item = Lane>, error: &Error) {
         for lane in lanes {
             let Some(kept) = self.lanes.remove(&lane) else { continue };
-            self.answer(lane, kept.epoch, |number| {
-                Some(if number <= kept.writing { Written::Unknown(error.again()) } else { Written::Lost })
+            self.answer(lane, kept.epoch, |waiter| {
+                let is_begun = waiter.number <= kept.writing;
+                Some(if is_begun { Written::Unknown(error.again()) } else { Written::Lost })
             });
             kept.wakers.leaving.notify_one();
             self.hand.lose([lane]);
@@ -271,29 +296,32 @@ impl Inner {
         let book = (kept.is_noted || !book.is_empty()).then_some(book);
         kept.is_noted |= book.is_some();
         kept.writing = kept.number;
-        // One that was dropped on its way is done once more.
-        kept.acking.append(&mut kept.acks);
-        Some(Begun { number: kept.number, acks: kept.acking.clone(), book })
+        Some(Begun { number: kept.number, acks: std::mem::take(&mut kept.acks), book })
     }
 
-    /// A writing is durable.
-    pub(super) fn end(&mut self, lane: Lane, epoch: u64, begun: &Begun) {
+    /// A writing is durable; but for what is in the book, if the system took nothing then. What was noted before may stand
+    /// there then.
+    pub(super) fn end(&mut self, lane: Lane, epoch: u64, begun: &Begun, refused: Option<&Error>) {
         if let Some(kept) = self.kept(lane, epoch) {
             kept.written = begun.number;
-            kept.acking.clear();
-            if let Some(book) = &begun.book {
+            if let Some(book) = begun.book.as_ref().filter(|_| refused.is_none()) {
                 kept.is_noted = !book.is_empty();
             }
             kept.wakers.leaving.notify_one();
         }
-        self.answer(lane, epoch, |known| (known <= begun.number).then_some(Written::Done));
+        self.answer(lane, epoch, |waiter| {
+            (waiter.number <= begun.number).then(|| match refused {
+                Some(error) if waiter.is_note => Written::Unknown(error.again()),
+                _ => Written::Done,
+            })
+        });
     }
 
-    /// Waits for a writing of a lane.
-    pub(super) fn wait(&mut self, lane: Lane, number: u64) -> oneshot::Receiver<Written> {
+    /// Waits for a writing of a lane: for what is noted with it, or for what is acknowledged.
+    pub(super) fn wait(&mut self, lane: Lane, number: u64, is_note: bool) -> oneshot::Receiver<Written> {
         let (tell, told) = oneshot::channel();
         match self.lanes.get(&lane) {
-            Some(kept) => self.waiters.push(Waiter { lane, epoch: kept.epoch, number, tell }),
+            Some(kept) => self.waiters.push(Waiter { lane, epoch: kept.epoch, number, is_note, tell }),
             None => _ = tell.send(Written::Lost),
         }
         told
@@ -307,11 +335,11 @@ impl Inner {
         released
     }
 
-    fn answer(&mut self, lane: Lane, epoch: u64, answer: impl Fn(u64) -> Option<Written>) {
+    fn answer(&mut self, lane: Lane, epoch: u64, answer: impl Fn(&Waiter) -> Option<Written>) {
         let mut at = 0;
         while let Some(waiter) = self.waiters.get(at) {
             let is_of_it = (waiter.lane, waiter.epoch) == (lane, epoch);
-            match is_of_it.then(|| answer(waiter.number)).flatten() {
+            match is_of_it.then(|| answer(waiter)).flatten() {
                 Some(written) => _ = self.waiters.swap_remove(at).tell.send(written),
                 None => at += 1,
             }

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
 use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
-use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader, Settings};
+use tidegate_core::log::{Appended, Appender, Document, Log, LogBroker, Reader};
 use tidegate_core::port::{Attempt, Broker, Effective, Sent};
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
-    Subscription, SystemClock, Topology,
+    Settings, Subscription, SystemClock, Topology,
 };
 use tokio::sync::Notify;
 

@@ -1,7 +1,7 @@
 //! Queues in memory that can be cut off and made to lose answers, and what the suite needs of them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use tidegate_core::error::code;
 use tidegate_core::hand::Fetched;
 use tidegate_core::port::{Attempt, Broker, Effective, Sent};
 use tidegate_core::queue::{
-    Link, Member, NO_BROWSING, NO_LISTING, QueueBroker, Queues, Register, Sender, Settings, Taken, held_max,
+    Copy, Line, Link, Member, NO_BROWSING, NO_LISTING, Number, QueueBroker, Queues, Sender, Taken, held_max,
 };
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
-    Subscription, SystemClock, Topology,
+    Settings, Subscription, SystemClock, Topology,
 };
 use tokio::sync::Notify;
 
@@ -43,12 +43,12 @@ static CAPABILITIES: Capabilities = Capabilities {
 /// Queues in memory. Clones are the same ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
-    data: Arc<Data>,
+    pub(crate) data: Arc<Data>,
     clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug, Default)]
-struct Data {
+pub(crate) struct Data {
     channels: Mutex<BTreeMap<Name, Stored>>,
     changed: Notify,
     /// How often all connections were cut.
@@ -56,25 +56,41 @@ struct Data {
     tickets: AtomicU64,
     /// How many answers to sending are to be lost.
     to_lose: AtomicUsize,
+    /// A bug: everybody who stands in the line of a record is at its head.
+    pub(crate) has_no_lines: AtomicBool,
+    /// How many steps of making or removing a subscription are left before whoever does it is killed.
+    steps_left: Mutex<Option<usize>>,
+    /// How long a settling takes.
+    settling: Mutex<Duration>,
+    /// Books cannot be written: the server takes nothing.
+    pub(crate) is_full: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Stored {
-    register: Option<Bytes>,
+    record: Slot,
     subscriptions: BTreeMap<Name, Queue>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     members: usize,
-    lanes: BTreeMap<Lane, Line>,
+    lanes: BTreeMap<Lane, Lined>,
 }
 
-/// A queue, its book, and who stands in its line: the first has what is in hand.
+/// The queue of a slot, and who stands in its line: the first has what is in hand.
 #[derive(Debug, Default)]
-struct Line {
-    book: Bytes,
+struct Slot {
     line: VecDeque<u64>,
+    ready: VecDeque<(Number, Bytes)>,
+    in_hand: BTreeMap<u64, (Number, Bytes)>,
+    given: u64,
+}
+
+/// A queue, and its book, whose holder has what is in hand.
+#[derive(Debug, Default)]
+struct Lined {
+    book: Slot,
     /// With whether somebody had it before.
     ready: VecDeque<(Message, bool)>,
     in_hand: BTreeMap<u64, Message>,
@@ -103,6 +119,37 @@ impl Model {
         Arc::new(QueueBroker::new(self.clone(), settings, Arc::clone(&self.clock)))
     }
 
+    /// The queues that a channel has, by subscription, whether its record names them or not.
+    pub(crate) fn subscriptions(&self, channel: &Channel) -> Vec<String> {
+        let channels = lock(&self.data.channels);
+        let stored = channels.get(&channel.name).into_iter();
+        stored.flat_map(|stored| stored.subscriptions.keys().map(ToString::to_string)).collect()
+    }
+
+    /// Kills whoever makes or removes a subscription, after so many steps of it.
+    pub(crate) fn kill_after(&self, steps: usize) {
+        *lock(&self.data.steps_left) = Some(steps);
+    }
+
+    pub(crate) fn revive(&self) {
+        *lock(&self.data.steps_left) = None;
+    }
+
+    pub(crate) fn settle_in(&self, time: Duration) {
+        *lock(&self.data.settling) = time;
+    }
+
+    fn step(&self) -> Result<()> {
+        match &mut *lock(&self.data.steps_left) {
+            Some(0) => Err(lost()),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn cut(&self) {
         self.data.cuts.fetch_add(1, Ordering::AcqRel);
         self.data.changed.notify_waiters();
@@ -123,43 +170,36 @@ impl Queues for Model {
         Ok(Effective::default())
     }
 
-    async fn create(&self, channel: &Channel, register: Bytes) -> Result<()> {
-        let fresh = || Stored { register: Some(register), subscriptions: BTreeMap::new() };
-        lock(&self.data.channels).entry(channel.name.clone()).or_insert_with(fresh);
+    async fn create(&self, channel: &Channel) -> Result<()> {
+        lock(&self.data.channels).entry(channel.name.clone()).or_default();
         Ok(())
     }
 
-    async fn register(&self, channel: &Name) -> Result<Option<Box<dyn Register>>> {
-        loop {
-            let mut changed = std::pin::pin!(self.data.changed.notified());
-            changed.as_mut().enable();
-            tokio::task::yield_now().await;
-            let found = match lock(&self.data.channels).get_mut(channel) {
-                None => return Ok(None),
-                Some(stored) => stored.register.take(),
-            };
-            if let Some(value) = found {
-                let (data, channel) = (Arc::clone(&self.data), channel.clone());
-                return Ok(Some(Box::new(Held { data, channel, value })));
-            }
-            changed.await;
+    async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
+        if !lock(&self.data.channels).contains_key(channel) {
+            return Ok(None);
         }
+        Ok(Some(ModelLine::stand(&self.data, channel, None)?))
     }
 
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
-        let mut channels = lock(&self.data.channels);
-        let stored = channels.get_mut(&channel.name).ok_or_else(lost)?;
-        let lanes = (0..channel.lanes).map(|lane| (Lane(lane), Line::default())).collect();
-        stored.subscriptions.entry(subscription.clone()).or_insert(Queue { members: 0, lanes });
-        Ok(())
+        self.step()?;
+        {
+            let mut channels = lock(&self.data.channels);
+            let stored = channels.get_mut(&channel.name).ok_or_else(lost)?;
+            let lanes = (0..channel.lanes).map(|lane| (Lane(lane), Lined::default())).collect();
+            stored.subscriptions.entry(subscription.clone()).or_insert(Queue { members: 0, lanes });
+        }
+        self.step()
     }
 
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
+        self.step()?;
         if let Some(stored) = lock(&self.data.channels).get_mut(&channel.name) {
             stored.subscriptions.remove(subscription);
         }
         self.data.changed.notify_waiters();
-        Ok(())
+        self.step()
     }
 
     async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {
@@ -185,31 +225,104 @@ impl Queues for Model {
     }
 }
 
-struct Held {
+/// A place in the line of a record, or of the book of a lane.
+struct ModelLine {
     data: Arc<Data>,
     channel: Name,
-    value: Bytes,
+    of: Option<(Name, Lane)>,
+    ticket: u64,
+    cuts: u64,
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(stored) = lock(&self.data.channels).get_mut(&self.channel) {
-            stored.register.get_or_insert_with(|| self.value.clone());
+impl ModelLine {
+    fn stand(data: &Arc<Data>, channel: &Name, of: Option<(Name, Lane)>) -> Result<Box<dyn Line>> {
+        let ticket = data.tickets.fetch_add(1, Ordering::Relaxed);
+        let cuts = data.cuts.load(Ordering::Acquire);
+        let line = Self { data: Arc::clone(data), channel: channel.clone(), of, ticket, cuts };
+        line.slot(|slot| slot.line.push_back(ticket))?;
+        Ok(Box::new(line))
+    }
+
+    fn slot<T>(&self, act: impl FnOnce(&mut Slot) -> T) -> Result<T> {
+        let mut channels = lock(&self.data.channels);
+        let stored = channels.get_mut(&self.channel).ok_or_else(lost)?;
+        let slot = match &self.of {
+            None => &mut stored.record,
+            Some((subscription, lane)) => {
+                let queue = stored.subscriptions.get_mut(subscription).ok_or_else(lost)?;
+                &mut queue.lanes.entry(*lane).or_default().book
+            }
+        };
+        Ok(act(slot))
+    }
+
+    fn open<T>(&self, act: impl FnOnce(&mut Slot) -> T) -> Result<T> {
+        if self.data.cuts.load(Ordering::Acquire) != self.cuts {
+            return Err(lost());
         }
+        self.slot(act)
+    }
+}
+
+impl Drop for ModelLine {
+    fn drop(&mut self) {
+        let ticket = self.ticket;
+        let _gone_before = self.slot(|slot| {
+            if slot.line.front() == Some(&ticket) {
+                for (_, copy) in std::mem::take(&mut slot.in_hand).into_iter().rev() {
+                    slot.ready.push_front(copy);
+                }
+            }
+            slot.line.retain(|known| *known != ticket);
+        });
         self.data.changed.notify_waiters();
     }
 }
 
 #[async_trait]
-impl Register for Held {
-    fn value(&self) -> &[u8] {
-        &self.value
+impl Line for ModelLine {
+    async fn next(&mut self) -> Result<Copy> {
+        loop {
+            let data = Arc::clone(&self.data);
+            let mut changed = std::pin::pin!(data.changed.notified());
+            changed.as_mut().enable();
+            let is_first = |slot: &Slot| {
+                slot.line.front() == Some(&self.ticket)
+                    || self.of.is_none() && data.has_no_lines.load(Ordering::Acquire)
+            };
+            let came = self.open(|slot| {
+                let (number, value) = is_first(slot).then(|| slot.ready.pop_front()).flatten()?;
+                slot.given += 1;
+                slot.in_hand.insert(slot.given, (number, value.clone()));
+                Some(Copy { number, value, tag: slot.given })
+            });
+            if let Some(copy) = came? {
+                return Ok(copy);
+            }
+            changed.await;
+        }
     }
 
-    async fn give_back(mut self: Box<Self>, value: Option<Bytes>) -> Result<()> {
-        if let Some(value) = value {
-            self.value = value;
+    async fn left(&mut self) -> Result<u64> {
+        tokio::task::yield_now().await;
+        self.open(|slot| slot.ready.len() as u64)
+    }
+
+    async fn store(&mut self, number: Number, value: &[u8]) -> Result<()> {
+        tokio::task::yield_now().await;
+        if self.of.is_some() && self.data.is_full.load(Ordering::Acquire) {
+            return Err(Error::new(code::LIMIT_REACHED, "the server takes nothing"));
         }
+        self.open(|slot| slot.ready.push_back((number, Bytes::copy_from_slice(value))))?;
+        self.data.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn remove(&mut self, tags: &[u64]) -> Result<()> {
+        self.open(|slot| slot.in_hand.retain(|tag, _| !tags.contains(tag)))
+    }
+
+    async fn leave(self: Box<Self>) -> Result<()> {
         Ok(())
     }
 }
@@ -275,7 +388,7 @@ impl Session {
         Ok(act(stored.subscriptions.get_mut(&self.subscription).ok_or_else(lost)?))
     }
 
-    fn line<T>(&self, lane: Lane, act: impl FnOnce(&mut Line) -> T) -> Result<T> {
+    fn line<T>(&self, lane: Lane, act: impl FnOnce(&mut Lined) -> T) -> Result<T> {
         if !self.is_open() {
             return Err(lost());
         }
@@ -303,45 +416,29 @@ impl Member for ModelMember {
         self.session.with(|queue| queue.members)
     }
 
+    async fn line(&self, lane: Lane) -> Result<Box<dyn Line>> {
+        let Session { data, channel, subscription, .. } = &self.session;
+        ModelLine::stand(data, &channel.name, Some((subscription.clone(), lane)))
+    }
+
     async fn lane(&self, lane: Lane) -> Result<Box<dyn Link>> {
-        let session = self.session.clone();
-        let ticket = session.data.tickets.fetch_add(1, Ordering::Relaxed);
-        // From here on it leaves the line when it is dropped.
-        let mut link = ModelLink { session, lane, ticket, book: Bytes::new() };
-        link.session.line(lane, |line| line.line.push_back(ticket))?;
-        loop {
-            let data = Arc::clone(&link.session.data);
-            let mut changed = std::pin::pin!(data.changed.notified());
-            changed.as_mut().enable();
-            let first = |line: &mut Line| (line.line.front() == Some(&ticket)).then(|| line.book.clone());
-            if let Some(book) = link.session.line(lane, first)? {
-                link.book = book;
-                return Ok(Box::new(link));
-            }
-            changed.await;
-        }
+        Ok(Box::new(ModelLink { session: self.session.clone(), lane }))
     }
 }
 
 struct ModelLink {
     session: Session,
     lane: Lane,
-    ticket: u64,
-    book: Bytes,
 }
 
 impl Drop for ModelLink {
     fn drop(&mut self) {
-        let (lane, ticket) = (self.lane, self.ticket);
         let _gone_before = self.session.with(|queue| {
-            let line = queue.lanes.entry(lane).or_default();
-            if line.line.front() == Some(&ticket) {
-                for (_, message) in std::mem::take(&mut line.in_hand).into_iter().rev() {
-                    line.ready.push_front((message, true));
-                }
-                line.given = 0;
+            let line = queue.lanes.entry(self.lane).or_default();
+            for (_, message) in std::mem::take(&mut line.in_hand).into_iter().rev() {
+                line.ready.push_front((message, true));
             }
-            line.line.retain(|known| *known != ticket);
+            line.given = 0;
         });
         self.session.data.changed.notify_waiters();
     }
@@ -349,10 +446,6 @@ impl Drop for ModelLink {
 
 #[async_trait]
 impl Link for ModelLink {
-    fn book(&self) -> Bytes {
-        self.book.clone()
-    }
-
     fn is_open(&self) -> bool {
         self.session.is_open()
     }
@@ -382,16 +475,12 @@ impl Link for ModelLink {
     }
 
     async fn settle(&self, places: &[u64]) -> Result<()> {
-        tokio::task::yield_now().await;
+        let settling = *lock(&self.session.data.settling);
+        tokio::time::sleep(settling).await;
         self.session
             .line(self.lane, |line| places.iter().for_each(|place| _ = line.in_hand.remove(place)))?;
         self.session.data.changed.notify_waiters();
         Ok(())
-    }
-
-    async fn write(&self, book: Bytes) -> Result<()> {
-        tokio::task::yield_now().await;
-        self.session.line(self.lane, |line| line.book = book)
     }
 
     async fn close(&self) -> Result<()> {
