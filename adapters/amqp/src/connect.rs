@@ -74,10 +74,13 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(access: &Access, purpose: &'static str) -> Result<Self> {
-        match tokio::time::timeout(access.timeout, Self::connect(access, purpose)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
-        }
+        let connecting = async {
+            match tokio::time::timeout(access.timeout, Self::connect(access, purpose)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
+            }
+        };
+        access.pace.attempt(Box::pin(connecting)).await
     }
 
     async fn connect(access: &Access, purpose: &'static str) -> Result<Self> {

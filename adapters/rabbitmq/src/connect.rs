@@ -99,10 +99,13 @@ pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Conne
         ConnectionProperties::default().with_connection_name(format!("tidegate {purpose}").into());
     let runtime = lapin::runtime::default_runtime().map_err(|error| from_connect(&error))?;
     let connecting = Connection::connect_uri_with_config(uri(config), properties, certificates, runtime);
-    match tokio::time::timeout(config.access.timeout, connecting).await {
-        Ok(connected) => connected.map_err(|error| from_connect(&error)),
-        Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
-    }
+    let connecting = async {
+        match tokio::time::timeout(config.access.timeout, connecting).await {
+            Ok(connected) => connected.map_err(|error| from_connect(&error)),
+            Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
+        }
+    };
+    config.access.pace.attempt(connecting).await
 }
 
 /// A channel of AMQP that is closed when it is dropped, whatever was on its way over it: a consumer whose request was dropped

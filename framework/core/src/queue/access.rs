@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result, code};
+use crate::pace::Pace;
 use crate::settings::Settings;
 
 /// The ports of AMQP, without TLS and with it.
@@ -46,6 +48,8 @@ pub struct Access {
     pub settings: Settings,
     /// Settings that are the adapter's own, as they stand in the URL.
     pub own: BTreeMap<&'static str, String>,
+    /// How often connections are asked for.
+    pub pace: Arc<Pace>,
 }
 
 /// Without the password.
@@ -89,6 +93,7 @@ impl Access {
             timeout: Duration::from_secs(5),
             settings: Settings::default(),
             own: BTreeMap::new(),
+            pace: Arc::default(),
         };
         let (mut certificate, mut key) = (None, None);
         for (name, value) in url.query_pairs() {
