@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Attempt, Delivery, Settlement, Token};
-use tidegate_core::seats::{Member, Seat, Step, steps};
+use tidegate_core::seats::{Member, Seat, Step, next_epoch, steps};
 use tidegate_core::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::{Channel, Error, Keep, Lane, Message, Name, Position, Result, Start};
 use tokio::sync::Notify;
@@ -378,7 +378,7 @@ impl SubscriptionState {
                 Step::Take(lane) => {
                     self.vacate(lane.0 as usize, End::Failed { due: now });
                     let seat = &mut self.seats[lane.0 as usize];
-                    (seat.owner, seat.epoch) = (Some(me), seat.epoch + 1);
+                    (seat.owner, seat.epoch) = (Some(me), next_epoch(seat.epoch, now));
                     if let Some(member) = self.members.get_mut(&me) {
                         member.gained.push(lane);
                     }

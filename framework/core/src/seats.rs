@@ -31,6 +31,14 @@ impl Seat {
     }
 }
 
+/// The epoch of the next ownership of a lane, behind one of `before`, now being microseconds since 1970. What is noted elsewhere
+/// under an ownership is void under a later one, also where everything about earlier ones is forgotten: of a subscription that is
+/// registered again, or of a broker that has taken the place of another one. So it is the time in
+/// milliseconds, or more.
+pub fn next_epoch(before: u64, now: i64) -> u64 {
+    before.saturating_add(1).max(u64::try_from(now / 1_000).unwrap_or(0))
+}
+
 /// What a member does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::{Row as _, SqliteConnection};
-use tidegate_core::seats::{Member, Seat, Step, steps};
+use tidegate_core::seats::{Member, Seat, Step, next_epoch, steps};
 use tidegate_core::unsettled::Entry;
 use tidegate_core::{Lane, Result};
 
@@ -146,10 +146,11 @@ impl Tend {
 
     async fn take(&self, connection: &mut SqliteConnection, lane: Lane) -> Result<Taken> {
         let row = sqlx::query(
-            "UPDATE tidegate_seat SET owner = ?, epoch = epoch + 1 WHERE subscription = ? AND lane = ?
+            "UPDATE tidegate_seat SET owner = ?, epoch = max(epoch + 1, ?) WHERE subscription = ? AND lane = ?
              RETURNING epoch, read_to",
         )
         .bind(signed(self.me))
+        .bind(signed(next_epoch(0, self.now)))
         .bind(self.subscription)
         .bind(lane.0)
         .fetch_one(&mut *connection)

@@ -69,7 +69,8 @@ impl<L: Log + ?Sized> Membership<L> {
             let Some(Read { record: mut seating, revision }) = found else { return Ok(false) };
             let mine = self.mine();
             let elapsed = shared.clock.elapsed();
-            let tended = seating.tend(self.me, &mine, &mut self.watch, elapsed, &shared.settings);
+            let time = (elapsed, shared.clock.now());
+            let tended = seating.tend(self.me, &mine, &mut self.watch, time, &shared.settings);
             self.tell(&tended, elapsed);
             let is_due =
                 self.beat.is_none_or(|beat| elapsed.saturating_sub(beat) >= shared.settings.lease / 4);

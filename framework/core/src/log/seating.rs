@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lane::Lane;
-use crate::seats::{Member, Seat, Step, steps};
+use crate::seats::{Member, Seat, Step, next_epoch, steps};
 use crate::settings::Settings;
 
 /// How much longer than its owner believes a lane is left to it.
@@ -117,7 +117,7 @@ impl Seating {
         me: Member,
         mine: &BTreeMap<Lane, Mine>,
         watch: &mut Watch,
-        elapsed: Duration,
+        (elapsed, now): (Duration, i64),
         settings: &Settings,
     ) -> Tended {
         let mut tended = Tended { is_changed: !self.members.contains_key(&me), ..Tended::default() };
@@ -182,7 +182,7 @@ impl Seating {
                 Step::Take(lane) => {
                     let Some(seat) = self.seats.get_mut(lane.0 as usize) else { continue };
                     let by_force = seat.owner.is_some();
-                    *seat = SeatRecord { owner: Some(me), epoch: seat.epoch + 1, asked: None };
+                    *seat = SeatRecord { owner: Some(me), epoch: next_epoch(seat.epoch, now), asked: None };
                     tended.taken.push(Taken { lane, epoch: seat.epoch, by_force });
                 }
                 Step::Ask(lane) => {
@@ -276,7 +276,7 @@ mod tests {
             };
             let mine = self.lanes.iter().map(mine).collect();
             seating.beat(self.number);
-            let tended = seating.tend(self.number, &mine, &mut self.watch, elapsed, settings);
+            let tended = seating.tend(self.number, &mine, &mut self.watch, (elapsed, 0), settings);
             for lane in tended.given_up.iter().chain(&tended.lost) {
                 self.lanes.remove(lane);
             }

@@ -16,7 +16,8 @@ use crate::position::Position;
 pub struct Token {
     /// The lane it came from.
     pub lane: Lane,
-    /// The ownership of the lane under which it came. A later one makes the token worthless.
+    /// The ownership of the lane under which it came. A later one is higher, whoever has it, also of a subscription that was
+    /// registered again; it makes the token worthless. (B14, D39)
     pub epoch: u64,
     /// Which delivery of that ownership.
     pub number: u64,

@@ -38,7 +38,12 @@ pub(super) async fn own<Q: Queues + ?Sized>(
     link: Arc<dyn Link>,
 ) -> Result<()> {
     let found = Book::read(book.value())?;
-    let (epoch, wakers) = shared.lock().gain(lane, &link, found);
+    match book.sign().await {
+        // Consumers go on where the system takes nothing. A later owner's epoch may be this one's then.
+        Err(error) if error.code() == code::LIMIT_REACHED => {}
+        signed => signed?,
+    }
+    let (epoch, wakers) = shared.lock().gain(lane, book.holder(), &link, found);
     shared.changed.notify_one();
     let mut own = Own { shared, lane, epoch, wakers, link: &*link, book: &mut book };
     let ended = tokio::select! {

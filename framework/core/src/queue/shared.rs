@@ -46,8 +46,8 @@ pub(super) struct Inner {
     pub(super) hand: Hand,
     pub(super) lanes: BTreeMap<Lane, Kept>,
     waiters: Vec<Waiter>,
-    /// The last ownership of a lane.
-    epoch: u64,
+    /// The last ownership of each lane here.
+    epochs: BTreeMap<Lane, u64>,
     /// How the consumer ended, if it did.
     pub(super) end: Option<Finish>,
     /// What the task met that will be so when it is tried again: for whoever receives next.
@@ -150,7 +150,7 @@ impl<Q: Queues + ?Sized> Shared<Q> {
             hand: Hand::new(subscription.window),
             lanes: BTreeMap::new(),
             waiters: Vec::new(),
-            epoch: 0,
+            epochs: BTreeMap::new(),
             end: None,
             failed: None,
         };
@@ -212,13 +212,22 @@ impl<Q: Queues + ?Sized> Shared<Q> {
 
 impl Inner {
     /// A lane is this consumer's from now on, with what was noted of it.
-    pub(super) fn gain(&mut self, lane: Lane, link: &Arc<dyn Link>, book: Book) -> (u64, Arc<Wakers>) {
-        self.epoch += 1;
-        self.hand.gain(lane, self.epoch, crate::unsettled::Unsettled::new(0), Vec::new());
+    pub(super) fn gain(
+        &mut self,
+        lane: Lane,
+        holder: u64,
+        link: &Arc<dyn Link>,
+        book: Book,
+    ) -> (u64, Arc<Wakers>) {
+        let last = self.epochs.entry(lane).or_default();
+        // The same again if nothing could be written.
+        let epoch = holder.max(*last + 1);
+        *last = epoch;
+        self.hand.gain(lane, epoch, crate::unsettled::Unsettled::new(0), Vec::new());
         let careful = if book.is_closed { 0 } else { self.hand.window() };
         let wakers = Arc::<Wakers>::default();
         let kept = Kept {
-            epoch: self.epoch,
+            epoch,
             link: Arc::downgrade(link),
             written: 0,
             writing: 0,
@@ -233,7 +242,7 @@ impl Inner {
             wakers: Arc::clone(&wakers),
         };
         self.lanes.insert(lane, kept);
-        (self.epoch, wakers)
+        (epoch, wakers)
     }
 
     /// A lane as it is under this ownership.

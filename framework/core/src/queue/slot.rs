@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
+use crate::seats::next_epoch;
 
 /// How long nothing comes before an empty copy is sent.
 const ASK_AFTER: Duration = Duration::from_millis(50);
@@ -38,9 +39,9 @@ pub struct Number {
 }
 
 impl Number {
-    /// The first of the next holder.
-    fn next_holder(self) -> Self {
-        Self { holder: self.holder.saturating_add(1), copy: 0 }
+    /// The first of the next holder, now being microseconds since 1970.
+    fn next_holder(self, now: i64) -> Self {
+        Self { holder: next_epoch(self.holder, now), copy: 0 }
     }
 
     /// The next of the same holder.
@@ -162,7 +163,7 @@ impl Slot {
         let mut slot = Self { line, clock, came: vec![first], number, next: number, value: Bytes::new() };
         slot.gather().await?;
         slot.number = slot.came.iter().map(|copy| copy.number).max().unwrap_or_default();
-        slot.next = slot.number.next_holder();
+        slot.next = slot.number.next_holder(slot.clock.now());
         let last = slot.came.iter().find(|copy| copy.number == slot.number);
         // An empty one of somebody who asked may say that he called.
         if slot.number > Number::default() {
@@ -170,6 +171,19 @@ impl Slot {
         }
         slot.tidy().await?;
         Ok(slot)
+    }
+
+    /// The number of whoever holds it: higher than those of all before who have written.
+    pub(super) fn holder(&self) -> u64 {
+        self.next.holder
+    }
+
+    /// Writes what stands in it once more: from then on every later holder's number is higher than this one's.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub(super) async fn sign(&mut self) -> Result<()> {
+        self.write(self.value.clone()).await
     }
 
     /// What was written last; empty if nothing was.
@@ -268,7 +282,10 @@ mod tests {
     fn copies_of_a_later_holder_are_later() {
         let numbers = ["0.0", "1.1", "1.10", "2.0"].map(|text| text.parse::<Number>().unwrap());
         assert!(numbers.is_sorted() && numbers.map(|number| number.to_string())[2] == "1.10");
-        assert_eq!((numbers[1].next_holder(), numbers[1].next().to_string()), (numbers[3], "1.2".to_owned()));
+        assert_eq!(
+            (numbers[1].next_holder(0), numbers[1].next().to_string()),
+            (numbers[3], "1.2".to_owned())
+        );
         assert!("x".parse::<Number>().is_err());
     }
 

@@ -116,7 +116,18 @@ pub(crate) async fn unregister(context: &mut Context<'_>) -> Check {
     let came = take(&mut *again, 1, QUIET).await?;
     ensure!(came.is_empty(), "registered again, it got {:?}", came[0].message);
     publish(&mut *producer, &context.oracle, &messages(5, 5)).await?;
-    take_exactly(&mut *again, 5).await?;
+    later(&in_hand, &take_exactly(&mut *again, 5).await?)
+}
+
+/// What came later of a lane came under a later ownership of it: what is noted elsewhere goes by that.
+pub(crate) fn later(before: &[Delivery], behind: &[Delivery]) -> Check {
+    for new in behind {
+        let is_so = |old: &&Delivery| old.token.lane == new.token.lane && old.token.epoch >= new.token.epoch;
+        if let Some(old) = before.iter().find(is_so) {
+            let [old, new] = [old.token, new.token];
+            ensure!(false, "the ownership of a lane is {} behind {}", new.epoch, old.epoch);
+        }
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use tidegate_core::port::{Broker, Settlement};
 use tidegate_core::{Channel, Error, Message, Subscription};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::consume::later;
 use super::worker::{Crew, Manner};
 use crate::case::{
     ARRIVAL, Check, Context, QUIET, Stop, ack, ensure, message, messages, publish, publish_until_stored,
@@ -40,6 +41,7 @@ pub(crate) async fn hung(context: &mut Context<'_>) -> Check {
         ensure!(Instant::now() < until, "{} of {} messages came again", again.len(), old.len());
         for (consumer, is_heir) in [(&mut heir, true), (&mut hung, false)] {
             let came = take(&mut **consumer, old.len(), QUIET).await?;
+            later(&old, &came)?;
             let batch: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
             for (delivery, settled) in came.iter().zip(consumer.settler().settle(&batch).await) {
                 ensure!(

@@ -83,6 +83,8 @@ impl Consumer for PlantedConsumer {
                 }
                 d.message.headers = headers;
             }),
+            // They fall, and are as they were when they are settled.
+            Bug::EpochsFall => came.iter_mut().for_each(|d| d.token.epoch = !d.token.epoch),
             Bug::OtherLanes => came.iter_mut().for_each(|d| d.token.lane = Lane(d.token.lane.0 ^ 1)),
             Bug::CrashSettles | Bug::CloseSettles | Bug::RedeliversSettled | Bug::RetryGoesToTheBack => {
                 lock(&self.kept.in_hand).extend(came.iter().cloned());

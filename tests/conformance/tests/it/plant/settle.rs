@@ -43,6 +43,9 @@ impl PlantedSettle {
             }
             _ => settlement.clone(),
         };
+        if self.bug == Bug::EpochsFall {
+            token.epoch = !token.epoch;
+        }
         if self.bug == Bug::OtherLanes {
             token.lane = Lane(token.lane.0 ^ 1);
         }
