@@ -1,13 +1,13 @@
 //! The application: a service and a publisher of one channel, under load until they are told to rest.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
 use tidegate_core::port::{Broker, StateStore};
-use tidegate_core::{Channel, Clock, Message, Scope, Subscription, SystemClock};
+use tidegate_core::{Channel, Clock, Scope, Start, Subscription, SystemClock};
 use tidegate_memory::MemoryStore;
 use tidegate_runtime::{
     Failure, Handlers, Json, Policy, Publisher, Receiver, Running, Service, State, dead_letter,
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Result;
-use super::ledger::{CAUSE, Ledger, SERVICE, Step};
+use super::ledger::{CAUSE, Found, Ledger, SERVICE, Step};
 use super::observed::Observed;
 
 /// Subjects that can be handled.
@@ -26,7 +26,7 @@ const POISON: u64 = 40;
 /// How many messages are published at once at most.
 const BATCH: usize = 32;
 /// How long nothing may come of anything: the server has to be there again, and whoever lost it to know.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long handlers may take to end.
 const DRAIN: Duration = Duration::from_secs(30);
 /// After the last dead letter; more than one may be there.
@@ -95,8 +95,8 @@ impl Application {
         Ok(())
     }
 
-    /// Publishes no more, handles what is there, and ends; the ledger, and the dead letters.
-    pub(super) async fn end(self) -> Result<(Arc<Ledger>, Vec<Message>)> {
+    /// Publishes no more, handles what is there, and ends: the verdict.
+    pub(super) async fn end(self) -> Result<Found> {
         self.stop.cancel();
         self.publishing.join().await?;
         let (mut open, mut until) = (self.ledger.open(), Instant::now() + PATIENCE);
@@ -121,9 +121,26 @@ impl Application {
             }
         }
         receiver.close(DRAIN).await?;
+        let kept = if open > 0 { kept(&*self.broker, &self.channel).await? } else { HashSet::new() };
         self.broker.unregister(&subscription).await?;
         self.broker.unregister(&Subscription::new(&self.channel, SERVICE)?).await?;
-        Ok((self.ledger, letters))
+        Ok(self.ledger.judge(&letters, &kept))
+    }
+}
+
+/// The ids of what the broker has in a channel.
+async fn kept(broker: &dyn Broker, channel: &Channel) -> Result<HashSet<Arc<str>>> {
+    if !broker.capabilities().browsing.is_there() {
+        return Ok(HashSet::new());
+    }
+    let (mut kept, mut seen) = (HashSet::new(), Vec::new());
+    let mut browse = broker.browse(&channel.name, &Start::Earliest).await?;
+    loop {
+        browse.next(1_000, QUIET, &mut seen).await?;
+        if seen.is_empty() {
+            return Ok(kept);
+        }
+        kept.extend(seen.drain(..).map(|seen| seen.message.id));
     }
 }
 

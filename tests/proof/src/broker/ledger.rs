@@ -1,7 +1,7 @@
 //! The book that is kept outside of everything: what was confirmed, what was handled and in which order, and which dead letters
 //! there are; and what is wrong with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,8 @@ struct Known {
     step: Step,
     is_confirmed: bool,
     handled: u64,
+    /// How often it was given to a consumer.
+    came: u64,
     /// How often its dead letter was confirmed, and was left unknown.
     buried: u64,
     unknown: u64,
@@ -88,6 +90,8 @@ pub(super) struct Found {
     /// Messages that were handled, and how often one was that had been.
     pub(super) handled: u64,
     pub(super) again: u64,
+    /// Answers of producers that were lost.
+    pub(super) unknown: u64,
     /// Messages that nobody can handle, and their dead letters that came twice for a reason.
     pub(super) poison: u64,
     pub(super) letters_again: u64,
@@ -117,6 +121,7 @@ impl Found {
             (&mut self.confirmed, other.confirmed),
             (&mut self.handled, other.handled),
             (&mut self.again, other.again),
+            (&mut self.unknown, other.unknown),
             (&mut self.poison, other.poison),
             (&mut self.letters_again, other.letters_again),
             (&mut self.lost, other.lost),
@@ -150,14 +155,22 @@ impl Ledger {
 
     /// This is about to be published for the first time.
     pub(super) fn announce(&self, step: &Step) {
-        let known =
-            Known { step: step.clone(), is_confirmed: false, handled: 0, buried: 0, unknown: 0, back: 0 };
+        let known = Known {
+            step: step.clone(),
+            is_confirmed: false,
+            handled: 0,
+            came: 0,
+            buried: 0,
+            unknown: 0,
+            back: 0,
+        };
         self.lock().steps.insert(step.id(), known);
     }
 
     /// What a producer answered.
     pub(super) fn answered(&self, batch: &[Message], sent: &[Sent]) {
         let book = &mut *self.lock();
+        book.found.unknown += sent.iter().filter(|sent| sent.is_unknown()).count() as u64;
         for (message, _) in batch.iter().zip(sent).filter(|(_, sent)| sent.is_stored()) {
             if let Some(known) = book.steps.get_mut(&message.id) {
                 known.is_confirmed = true;
@@ -179,6 +192,7 @@ impl Ledger {
     /// A consumer was given a message.
     pub(super) fn delivered(&self, delivery: &Delivery) {
         if let Some(known) = self.lock().steps.get_mut(&delivery.message.id) {
+            known.came += 1;
             known.back += u64::from(known.buried > 0);
         }
     }
@@ -221,8 +235,8 @@ impl Ledger {
         waiting + self.oracle.missing(SERVICE)
     }
 
-    /// What is to be said when everything is at its end, and these are the dead letters.
-    pub(super) fn judge(&self, letters: &[Message]) -> Found {
+    /// What is to be said when everything is at its end, these are the dead letters, and the broker keeps these messages.
+    pub(super) fn judge(&self, letters: &[Message], kept: &HashSet<Arc<str>>) -> Found {
         let book = self.lock();
         let mut found = book.found.clone();
         let mut copies: HashMap<&str, u64> = HashMap::new();
@@ -259,7 +273,12 @@ impl Ledger {
                 }
                 0 if known.handled == 0 => {
                     found.lost += 1;
-                    found.tell(format!("{id} was confirmed, and never handled"));
+                    let last = book.lasts.get(&known.step.subject);
+                    let (came, kept) =
+                        (known.came, if kept.contains(id) { "still kept" } else { "not kept" });
+                    found.tell(format!(
+                        "{id} was confirmed and never handled: it came {came} times, the last of its subject that was handled is {last:?}, and it is {kept} by the broker"
+                    ));
                 }
                 0 | 1 => {}
                 _ if !self.knows_again && copies - 1 <= known.unknown + known.back => {
@@ -330,7 +349,7 @@ mod tests {
                 Delivery { message, token, attempt: Attempt::Exact(4), position: None, stored_at: None };
             ledger.delivered(&delivery);
         }
-        ledger.judge(&vec![letter(&poison); letters])
+        ledger.judge(&vec![letter(&poison); letters], &HashSet::new())
     }
 
     #[test]
@@ -360,7 +379,7 @@ mod tests {
         for number in [0, 2, 0, 2, 1, 1] {
             ledger.handled(&steps[number]);
         }
-        let found = ledger.judge(&[]);
+        let found = ledger.judge(&[], &HashSet::new());
         assert_eq!((found.handled, found.again, found.inverted), (3, 3, 1), "{found:?}");
     }
 
@@ -369,7 +388,7 @@ mod tests {
         let ledger = Ledger::new(true);
         let known = step("a", 0);
         ledger.announce(&known);
-        let found = ledger.judge(&[letter(&known), letter(&step("poison", 7))]);
+        let found = ledger.judge(&[letter(&known), letter(&step("poison", 7))], &HashSet::new());
         assert_eq!((found.misparked, found.invented), (1, 1), "{found:?}");
         assert_eq!((found.broken(true), found.broken(false)), (2, 2));
         assert_eq!(Found { lost: 1, ..Found::default() }.broken(true), 0);

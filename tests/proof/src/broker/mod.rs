@@ -110,6 +110,7 @@ impl fmt::Display for Report {
             "confirmed",
             "handled",
             "again",
+            "unknown",
             "poison",
             "letters again",
             "lost",
@@ -126,6 +127,7 @@ impl fmt::Display for Report {
                 found.confirmed.to_string(),
                 found.handled.to_string(),
                 found.again.to_string(),
+                found.unknown.to_string(),
                 found.poison.to_string(),
                 found.letters_again.to_string(),
                 found.lost.to_string(),
@@ -222,8 +224,7 @@ async fn round(
             row.recovery_seconds_max = row.recovery_seconds_max.max(begin.elapsed().as_secs_f64());
         }
     }
-    let (ledger, letters) = application.end().await?;
-    let found = ledger.judge(&letters);
+    let found = application.end().await?;
     row.broken += found.broken(broker.capabilities().loses_when(LossEvent::BrokerKilled));
     row.found.add(&found);
     Ok(())
