@@ -63,6 +63,9 @@ enum Proof {
         /// From which kind of store to which.
         #[arg(long, value_enum, default_value = "postgres-postgres")]
         pair: kill::Pair,
+        /// A broker that everything goes through, and that is killed too.
+        #[arg(long, value_parser = PossibleValuesParser::new(broker::names()))]
+        via: Option<String>,
         /// What the random moments follow from.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -125,8 +128,9 @@ fn prove(proof: Proof) -> Result<Outcome, String> {
             let json = serde_json::to_string_pretty(&report).unwrap_or_default();
             Ok(Outcome { text: report.to_string(), json, is_clean: report.is_clean(), line: report.line() })
         }
-        Proof::Kill { n, pair, seed, program, .. } => {
-            let report = runtime()?.block_on(kill::run(&program, pair, seed, n));
+        Proof::Kill { n, pair, via, seed, program, .. } => {
+            let via = via.as_deref().and_then(broker::by_name);
+            let report = runtime()?.block_on(kill::run(&program, pair, via, seed, n));
             let report = report.map_err(|e| format!("kill: {e}"))?;
             let json = serde_json::to_string_pretty(&report).unwrap_or_default();
             Ok(Outcome { text: json.clone(), json, is_clean: report.is_clean(), line: report.line() })

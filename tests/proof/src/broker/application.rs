@@ -121,24 +121,24 @@ impl Application {
             }
         }
         receiver.close(DRAIN).await?;
-        let kept = if open > 0 { kept(&*self.broker, &self.channel).await? } else { HashSet::new() };
+        let kept = if open > 0 { kept(&*self.broker, &self.channel).await? } else { None };
         self.broker.unregister(&subscription).await?;
         self.broker.unregister(&Subscription::new(&self.channel, SERVICE)?).await?;
-        Ok(self.ledger.judge(&letters, &kept))
+        Ok(self.ledger.judge(&letters, kept.as_ref()))
     }
 }
 
-/// The ids of what the broker has in a channel.
-async fn kept(broker: &dyn Broker, channel: &Channel) -> Result<HashSet<Arc<str>>> {
+/// The ids of what the broker has in a channel, if that can be seen.
+async fn kept(broker: &dyn Broker, channel: &Channel) -> Result<Option<HashSet<Arc<str>>>> {
     if !broker.capabilities().browsing.is_there() {
-        return Ok(HashSet::new());
+        return Ok(None);
     }
     let (mut kept, mut seen) = (HashSet::new(), Vec::new());
     let mut browse = broker.browse(&channel.name, &Start::Earliest).await?;
     loop {
         browse.next(1_000, QUIET, &mut seen).await?;
         if seen.is_empty() {
-            return Ok(kept);
+            return Ok(Some(kept));
         }
         kept.extend(seen.drain(..).map(|seen| seen.message.id));
     }

@@ -235,8 +235,9 @@ impl Ledger {
         waiting + self.oracle.missing(SERVICE)
     }
 
-    /// What is to be said when everything is at its end, these are the dead letters, and the broker keeps these messages.
-    pub(super) fn judge(&self, letters: &[Message], kept: &HashSet<Arc<str>>) -> Found {
+    /// What is to be said when everything is at its end, these are the dead letters, and the broker has
+    /// these messages, as far as it can be seen.
+    pub(super) fn judge(&self, letters: &[Message], kept: Option<&HashSet<Arc<str>>>) -> Found {
         let book = self.lock();
         let mut found = book.found.clone();
         let mut copies: HashMap<&str, u64> = HashMap::new();
@@ -274,10 +275,14 @@ impl Ledger {
                 0 if known.handled == 0 => {
                     found.lost += 1;
                     let last = book.lasts.get(&known.step.subject);
-                    let (came, kept) =
-                        (known.came, if kept.contains(id) { "still kept" } else { "not kept" });
+                    let kept = match kept {
+                        Some(kept) if kept.contains(id) => "the broker still has it",
+                        Some(_) => "the broker has it no more",
+                        None => "whether the broker still has it nobody can see",
+                    };
                     found.tell(format!(
-                        "{id} was confirmed and never handled: it came {came} times, the last of its subject that was handled is {last:?}, and it is {kept} by the broker"
+                        "{id} was confirmed and never handled: it came {} times, the last of its subject that was handled is {last:?}, and {kept}",
+                        known.came
                     ));
                 }
                 0 | 1 => {}
@@ -349,7 +354,7 @@ mod tests {
                 Delivery { message, token, attempt: Attempt::Exact(4), position: None, stored_at: None };
             ledger.delivered(&delivery);
         }
-        ledger.judge(&vec![letter(&poison); letters], &HashSet::new())
+        ledger.judge(&vec![letter(&poison); letters], None)
     }
 
     #[test]
@@ -379,7 +384,7 @@ mod tests {
         for number in [0, 2, 0, 2, 1, 1] {
             ledger.handled(&steps[number]);
         }
-        let found = ledger.judge(&[], &HashSet::new());
+        let found = ledger.judge(&[], None);
         assert_eq!((found.handled, found.again, found.inverted), (3, 3, 1), "{found:?}");
     }
 
@@ -388,7 +393,7 @@ mod tests {
         let ledger = Ledger::new(true);
         let known = step("a", 0);
         ledger.announce(&known);
-        let found = ledger.judge(&[letter(&known), letter(&step("poison", 7))], &HashSet::new());
+        let found = ledger.judge(&[letter(&known), letter(&step("poison", 7))], None);
         assert_eq!((found.misparked, found.invented), (1, 1), "{found:?}");
         assert_eq!((found.broken(true), found.broken(false)), (2, 2));
         assert_eq!(Found { lost: 1, ..Found::default() }.broken(true), 0);

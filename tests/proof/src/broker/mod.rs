@@ -39,6 +39,11 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     BROKERS.iter().map(|broker| broker.service().name())
 }
 
+/// The broker of this name.
+pub(crate) fn by_name(name: &str) -> Option<Broker> {
+    BROKERS.iter().find(|broker| broker.service().name() == name).copied()
+}
+
 /// What came out.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Report {
