@@ -103,7 +103,7 @@ impl Model {
         Arc::new(QueueBroker::new(self.clone(), settings, Arc::clone(&self.clock)))
     }
 
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.data.cuts.fetch_add(1, Ordering::AcqRel);
         self.data.changed.notify_waiters();
     }
