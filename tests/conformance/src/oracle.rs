@@ -35,8 +35,10 @@ struct Published {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It was given to a producer that has not answered, or does not know.
+    /// It was given to a producer that has not answered.
     Open,
+    /// It may be stored: a producer did not know, or was asked once more without having answered.
+    Unknown,
     Stored,
     Refused,
 }
@@ -52,6 +54,8 @@ struct Seen {
     /// Acknowledged, and whether it is done nobody can say: it may come again, or not.
     unknown: HashSet<Arc<str>>,
     in_hand: HashMap<(u64, Token), Arc<str>>,
+    /// Given back, with the answer still to come: what stands before them may come again meanwhile.
+    leaving: HashSet<(u64, Token)>,
     /// Deliveries of what was settled before. They are no fault as long as settling them is lost: the consumer may have
     /// had them since before its lane went to another one.
     suspects: HashMap<(u64, Token), String>,
@@ -80,7 +84,10 @@ impl Oracle {
             if let Some(known) = book.messages.get_mut(&message.id) {
                 match known.state {
                     State::Refused => known.state = State::Open,
-                    State::Open => known.is_repeated |= self.may_repeat,
+                    State::Open | State::Unknown => {
+                        known.state = State::Unknown;
+                        known.is_repeated |= self.may_repeat;
+                    }
                     State::Stored => {}
                 }
                 continue;
@@ -111,10 +118,9 @@ impl Oracle {
             let Some(published) = book.messages.get_mut(&message.id) else { continue };
             published.state = match (sent, published.state) {
                 (Sent::Stored { .. }, _) | (_, State::Stored) => State::Stored,
-                (Sent::Refused(_), State::Refused) => State::Refused,
-                // Refused the first time; a refusal after an unknown answer says nothing of that one.
-                (Sent::Refused(_), State::Open) => State::Refused,
-                (Sent::Unknown(_), _) => State::Open,
+                (Sent::Refused(_), State::Open | State::Refused) => State::Refused,
+                // A refusal after an unknown answer says nothing of that one.
+                (Sent::Unknown(_), _) | (Sent::Refused(_), State::Unknown) => State::Unknown,
             };
         }
         Ok(())
@@ -163,12 +169,14 @@ impl Oracle {
                 let (this, other) = (body(&delivery.message), body(&book.messages[other].message));
                 format!("{subscription}: {this} came {text} {other}")
             };
-            let is_later = |other: &&&Arc<str>| {
-                let other = &book.messages[**other];
-                other.message.subject.as_ref() == Some(key) && other.version > published.version
+            let is_later = |(who, other): &(&(u64, Token), &Arc<str>)| {
+                let other = &book.messages[*other];
+                let is_later =
+                    other.message.subject.as_ref() == Some(key) && other.version > published.version;
+                is_later && is_here(who) && !seen.leaving.contains(*who)
             };
-            let mut faults: Vec<String> =
-                in_hand.iter().find(is_later).map(|other| say("behind", other)).into_iter().collect();
+            let behind = seen.in_hand.iter().find(is_later);
+            let mut faults: Vec<String> = behind.map(|(_, other)| say("behind", other)).into_iter().collect();
             let first = seen.firsts.get(key).copied().unwrap_or(0).min(published.version);
             let is_passed_over = |earlier: &&Arc<str>| {
                 book.messages[*earlier].state == State::Stored
@@ -188,10 +196,11 @@ impl Oracle {
         let book = &mut *self.lock();
         let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
         for (token, settlement) in batch {
-            if *settlement == Settlement::Ack
-                && let Some(id) = seen.in_hand.get(&(member, *token))
-            {
-                seen.acking.insert(Arc::clone(id));
+            let who = (member, *token);
+            let Some(id) = seen.in_hand.get(&who) else { continue };
+            match settlement {
+                Settlement::Ack => _ = seen.acking.insert(Arc::clone(id)),
+                _ => _ = seen.leaving.insert(who),
             }
         }
     }
@@ -217,6 +226,7 @@ impl Oracle {
                 (_, Some(fault)) => _ = seen.suspects.insert(who, fault),
             }
             let Some(id) = seen.in_hand.remove(&who) else { continue };
+            seen.leaving.remove(&who);
             if *settlement != Settlement::Ack {
                 continue;
             }
@@ -247,6 +257,7 @@ impl Oracle {
         let book = &mut *self.lock();
         let seen = book.subscriptions.entry(subscription.to_owned()).or_default();
         seen.in_hand.retain(|(who, _), _| *who != member);
+        seen.leaving.retain(|(who, _)| *who != member);
         seen.suspects.retain(|(who, _), _| *who != member);
     }
 
@@ -279,5 +290,39 @@ impl Oracle {
         let count = faults.len();
         let first = faults.into_iter().next()?;
         Some(if count == 1 { first } else { format!("{first} (and {} more)", count - 1) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::Lane;
+    use tidegate_core::port::Attempt;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_counts_unless_it_may_have_been_stored_before() {
+        let error = || Error::new(code::UNREACHABLE, "away");
+        let (refused, unknown) = (|| Sent::Refused(error()), || Sent::Unknown(error()));
+        for (answers, is_fault) in [
+            (vec![refused()], true),
+            (vec![refused(), refused()], true),
+            (vec![unknown(), refused()], false),
+            (vec![refused(), unknown(), refused()], false),
+        ] {
+            let oracle = Oracle::default();
+            let message = Message::with_id("1", "test", "t").with_subject("k");
+            let batch = std::slice::from_ref(&message);
+            let text = format!("{answers:?}");
+            for answer in answers {
+                oracle.announce(batch);
+                oracle.answered(batch, &[answer]).unwrap();
+            }
+            let token = Token { lane: Lane(0), epoch: 1, number: 1 };
+            let (message, attempt) = (message.clone(), Attempt::Exact(1));
+            let delivery = Delivery { message, token, attempt, position: None, stored_at: None };
+            oracle.delivered("s", 1, &delivery);
+            assert_eq!(oracle.verdict(&["s"]).is_some(), is_fault, "{text}");
+        }
     }
 }

@@ -25,7 +25,8 @@ pub(super) struct CarriedSink {
     target: Option<Identity>,
     routes: Vec<CarriedRoute>,
     publisher: Publisher,
-    receiver: Receiver,
+    /// Nothing once nobody has answered.
+    receiver: Option<Receiver>,
     parts: Parts,
     via: Via,
     place: Place,
@@ -48,11 +49,26 @@ impl CarriedSink {
                 .with_clock(Arc::clone(&via.clock))
                 .with_patience(PATIENCE)
                 .await?,
-            receiver: Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?,
+            receiver: Some(Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?),
             parts: Parts::default(),
             place: Place { session: via.ids.next().simple().to_string().into(), number: 0 },
             via: via.clone(),
         })
+    }
+
+    fn silence(&self) -> Error {
+        Error::new(code::TIMED_OUT, "nobody answers at the target's end of the broker")
+            .with("broker", self.via.broker.location())
+            .hint("tidegate migrate run --role target")
+    }
+
+    /// Leaves the replies to whoever opens the target next. A member that is dropped keeps them until its lease is over; then they
+    /// would go to the one that was given up after it, and so on: nobody who still waits would ever have them.
+    async fn leave(&mut self) {
+        let Some(receiver) = self.receiver.take() else { return };
+        if let Err(error) = receiver.close(CLOSE).await {
+            tracing::debug!(%error, "the replies are left when the lease is over");
+        }
     }
 
     /// Has a call done.
@@ -62,13 +78,13 @@ impl CarriedSink {
         let parts = messages(CALL, &self.flow, &self.place, "0", call.encode()?, size)?;
         self.publisher.publish(&parts).await?;
         loop {
-            let Some(delivery) = self.receiver.next(SILENCE).await? else {
-                return Err(Error::new(code::TIMED_OUT, "nobody answers at the target's end of the broker")
-                    .with("broker", self.via.broker.location())
-                    .hint("tidegate migrate run --role target"));
+            let Some(receiver) = &mut self.receiver else { return Err(self.silence()) };
+            let Some(delivery) = receiver.next(SILENCE).await? else {
+                self.leave().await;
+                return Err(self.silence());
             };
             let whole = self.parts.take(delivery)?;
-            self.receiver.settle(&self.parts.tokens()).await?;
+            receiver.settle(&self.parts.tokens()).await?;
             // What is left of an earlier session, or comes twice, answers nothing.
             let Some(whole) = whole.filter(|whole| whole.place == self.place || plant::is(Bug::AnyReply))
             else {
@@ -125,6 +141,9 @@ impl Sink for CarriedSink {
     async fn close(mut self: Box<Self>) -> Result<()> {
         let Reply::Closed = self.call(Call::Close).await? else { return Err(unexpected()) };
         self.publisher.close(CLOSE).await?;
-        self.receiver.close(CLOSE).await
+        match self.receiver {
+            Some(receiver) => receiver.close(CLOSE).await,
+            None => Ok(()),
+        }
     }
 }

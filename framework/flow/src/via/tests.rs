@@ -332,3 +332,24 @@ async fn replies_of_two_servers_to_one_call_are_told_apart() {
     }
     assert_eq!(ids.len(), 2, "{ids:?}");
 }
+
+/// Found by kills: a runner that nobody had answered was dropped with its place among those who wait for replies. On a broker that
+/// keeps such a place until a lease is over, every later runner gave up before its turn came.
+#[tokio::test(start_paused = true)]
+async fn who_was_not_answered_leaves_the_replies_to_others() {
+    let (store, via, route) = made(vec![Arc::new(Canonical), Arc::new(Decimal)]);
+    let target = Carried::new(Arc::new(store), via.clone());
+    let flow = FlowName::new("shop").unwrap();
+    let mut sink = target.sink(&flow, std::slice::from_ref(&route)).await.unwrap();
+    let first = Checkpoint::first(Identity("a".to_owned()), Position::from_u64(1));
+    assert_eq!(sink.open(&first).await.err().map(|error| error.code()), Some(code::TIMED_OUT));
+    // It is still there, as one is that was killed.
+    let ways = via.prepare(&flow).await.unwrap();
+    let (broker, clock) = (via.broker.as_ref(), || Arc::clone(&via.clock));
+    let mut replies = Receiver::open(broker, &ways.caller, clock()).await.unwrap();
+    let mut publisher =
+        Publisher::open(broker, &ways.replies).with_clock(clock()).with_patience(PATIENCE).await.unwrap();
+    publisher.publish(&[Message::with_id("1", "test", "reply")]).await.unwrap();
+    assert_eq!(calls(&mut replies, 1).await.len(), 1);
+    assert!(sink.open(&first).await.is_err() && sink.close().await.is_err(), "it has no way back");
+}

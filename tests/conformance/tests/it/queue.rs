@@ -5,14 +5,17 @@
 
 mod model;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_conformance::numbered;
 use tidegate_core::error::code;
-use tidegate_core::port::{Consumer, Delivery, Sent, Settled, Settlement, Signal};
+use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settled, Settlement, Signal, StateStore};
 use tidegate_core::queue::Queues as _;
 use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
+use tidegate_memory::MemoryStore;
+use tidegate_runtime::{Failure, Handlers, Running, Service};
 
 use crate::every_case;
 use model::{Model, Modelled};
@@ -279,4 +282,46 @@ async fn what_cannot_be_noted_is_not_done() {
         matches!(&settled[1], Settled::Unknown(error) if error.code() == code::LIMIT_REACHED),
         "{settled:?}"
     );
+}
+
+async fn handle(_: Message) -> Result<(), Failure> {
+    Ok(())
+}
+
+/// Publishes one message more, and says whether the service has handled it within some seconds.
+async fn is_handled(service: &Running, broker: &Arc<dyn Broker>, channel: &Channel, number: u64) -> bool {
+    let before = service.counted().handled;
+    let message = numbered("parked", number);
+    assert!(broker.producer(channel).await.unwrap().publish(&[message]).await[0].is_stored());
+    for _ in 0..50 {
+        if service.counted().handled > before {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    false
+}
+
+/// What is parked of a lane is written by its owner, under the epoch of the ownership: that of whoever has the lane later has to be
+/// higher, or what comes to it is taken for somebody else's and nobody handles it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_parks_goes_on_in_another_process() {
+    let model = Model::new();
+    let channel = Channel::new("parked").unwrap().with_lanes(1);
+    let store: Arc<dyn StateStore> = Arc::new(MemoryStore::new("parked"));
+    let start = async |broker: &Arc<dyn Broker>| {
+        let service = Service::new("s").with_store(Arc::clone(&store));
+        service.on(&channel, Handlers::new().handle(handle)).start(broker).await.unwrap()
+    };
+    let broker = model.broker();
+    let first = start(&broker).await;
+    for number in 0..3 {
+        assert!(is_handled(&first, &broker, &channel, number).await);
+        model.cut();
+    }
+    first.drain(Duration::from_secs(5)).await.unwrap();
+    let broker = model.broker();
+    let second = start(&broker).await;
+    assert!(is_handled(&second, &broker, &channel, 3).await, "it came, and was not handled");
+    second.drain(Duration::from_secs(5)).await.unwrap();
 }

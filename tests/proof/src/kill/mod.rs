@@ -1,4 +1,5 @@
-//! Real servers and the real program, killed at random moments while an application writes.
+//! Real servers and the real program, killed at random moments while an application writes; where everything goes through a
+//! broker, that too.
 //!
 //! After some kills, and at the end, the writers rest, the program catches up, and both databases are compared row by
 //! row with what their own clients read: nothing here shares code with the program's own verification. Then a table is
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
+use tidegate_services::broker::{self, Broker};
 use tidegate_services::postgres::{Options, Server};
 use tokio::process::{Child, Command};
 use tokio_postgres::{Client, NoTls};
@@ -30,6 +32,8 @@ const ROWS: i64 = 200_000;
 const WRITERS: u64 = 4;
 /// Kills between two comparisons.
 const ROUND: u64 = 10;
+/// What is killed; without a broker none is.
+const VICTIMS: [&str; 4] = ["program", "source", "target", "broker"];
 /// How long the program may take to catch up after the last kill of a round.
 const CATCH_UP: Duration = Duration::from_secs(300);
 
@@ -37,6 +41,8 @@ const CATCH_UP: Duration = Duration::from_secs(300);
 #[derive(Debug, Default, serde::Serialize)]
 pub(crate) struct Report {
     pub(crate) pair: String,
+    /// The broker that everything went through.
+    pub(crate) via: Option<&'static str>,
     pub(crate) seed: u64,
     pub(crate) n: u64,
     pub(crate) killed: std::collections::BTreeMap<&'static str, u64>,
@@ -54,39 +60,78 @@ impl Report {
 
     /// The outcome in one line.
     pub(crate) fn line(&self) -> String {
+        let via = self.via.map(|via| format!(" via {via}")).unwrap_or_default();
         format!(
-            "kill: {}, {} kills, {} transactions, {} rows compared: {} lost, {} duplicated, {} diverged",
+            "kill: {}{via}, {} kills, {} transactions, {} rows compared: {} lost, {} duplicated, {} diverged",
             self.pair, self.n, self.transactions, self.compared, self.lost, self.duplicated, self.diverged
         )
     }
 }
 
+/// The program, and what it is told.
+struct Program<'a> {
+    path: &'a Path,
+    from: String,
+    to: String,
+    /// The URL of the broker that everything goes through.
+    via: Option<String>,
+}
+
+impl Program<'_> {
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(self.path);
+        command.args(["--timeout", "60s", "migrate", verb, "--from", &self.from, "--to", &self.to]);
+        command.args(["--name", "kill"]);
+        if verb == "run" {
+            // Documents have no date with microseconds; to a server of the same kind it says nothing.
+            if self.to.starts_with("mongodb") {
+                command.args(["--convert", "timestamptz=string"]);
+            }
+            command.args(self.via.iter().flat_map(|via| ["--via", via]));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+}
+
 /// Kills `n` times.
-pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result<Report> {
+pub(crate) async fn run(path: &Path, pair: Pair, via: Option<Broker>, seed: u64, n: u64) -> Result<Report> {
     let mut rng = Rng::with_seed(seed);
     let (source, target) = (server().await?, Target::start(pair).await?);
+    let broker = match via {
+        Some(via) => Some(broker::Server::start(via, broker::Options::default()).await?),
+        None => None,
+    };
     let (from, to) = (source.create_database("shop").await?, target.url());
-    prepare(&from).await?;
+    let program = Program { path, from, to, via: broker.as_ref().map(broker::Server::url) };
+    prepare(&program.from).await?;
     target.prepare().await?;
 
-    let mut report = Report { pair: pair.name().to_owned(), seed, n, ..Report::default() };
+    let via = via.map(|via| via.service().name());
+    let mut report = Report { pair: pair.name().to_owned(), via, seed, n, ..Report::default() };
+    let victims = if broker.is_some() { &VICTIMS[..] } else { &VICTIMS[..3] };
     let (mut left, mut round) = (n, 0_u64);
     loop {
         let kills = left.min(ROUND);
         left -= kills;
-        let writers = Writers::start(&from, seed * 1_000 + round);
-        let mut runner = Runner::start(program, &from, &to)?;
+        let writers = Writers::start(&program.from, seed * 1_000 + round);
+        let mut runner = Runner::start(&program)?;
         for _ in 0..kills {
-            runner.live(Duration::from_millis(rng.u64(300..3_000)), program, &from, &to).await?;
-            let victim = ["program", "source", "target"][rng.usize(0..3)];
+            runner.live(Duration::from_millis(rng.u64(300..3_000)), &program).await?;
+            let victim = victims[rng.usize(..victims.len())];
             *report.killed.entry(victim).or_default() += 1;
             let pause = Duration::from_millis(rng.u64(0..500));
-            match victim {
-                "program" => runner.kill().await?,
-                "source" => {
+            match (victim, &broker) {
+                ("program", _) => runner.kill().await?,
+                ("source", _) => {
                     source.kill().await;
                     tokio::time::sleep(pause).await;
                     source.restart().await?;
+                }
+                ("broker", Some(broker)) => {
+                    broker.kill().await;
+                    tokio::time::sleep(pause).await;
+                    broker.restart().await?;
                 }
                 _ => {
                     target.kill().await;
@@ -97,26 +142,44 @@ pub(crate) async fn run(program: &Path, pair: Pair, seed: u64, n: u64) -> Result
         }
         report.transactions += writers.stop().await;
         runner.kill().await?;
-        done(command(program, "run", &from, &to).args(["--until", "caught-up"])).await?;
-        compare(pair, &from, &target, &mut report).await?;
+        done(program.command("run").args(["--until", "caught-up"])).await?;
+        compare(pair, &program.from, &target, &mut report).await?;
         if left == 0 {
             return Ok(report);
         }
         let table = ["public.account", "public.history"][usize::from(round % 2 == 0)];
-        done(command(program, "recopy", &from, &to).args(["--table", table])).await?;
+        done(program.command("recopy").args(["--table", table])).await?;
         round += 1;
     }
 }
 
 /// Runs a command of the program to its good end.
 async fn done(command: &mut Command) -> Result<()> {
-    let ended = tokio::time::timeout(CATCH_UP, command.output()).await;
-    let ended = ended.map_err(|_| format!("not done within {} s: {command:?}", CATCH_UP.as_secs()))??;
-    if !ended.status.success() {
-        let log = String::from_utf8_lossy(&ended.stderr).into_owned();
-        return Err(format!("{command:?} ended with {}: {log}", ended.status).into());
-    }
-    Ok(())
+    let mut child = command.stderr(log()?).spawn()?;
+    let ended = tokio::time::timeout(CATCH_UP, child.wait()).await;
+    let what = match ended {
+        Ok(ended) => match ended? {
+            ended if ended.success() => return Ok(()),
+            ended => format!("ended with {ended}"),
+        },
+        Err(_) => format!("was not done within {} s", CATCH_UP.as_secs()),
+    };
+    Err(format!("{command:?} {what}:\n{}", last_lines()).into())
+}
+
+/// What the program says; all runs of it append to one file.
+fn log_path() -> PathBuf {
+    std::env::temp_dir().join(format!("tidegate-kill-{}.log", std::process::id()))
+}
+
+fn log() -> Result<std::fs::File> {
+    Ok(std::fs::OpenOptions::new().create(true).append(true).open(log_path())?)
+}
+
+fn last_lines() -> String {
+    let log = std::fs::read_to_string(log_path()).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 /// The application.
@@ -150,33 +213,18 @@ async fn server() -> Result<Server> {
     Ok(Server::start(Options::default().with_fresh_identity()).await?)
 }
 
-fn command(program: &Path, verb: &str, from: &str, to: &str) -> Command {
-    let mut command = Command::new(program);
-    command.args(["--timeout", "60s", "migrate", verb, "--from", from, "--to", to, "--name", "kill"]);
-    // Documents have no date with microseconds; to a server of the same kind it says nothing.
-    if verb == "run" && to.starts_with("mongodb") {
-        command.args(["--convert", "timestamptz=string"]);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
 /// The program, started again whenever it is gone.
 struct Runner {
     child: Child,
-    log: PathBuf,
 }
 
 impl Runner {
-    fn start(program: &Path, from: &str, to: &str) -> Result<Self> {
-        let log = std::env::temp_dir().join(format!("tidegate-kill-{}.log", std::process::id()));
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = command(program, "run", from, to).stderr(file).spawn()?;
-        Ok(Self { child, log })
+    fn start(program: &Program<'_>) -> Result<Self> {
+        Ok(Self { child: program.command("run").stderr(log()?).spawn()? })
     }
 
     /// Lets it run for a while. If it ends by itself that is an error, unless a server was away for long.
-    async fn live(&mut self, time: Duration, program: &Path, from: &str, to: &str) -> Result<()> {
+    async fn live(&mut self, time: Duration, program: &Program<'_>) -> Result<()> {
         match tokio::time::timeout(time, self.child.wait()).await {
             Err(_) => Ok(()),
             Ok(ended) => {
@@ -184,13 +232,10 @@ impl Runner {
                 // 6: the lease of a killed one has not ended yet. 5: a server was away. 9: killed by us.
                 if ended.code().is_none_or(|code| code == 5 || code == 6) {
                     tokio::time::sleep(Duration::from_millis(300)).await;
-                    *self = Self::start(program, from, to)?;
+                    *self = Self::start(program)?;
                     Ok(())
                 } else {
-                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                    let tail: Vec<_> = log.lines().rev().take(20).collect();
-                    let tail: Vec<_> = tail.into_iter().rev().collect();
-                    Err(format!("the program ended by itself with {ended}:\n{}", tail.join("\n")).into())
+                    Err(format!("the program ended by itself with {ended}:\n{}", last_lines()).into())
                 }
             }
         }

@@ -150,7 +150,7 @@ impl Model {
         }
     }
 
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.data.cuts.fetch_add(1, Ordering::AcqRel);
         self.data.changed.notify_waiters();
     }
