@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
@@ -12,8 +13,8 @@ use crate::error::{Error, Result};
 /// lost their connections together do not come back together.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// The attempts of one broker to connect. When one has failed the next one waits, longer each time, and whoever asks meanwhile is
-/// told the same error at once: a server that comes back is not met by everybody at the same moment, again and again.
+/// The attempts of one broker to connect. When one has failed the next one waits, longer each time, and whoever asks meanwhile waits
+/// for it, and is told what comes of it: a server that comes back is not met by everybody at the same moment, again and again.
 ///
 /// # Concurrency
 /// Used by many tasks at once. As long as nothing fails they connect beside each other, and else one at a time.
@@ -23,6 +24,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 #[derive(Debug, Default)]
 pub struct Pace {
     failed: Mutex<Option<Failed>>,
+    /// Counts attempts that ended, of those that others waited for.
+    ended: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -33,21 +36,50 @@ struct Failed {
     is_trying: bool,
 }
 
+/// What whoever asks has to do first.
+enum Turn {
+    Now,
+    At(Instant),
+    /// Another one is at it.
+    Behind(watch::Receiver<u64>),
+}
+
 impl Pace {
     fn lock(&self) -> MutexGuard<'_, Option<Failed>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects, unless an attempt failed a moment ago.
+    fn turn(&self) -> Turn {
+        let mut failed = self.lock();
+        let Some(failed) = failed.as_mut() else { return Turn::Now };
+        if failed.is_trying {
+            return Turn::Behind(self.ended.subscribe());
+        }
+        if Instant::now() < failed.until {
+            return Turn::At(failed.until);
+        }
+        failed.is_trying = true;
+        Turn::Now
+    }
+
+    /// Connects, when it is time to.
     ///
     /// # Errors
-    /// That of this attempt, or of the last one.
+    /// That of this attempt, or of another one that was waited for.
     pub async fn attempt<T>(&self, connect: impl Future<Output = Result<T>>) -> Result<T> {
-        if let Some(failed) = self.lock().as_mut() {
-            if failed.is_trying || Instant::now() < failed.until {
-                return Err(failed.error.again());
+        loop {
+            match self.turn() {
+                Turn::Now => break,
+                Turn::At(time) => tokio::time::sleep_until(time).await,
+                Turn::Behind(mut ended) => {
+                    // It never ends without a word: what ends it says so when it is dropped.
+                    let _ = ended.changed().await;
+                    if let Some(failed) = self.lock().as_ref().filter(|failed| Instant::now() < failed.until)
+                    {
+                        return Err(failed.error.again());
+                    }
+                }
             }
-            failed.is_trying = true;
         }
         let _trying = Trying(self);
         let connected = connect.await;
@@ -77,6 +109,7 @@ impl Drop for Trying<'_> {
         if let Some(failed) = self.0.lock().as_mut() {
             failed.is_trying = false;
         }
+        self.0.ended.send_modify(|count| *count += 1);
     }
 }
 
@@ -87,30 +120,44 @@ mod tests {
     use super::*;
     use crate::error::code;
 
+    fn absent() -> Error {
+        Error::new(code::UNREACHABLE, "nobody is there")
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn attempts_that_fail_are_apart_and_one_that_succeeds_ends_it() {
+    async fn attempts_that_fail_are_apart_however_many_ask() {
         let (pace, asked) = (Pace::default(), AtomicU32::new(0));
-        let fail = || async {
-            asked.fetch_add(1, Ordering::Relaxed);
-            Err::<(), _>(Error::new(code::UNREACHABLE, "nobody is there"))
+        let ask = async || {
+            let end = Instant::now() + Duration::from_secs(60);
+            while Instant::now() < end {
+                let attempt = pace.attempt(async {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    Err::<(), _>(absent())
+                });
+                assert_eq!(attempt.await.unwrap_err().message(), "nobody is there");
+            }
         };
-        let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(60) {
-            let error = pace.attempt(fail()).await.unwrap_err();
-            assert_eq!((error.code(), error.message()), (code::UNREACHABLE, "nobody is there"));
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        tokio::join!(ask(), ask(), ask(), ask());
         let count = asked.load(Ordering::Relaxed);
-        assert!((30..=66).contains(&count), "{count} attempts within a minute");
-        tokio::time::sleep(PAUSES.1 * 2).await;
-        // One that was dropped has not failed, and keeps nobody out.
+        assert!((30..=70).contains(&count), "{count} attempts within a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_succeeds_ends_it_and_one_that_is_dropped_keeps_nobody_out() {
+        let pace = Pace::default();
+        pace.attempt(async { Err::<(), _>(absent()) }).await.unwrap_err();
+        // It waits for its turn, and the server is there by then.
+        let begin = Instant::now();
+        pace.attempt(async { Ok(()) }).await.unwrap();
+        assert!(begin.elapsed() >= PAUSES.0 && begin.elapsed() <= PAUSES.0 * 3);
+        pace.attempt(async { Err::<(), _>(absent()) }).await.unwrap_err();
         let dropped = pace.attempt(std::future::pending::<Result<()>>());
-        assert!(tokio::time::timeout(Duration::from_millis(1), dropped).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_secs(1), dropped).await.is_err());
         pace.attempt(async { Ok(()) }).await.unwrap();
         // From here on as at first.
-        pace.attempt(fail()).await.unwrap_err();
-        tokio::time::sleep(PAUSES.0 * 2).await;
+        let begin = Instant::now();
         pace.attempt(async { Ok(()) }).await.unwrap();
+        assert!(begin.elapsed().is_zero());
     }
 
     #[tokio::test(start_paused = true)]
@@ -119,15 +166,16 @@ mod tests {
         let slow = |is_there: bool| {
             pace.attempt(async move {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                if is_there { Ok(()) } else { Err(Error::new(code::UNREACHABLE, "nobody is there")) }
+                if is_there { Ok(()) } else { Err(absent()) }
             })
         };
         let both = tokio::join!(slow(false), slow(false));
         assert!(both.0.is_err() && both.1.is_err());
-        tokio::time::sleep(PAUSES.1 * 2).await;
+        let begin = Instant::now();
+        let both = tokio::join!(slow(false), slow(false));
+        assert!(both.0.is_err() && both.1.is_err());
+        assert!(begin.elapsed() < Duration::from_secs(2), "one of them is told what came of the other's");
         let (first, second) = tokio::join!(slow(true), slow(true));
-        assert!(first.is_ok() && second.is_err(), "the second one is told what is known");
-        let (first, second) = tokio::join!(slow(true), slow(true));
-        assert!(first.is_ok() && second.is_ok());
+        assert!(first.is_ok() && second.is_ok(), "the second one connects behind it");
     }
 }

@@ -443,7 +443,7 @@ mod tests {
         let queue = Arc::<Mutex<Queue>>::default();
         let mut first = take(&queue, LIMIT).await.unwrap();
         first.write(Bytes::from_static(b"1")).await.unwrap();
-        queue.lock().unwrap().ready.push_back(("3.0".parse().unwrap(), "other".into()));
+        queue.lock().unwrap().ready.push_back(("18446744073709551615.0".parse().unwrap(), "other".into()));
         assert_eq!(first.write(Bytes::from_static(b"2")).await.unwrap_err().code(), code::CONNECTION_LOST);
     }
 }
