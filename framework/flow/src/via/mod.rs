@@ -34,7 +34,7 @@ use tidegate_core::{
 };
 
 pub use serve::serve;
-use sink::CarriedSink;
+use sink::{CarriedSink, Kept};
 
 /// How long a broker may refuse before a run is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -99,12 +99,13 @@ impl Ways {
 pub struct Carried {
     target: Arc<dyn Store>,
     via: Via,
+    replies: Kept,
 }
 
 impl Carried {
     /// A target that is written through a broker, by whoever runs [`serve`] there.
     pub fn new(target: Arc<dyn Store>, via: Via) -> Self {
-        Self { target, via }
+        Self { target, via, replies: Kept::default() }
     }
 }
 
@@ -133,7 +134,7 @@ impl Store for Carried {
     }
 
     async fn sink(&self, flow: &FlowName, routes: &[Route]) -> Result<Box<dyn Sink>> {
-        Ok(Box::new(CarriedSink::open(&self.via, flow, self.target.as_ref(), routes).await?))
+        Ok(Box::new(CarriedSink::open(&self.via, flow, self.target.as_ref(), routes, &self.replies).await?))
     }
 
     async fn examiner(&self) -> Result<Arc<dyn Examiner>> {

@@ -1,16 +1,16 @@
 //! The source's end: a sink whose calls are done by somebody else.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Applied, Batch, Checkpoint, Commit, Identity, Opened, Route, Sink, Store};
-use tidegate_core::{Column, Encoding, Error, FlowName, Result, Shape};
+use tidegate_core::{Column, Encoding, Error, FlowName, Result, Shape, Subscription};
 use tidegate_runtime::{Publisher, Receiver};
 
 use super::serve::identity;
-use super::wire::{CALL, Call, CarriedRoute, Parts, Place, Reply, messages};
+use super::wire::{CALL, Call, CarriedRoute, Parts, Place, Reply, Whole, messages};
 use super::{PATIENCE, Via};
 use crate::plant::{self, Bug};
 
@@ -20,13 +20,76 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How long closing may take.
 const CLOSE: Duration = Duration::from_secs(5);
 
+/// Where the replies to a runner that broke came, for the next one. A member of a subscription learns that another one is gone by
+/// not hearing of it for its lease: were each runner a new member, and given up sooner, none would ever learn that one was killed.
+pub(super) type Kept = Arc<Mutex<Option<Receiver>>>;
+
+/// Where replies come.
+struct Replies {
+    /// Nothing once it failed for good, or is closed.
+    receiver: Option<Receiver>,
+    kept: Kept,
+}
+
+impl Replies {
+    async fn open(via: &Via, caller: &Subscription, kept: &Kept) -> Result<Self> {
+        let before = lock(kept).take();
+        let receiver = match before {
+            Some(receiver) => receiver,
+            None => Receiver::open(via.broker.as_ref(), caller, Arc::clone(&via.clock)).await?,
+        };
+        Ok(Self { receiver: Some(receiver), kept: Arc::clone(kept) })
+    }
+
+    /// The next reply that is whole; nothing if nothing comes for so long that nobody can be there.
+    async fn next(&mut self, parts: &mut Parts) -> Result<Option<Whole>> {
+        let taken = self.take(parts).await;
+        if taken.as_ref().is_err_and(|error| error.verdict() == Verdict::Never) {
+            self.receiver = None;
+        }
+        taken
+    }
+
+    async fn take(&mut self, parts: &mut Parts) -> Result<Option<Whole>> {
+        let closed =
+            || Error::new(code::CONNECTION_LOST, "the replies are closed").verdict_is(Verdict::Retry);
+        let receiver = self.receiver.as_mut().ok_or_else(closed)?;
+        loop {
+            let Some(delivery) = receiver.next(SILENCE).await? else { return Ok(None) };
+            let whole = parts.take(delivery)?;
+            receiver.settle(&parts.tokens()).await?;
+            if whole.is_some() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    async fn close(mut self) -> Result<()> {
+        match self.receiver.take() {
+            Some(receiver) => receiver.close(CLOSE).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        if let Some(receiver) = self.receiver.take() {
+            *lock(&self.kept) = Some(receiver);
+        }
+    }
+}
+
+fn lock(kept: &Kept) -> MutexGuard<'_, Option<Receiver>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(super) struct CarriedSink {
     flow: FlowName,
     target: Option<Identity>,
     routes: Vec<CarriedRoute>,
     publisher: Publisher,
-    /// Nothing once nobody has answered.
-    receiver: Option<Receiver>,
+    replies: Replies,
     parts: Parts,
     via: Via,
     place: Place,
@@ -38,6 +101,7 @@ impl CarriedSink {
         flow: &FlowName,
         target: &dyn Store,
         routes: &[Route],
+        kept: &Kept,
     ) -> Result<Self> {
         let ways = via.prepare(flow).await?;
         let broker = via.broker.as_ref();
@@ -49,26 +113,11 @@ impl CarriedSink {
                 .with_clock(Arc::clone(&via.clock))
                 .with_patience(PATIENCE)
                 .await?,
-            receiver: Some(Receiver::open(broker, &ways.caller, Arc::clone(&via.clock)).await?),
+            replies: Replies::open(via, &ways.caller, kept).await?,
             parts: Parts::default(),
             place: Place { session: via.ids.next().simple().to_string().into(), number: 0 },
             via: via.clone(),
         })
-    }
-
-    fn silence(&self) -> Error {
-        Error::new(code::TIMED_OUT, "nobody answers at the target's end of the broker")
-            .with("broker", self.via.broker.location())
-            .hint("tidegate migrate run --role target")
-    }
-
-    /// Leaves the replies to whoever opens the target next. A member that is dropped keeps them until its lease is over; then they
-    /// would go to the one that was given up after it, and so on: nobody who still waits would ever have them.
-    async fn leave(&mut self) {
-        let Some(receiver) = self.receiver.take() else { return };
-        if let Err(error) = receiver.close(CLOSE).await {
-            tracing::debug!(%error, "the replies are left when the lease is over");
-        }
     }
 
     /// Has a call done.
@@ -78,18 +127,15 @@ impl CarriedSink {
         let parts = messages(CALL, &self.flow, &self.place, "0", call.encode()?, size)?;
         self.publisher.publish(&parts).await?;
         loop {
-            let Some(receiver) = &mut self.receiver else { return Err(self.silence()) };
-            let Some(delivery) = receiver.next(SILENCE).await? else {
-                self.leave().await;
-                return Err(self.silence());
+            let Some(whole) = self.replies.next(&mut self.parts).await? else {
+                return Err(Error::new(code::TIMED_OUT, "nobody answers at the target's end of the broker")
+                    .with("broker", self.via.broker.location())
+                    .hint("tidegate migrate run --role target"));
             };
-            let whole = self.parts.take(delivery)?;
-            receiver.settle(&self.parts.tokens()).await?;
             // What is left of an earlier session, or comes twice, answers nothing.
-            let Some(whole) = whole.filter(|whole| whole.place == self.place || plant::is(Bug::AnyReply))
-            else {
+            if whole.place != self.place && !plant::is(Bug::AnyReply) {
                 continue;
-            };
+            }
             match Reply::decode(whole.body)? {
                 Reply::Working => {}
                 Reply::Failed(error) => return Err(error),
@@ -141,9 +187,6 @@ impl Sink for CarriedSink {
     async fn close(mut self: Box<Self>) -> Result<()> {
         let Reply::Closed = self.call(Call::Close).await? else { return Err(unexpected()) };
         self.publisher.close(CLOSE).await?;
-        match self.receiver {
-            Some(receiver) => receiver.close(CLOSE).await,
-            None => Ok(()),
-        }
+        self.replies.close().await
     }
 }

@@ -333,23 +333,22 @@ async fn replies_of_two_servers_to_one_call_are_told_apart() {
     assert_eq!(ids.len(), 2, "{ids:?}");
 }
 
-/// Found by kills: a runner that nobody had answered was dropped with its place among those who wait for replies. On a broker that
-/// keeps such a place until a lease is over, every later runner gave up before its turn came.
+/// Found by kills: each runner was a new member of those who wait for replies, and was given up before it could know that one of before
+/// was dead. Where the program had been killed nobody ever had the replies again.
 #[tokio::test(start_paused = true)]
-async fn who_was_not_answered_leaves_the_replies_to_others() {
+async fn the_next_runner_waits_for_replies_where_the_last_one_did() {
     let (store, via, route) = made(vec![Arc::new(Canonical), Arc::new(Decimal)]);
-    let target = Carried::new(Arc::new(store), via.clone());
-    let flow = FlowName::new("shop").unwrap();
-    let mut sink = target.sink(&flow, std::slice::from_ref(&route)).await.unwrap();
-    let first = Checkpoint::first(Identity("a".to_owned()), Position::from_u64(1));
-    assert_eq!(sink.open(&first).await.err().map(|error| error.code()), Some(code::TIMED_OUT));
-    // It is still there, as one is that was killed.
+    let store: Arc<dyn Store> = Arc::new(store);
+    let target = Carried::new(Arc::clone(&store), via.clone());
+    let (flow, never) = (FlowName::new("shop").unwrap(), CancellationToken::new());
+    let error = opened(&target, &route).await.err().map(|error| error.code());
+    assert_eq!(error, Some(code::TIMED_OUT), "nobody serves");
+    // Somebody who does not live and would have the replies from now on.
     let ways = via.prepare(&flow).await.unwrap();
-    let (broker, clock) = (via.broker.as_ref(), || Arc::clone(&via.clock));
-    let mut replies = Receiver::open(broker, &ways.caller, clock()).await.unwrap();
-    let mut publisher =
-        Publisher::open(broker, &ways.replies).with_clock(clock()).with_patience(PATIENCE).await.unwrap();
-    publisher.publish(&[Message::with_id("1", "test", "reply")]).await.unwrap();
-    assert_eq!(calls(&mut replies, 1).await.len(), 1);
-    assert!(sink.open(&first).await.is_err() && sink.close().await.is_err(), "it has no way back");
+    let mut dead = Receiver::open(via.broker.as_ref(), &ways.caller, Arc::clone(&via.clock)).await.unwrap();
+    assert!(dead.next(Duration::from_secs(60)).await.unwrap().is_none());
+    tokio::select! {
+        ended = serve(&flow, &store, &via, &never) => panic!("it ended: {ended:?}"),
+        opened = opened(&target, &route) => assert!(opened.is_ok(), "{:?}", opened.err()),
+    }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Result;
-use super::ledger::{CAUSE, Found, Ledger, SERVICE, Step};
+use super::ledger::{ATTEMPTS, CAUSE, Found, Ledger, SERVICE, Step};
 use super::observed::Observed;
 
 /// Subjects that can be handled.
@@ -58,7 +58,7 @@ impl Application {
         // The application lives on, and so does its store: the broker alone is killed.
         let store: Arc<dyn StateStore> = Arc::new(MemoryStore::new(SERVICE));
         let policy = Policy::park_key()
-            .with_attempts(4)
+            .with_attempts(ATTEMPTS)
             .with_pauses(Duration::from_millis(20), Duration::from_millis(200));
         let handlers = Handlers::new().handle(handle).with_policy(policy).with_members(2).with_concurrency(8);
         let service = Service::new(SERVICE).with_state(Arc::clone(&ledger)).with_store(store);

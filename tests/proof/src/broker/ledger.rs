@@ -15,6 +15,8 @@ use tidegate_runtime::{Json, Typed};
 pub(super) const SERVICE: &str = "handling";
 /// What the handler says of what it can never handle.
 pub(super) const CAUSE: &str = "nobody can handle this";
+/// How often it is tried.
+pub(super) const ATTEMPTS: u32 = 4;
 /// How many faults are told one by one.
 const TOLD: usize = 10;
 
@@ -75,11 +77,10 @@ struct Known {
     handled: u64,
     /// How often it was given to a consumer.
     came: u64,
-    /// How often its dead letter was confirmed, and was left unknown.
-    buried: u64,
+    /// How often it came so that it was to become a dead letter.
+    due: u64,
+    /// How often the answer to its dead letter was lost.
     unknown: u64,
-    /// How often it came again although its dead letter had been confirmed: settling it was lost.
-    back: u64,
 }
 
 /// What came out, and what is wrong with it.
@@ -155,15 +156,8 @@ impl Ledger {
 
     /// This is about to be published for the first time.
     pub(super) fn announce(&self, step: &Step) {
-        let known = Known {
-            step: step.clone(),
-            is_confirmed: false,
-            handled: 0,
-            came: 0,
-            buried: 0,
-            unknown: 0,
-            back: 0,
-        };
+        let known =
+            Known { step: step.clone(), is_confirmed: false, handled: 0, came: 0, due: 0, unknown: 0 };
         self.lock().steps.insert(step.id(), known);
     }
 
@@ -183,7 +177,6 @@ impl Ledger {
         let book = &mut *self.lock();
         for (message, sent) in batch.iter().zip(sent) {
             if let Some(known) = book.steps.get_mut(&message.id) {
-                known.buried += u64::from(sent.is_stored());
                 known.unknown += u64::from(sent.is_unknown());
             }
         }
@@ -193,7 +186,8 @@ impl Ledger {
     pub(super) fn delivered(&self, delivery: &Delivery) {
         if let Some(known) = self.lock().steps.get_mut(&delivery.message.id) {
             known.came += 1;
-            known.back += u64::from(known.buried > 0);
+            let is_due = known.step.number > 0 || delivery.attempt.number() >= ATTEMPTS;
+            known.due += u64::from(known.step.is_poison && is_due);
         }
     }
 
@@ -286,7 +280,7 @@ impl Ledger {
                     ));
                 }
                 0 | 1 => {}
-                _ if !self.knows_again && copies - 1 <= known.unknown + known.back => {
+                _ if !self.knows_again && copies <= known.unknown + known.due => {
                     found.letters_again += copies - 1;
                 }
                 _ => {
@@ -337,42 +331,39 @@ mod tests {
         letter.with_header(dead_letter::ERROR, CAUSE).unwrap()
     }
 
-    /// What is said of so many letters of a poison message, whose letter was answered so and that came again behind it or not.
-    fn judged(knows_again: bool, answers: Vec<Sent>, comes_back: bool, letters: usize) -> Found {
+    /// What is said of so many letters of a message that came with these attempts, if some answers to its letter were lost.
+    fn judged(knows_again: bool, attempts: &[u32], lost: usize, letters: usize) -> Found {
         let ledger = Ledger::new(knows_again);
         let poison = step("poison", 0);
         let message = poison.message().unwrap();
         ledger.announce(&poison);
-        let stored = || Sent::Stored { position: None, duplicate: false };
-        ledger.answered(std::slice::from_ref(&message), &[stored()]);
-        for answer in answers {
-            ledger.buried(std::slice::from_ref(&message), &[answer]);
+        let batch = std::slice::from_ref(&message);
+        ledger.answered(batch, &[Sent::Stored { position: None, duplicate: false }]);
+        for attempt in attempts {
+            let token = Token { lane: Lane(0), epoch: 1, number: u64::from(*attempt) };
+            let (message, attempt) = (message.clone(), Attempt::Exact(*attempt));
+            ledger.delivered(&Delivery { message, token, attempt, position: None, stored_at: None });
         }
-        if comes_back {
-            let token = Token { lane: Lane(0), epoch: 1, number: 1 };
-            let delivery =
-                Delivery { message, token, attempt: Attempt::Exact(4), position: None, stored_at: None };
-            ledger.delivered(&delivery);
+        for _ in 0..lost {
+            ledger.buried(batch, &[Sent::Unknown(Error::new(code::TIMED_OUT, "no answer"))]);
         }
         ledger.judge(&vec![letter(&poison); letters], None)
     }
 
     #[test]
     fn a_second_letter_needs_a_reason() {
-        let stored = || Sent::Stored { position: None, duplicate: false };
-        let unknown = || Sent::Unknown(Error::new(code::TIMED_OUT, "no answer"));
-        for (knows_again, answers, comes_back, letters, misparked) in [
-            (false, vec![stored()], false, 1, 0),
-            (false, vec![stored()], false, 0, 1),
-            (false, vec![stored()], false, 2, 1),
-            (false, vec![unknown(), stored()], false, 2, 0),
-            (false, vec![unknown(), stored()], false, 3, 1),
-            (false, vec![stored(), stored()], true, 2, 0),
-            (true, vec![unknown(), stored()], false, 2, 1),
-            (true, vec![stored(), stored()], true, 1, 0),
+        for (knows_again, attempts, lost, letters, misparked) in [
+            (false, &[1, 2, 3, 4][..], 0, 1, 0),
+            (false, &[1, 2, 3, 4], 0, 0, 1),
+            (false, &[1, 2, 3, 4], 0, 2, 1),
+            (false, &[1, 2, 3, 4], 1, 2, 0),
+            (false, &[1, 2, 3, 4], 1, 3, 1),
+            (false, &[1, 2, 3, 4, 5], 0, 2, 0),
+            (true, &[1, 2, 3, 4, 5], 1, 2, 1),
+            (true, &[1, 2, 3, 4, 5], 1, 1, 0),
         ] {
-            let found = judged(knows_again, answers, comes_back, letters);
-            assert_eq!(found.misparked, misparked, "{letters} letters, again {comes_back}: {found:?}");
+            let found = judged(knows_again, attempts, lost, letters);
+            assert_eq!(found.misparked, misparked, "{attempts:?}, {lost} lost, {letters}: {found:?}");
         }
     }
 

@@ -195,7 +195,8 @@ async fn a_broker_that_loses_connections_and_answers_breaks_no_rule() {
 
 #[tokio::test(start_paused = true)]
 async fn each_planted_bug_breaks_its_rule() {
-    let rules: [(Bug, fn(&Found) -> u64); 7] = [
+    type Rule = fn(&Found) -> u64;
+    let rules: [(Bug, Rule); 7] = [
         (Bug::LosesConfirmed, |found| found.lost),
         (Bug::StoresBackwards, |found| found.inverted),
         (Bug::Invents, |found| found.invented),
