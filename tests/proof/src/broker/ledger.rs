@@ -79,7 +79,8 @@ struct Known {
     came: u64,
     /// How often it came so that it was to become a dead letter.
     due: u64,
-    /// How often the answer to its dead letter was lost.
+    /// How often its dead letter was published, and the answer to that was lost.
+    letters: u64,
     unknown: u64,
 }
 
@@ -156,8 +157,15 @@ impl Ledger {
 
     /// This is about to be published for the first time.
     pub(super) fn announce(&self, step: &Step) {
-        let known =
-            Known { step: step.clone(), is_confirmed: false, handled: 0, came: 0, due: 0, unknown: 0 };
+        let known = Known {
+            step: step.clone(),
+            is_confirmed: false,
+            handled: 0,
+            came: 0,
+            due: 0,
+            letters: 0,
+            unknown: 0,
+        };
         self.lock().steps.insert(step.id(), known);
     }
 
@@ -177,6 +185,7 @@ impl Ledger {
         let book = &mut *self.lock();
         for (message, sent) in batch.iter().zip(sent) {
             if let Some(known) = book.steps.get_mut(&message.id) {
+                known.letters += 1;
                 known.unknown += u64::from(sent.is_unknown());
             }
         }
@@ -186,7 +195,8 @@ impl Ledger {
     pub(super) fn delivered(&self, delivery: &Delivery) {
         if let Some(known) = self.lock().steps.get_mut(&delivery.message.id) {
             known.came += 1;
-            let is_due = known.step.number > 0 || delivery.attempt.number() >= ATTEMPTS;
+            // What is dead already is buried at once, however often it was tried.
+            let is_due = known.step.number > 0 || delivery.attempt.number() >= ATTEMPTS || known.letters > 0;
             known.due += u64::from(known.step.is_poison && is_due);
         }
     }
