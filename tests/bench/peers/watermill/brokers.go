@@ -5,11 +5,14 @@ import (
 	"time"
 
 	"github.com/IBM/sarama"
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill-kafka/v3/pkg/kafka"
 	"github.com/ThreeDotsLabs/watermill-nats/v2/pkg/nats"
 	"github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
 	"github.com/ThreeDotsLabs/watermill/message"
 	client "github.com/nats-io/nats.go"
+	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -85,6 +88,34 @@ func redisSubscribers(address, group string) ([]message.Subscriber, error) {
 			Consumer:      fmt.Sprintf("member-%d", at),
 			ConsumerGroup: group,
 		}, nil)
+		if err != nil {
+			return nil, err
+		}
+		all[at] = one
+	}
+	return all, nil
+}
+
+// A queue of the kind that the others use.
+func rabbitConfig(address string) amqp.Config {
+	config := amqp.NewDurableQueueConfig("amqp://" + address)
+	config.Queue.Arguments = amqp091.Table{"x-queue-type": "quorum"}
+	return config
+}
+
+func rabbitPublisher(address string) (message.Publisher, error) {
+	config := rabbitConfig(address)
+	config.Publish.ConfirmDelivery = true
+	return amqp.NewPublisher(config, watermill.NopLogger{})
+}
+
+// Each of the members takes a message at a time.
+func rabbitSubscribers(address, _ string) ([]message.Subscriber, error) {
+	all := make([]message.Subscriber, members)
+	for at := range all {
+		config := rabbitConfig(address)
+		config.Consume.Qos.PrefetchCount = 16 * window / members
+		one, err := amqp.NewSubscriber(config, watermill.NopLogger{})
 		if err != nil {
 			return nil, err
 		}

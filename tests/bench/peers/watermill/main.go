@@ -36,6 +36,7 @@ type broker struct {
 }
 
 var brokers = map[string]broker{
+	"amqp":  {rabbitPublisher, rabbitSubscribers},
 	"kafka": {kafkaPublisher, kafkaSubscribers},
 	"nats":  {natsPublisher, natsSubscribers},
 	"redis": {redisPublisher, redisSubscribers},
