@@ -57,7 +57,7 @@ impl Network for MemoryNetwork {
     /// Their leases are over at once.
     fn hang(&self) {
         for consumer in lock(&self.consumers).drain(..).filter_map(|consumer| consumer.upgrade()) {
-            // One that is asked right now ends with the answer.
+            // One that is asked right now does not hang: no case asks one then.
             drop(consumer.try_lock().map(|mut consumer| consumer.take()));
         }
         lock(&self.now).hung = lock(&self.connections).len();
