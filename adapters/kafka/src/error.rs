@@ -55,6 +55,11 @@ pub(crate) fn is_waiting(error: &KafkaError) -> bool {
     )
 }
 
+/// Whether the server says that there is no such topic.
+pub(crate) fn is_missing(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(|error| meaning(error).0 == code::CHANNEL_MISSING)
+}
+
 fn said(error: &KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, text, name, _) => format!("{name}: {text}"),

@@ -7,13 +7,15 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tidegate_core::error::code;
 use tidegate_core::{Clock, Error, Result, SystemClock};
 
 use crate::config::Config;
-use crate::error::{Heard, from_code, from_driver, is_waiting};
+use crate::error::{Heard, from_code, from_driver, is_missing, is_waiting};
 
 /// How long one attempt to reach a server may take: the first one, and the longest.
 const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
@@ -139,12 +141,12 @@ impl Link {
         let found = self.ask("look for a topic", move |asker, time| {
             let metadata = asker.fetch_metadata(Some(&name), time)?;
             let topic = metadata.topics().first();
+            let topic = topic.filter(|topic| !is_unknown(topic.error()));
             Ok(topic.map(|topic| (topic.error().map(Into::into), topic.partitions().len())))
         });
-        use rdkafka::error::RDKafkaErrorCode as E;
         match found.await? {
-            None | Some((Some(E::UnknownTopicOrPartition | E::UnknownTopic), _)) => Ok(None),
-            Some((None | Some(E::LeaderNotAvailable), count)) => Ok(u32::try_from(count).ok()),
+            None => Ok(None),
+            Some((None | Some(RDKafkaErrorCode::LeaderNotAvailable), count)) => Ok(u32::try_from(count).ok()),
             Some((Some(error), _)) => Err(from_code(error, "look for a topic")),
         }
     }
@@ -172,10 +174,11 @@ impl Link {
             for partition in 0..partitions {
                 wanted.add_partition_offset(&topic, partition.cast_signed(), at)?;
             }
-            let found = asker.offsets_for_times(wanted, time)?;
+            let doubted = |error| doubted(asker, &topic, error, time);
+            let found = asker.offsets_for_times(wanted, time).map_err(doubted)?;
             let mut offsets = vec![None; partitions as usize];
             for element in found.elements() {
-                element.error()?;
+                element.error().map_err(doubted)?;
                 let place = usize::try_from(element.partition()).ok().and_then(|at| offsets.get_mut(at));
                 if let (Some(place), Offset::Offset(offset)) = (place, element.offset()) {
                     *place = Some(offset);
@@ -187,10 +190,51 @@ impl Link {
     }
 }
 
+/// What an error about a topic means. A server that begins says of topics that it does not know them, until it has looked at what
+/// it has of them; whether a topic is there stands in the metadata.
+fn doubted(asker: &BaseConsumer<Heard>, topic: &str, error: KafkaError, time: Duration) -> KafkaError {
+    let is_away = || {
+        let metadata = asker.fetch_metadata(Some(topic), time);
+        let is_away =
+            |metadata: &Metadata| metadata.topics().first().is_none_or(|topic| is_unknown(topic.error()));
+        metadata.as_ref().is_ok_and(is_away)
+    };
+    if is_missing(&error) && !is_away() {
+        return KafkaError::Global(RDKafkaErrorCode::LeaderNotAvailable);
+    }
+    error
+}
+
+fn is_unknown(error: Option<RDKafkaRespErr>) -> bool {
+    use RDKafkaErrorCode as E;
+    matches!(error.map(Into::into), Some(E::UnknownTopicOrPartition | E::UnknownTopic))
+}
+
 fn make<T>(config: &ClientConfig, heard: &Heard) -> Result<Client<T>>
 where
     T: FromClientConfigAndContext<Heard> + Send + 'static,
 {
     let client = config.create_with_context(heard.clone());
     Ok(Client::new(client.map_err(|error| from_driver(error, "make a client"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::RDKafkaApiKey;
+    use tidegate_core::Endpoint;
+
+    use super::*;
+
+    /// As a server said that was just restarted, for which consumers took their channel to be gone.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_that_begins_has_its_topics() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("orders", 2, 1).unwrap();
+        let url = format!("kafka://{}", cluster.bootstrap_servers());
+        let link = Arc::new(Link::new(Config::of(&Endpoint::parse(&url).unwrap()).unwrap()).unwrap());
+        let unknown = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+        cluster.request_errors(RDKafkaApiKey::ListOffsets, &[unknown; 8]);
+        assert_eq!(link.offsets("orders", 2, Offset::End).await.unwrap(), [Some(0), Some(0)]);
+    }
 }

@@ -10,15 +10,15 @@ use rdkafka::admin::ResourceSpecifier;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
-use tidegate_core::error::Verdict;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::log::{Appender, Document, Log, Reader};
 use tidegate_core::port::Effective;
 use tidegate_core::unsettled::Place;
-use tidegate_core::{Capabilities, Channel, Difference, How, Lane, LossCase, LossEvent, Name, Result};
+use tidegate_core::{Capabilities, Channel, Difference, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::append::KafkaAppender;
 use crate::codec::{offset_behind, place};
-use crate::error::from_driver;
+use crate::error::{from_driver, is_missing};
 use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::read::KafkaReader;
@@ -234,7 +234,12 @@ impl Log for KafkaLog {
         if behind == 0 {
             return Ok(());
         }
-        let failed = |error: KafkaError| from_driver(error, "remove messages").verdict_is(Verdict::Retry);
+        // Whether the topic is there is looked at by whoever reads.
+        let failed = |error: KafkaError| match is_missing(&error) {
+            true => Error::new(code::UNREACHABLE, "the server does not know the topic now")
+                .verdict_is(Verdict::Retry),
+            false => from_driver(error, "remove messages").verdict_is(Verdict::Retry),
+        };
         let mut records = TopicPartitionList::new();
         let (topic, partition) = (channel.name.as_str(), lane.0.cast_signed());
         records.add_partition_offset(topic, partition, Offset::Offset(behind)).map_err(failed)?;
