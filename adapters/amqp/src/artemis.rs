@@ -1,68 +1,71 @@
 //! What is Artemis' own: the names of its addresses and queues, and its management, which is asked by messages.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use fe2o3_amqp::session::SessionHandle;
+use async_trait::async_trait;
 use fe2o3_amqp::types::definitions::{self, AmqpError, ErrorCondition};
-use fe2o3_amqp::types::messaging::{
-    AmqpValue, ApplicationProperties, Body, Message as Amqp, MessageId, Outcome, Properties,
-};
+use fe2o3_amqp::types::messaging::{AmqpValue, ApplicationProperties, Body, Message as Amqp, Properties};
 use fe2o3_amqp::types::primitives::{OrderedMap, SimpleValue, Value};
-use fe2o3_amqp::{Receiver, Sender};
 use serde_json::{Value as Json, json};
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::{Error, Lane, Name, Result};
-use tokio::time::Instant;
+use tidegate_core::port::Effective;
+use tidegate_core::queue::{Access, NO_BROWSING, NO_LISTING};
+use tidegate_core::{Capabilities, Error, How, Lane, Name, Result};
 
-use crate::connect::{Connection, Node, reply_receiver, sender, within};
-use crate::error::{blocked, from_driver, from_server, timed_out};
+use crate::asking::{ASKED_MAX, Asking};
+use crate::connect::Connection;
+use crate::server::{Management, Queue, What};
+
+pub(crate) static CAPABILITIES: Capabilities = Capabilities {
+    confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
+    order_by_key: How::Emulated("an exclusive queue a lane"),
+    competing_consumers: How::Emulated("members share the lanes; the server lets one at a time into each"),
+    durable_subscriptions: How::Native,
+    unregister: How::Native,
+    replay: How::No("a queue forgets what is settled"),
+    dedupe: How::No("queues know no message again; an inbox at the consumer does"),
+    retry_later: How::Emulated("the owner of the lane keeps the message, and notes its time"),
+    dead_letter: How::No("publish to a channel of dead letters, then settle"),
+    delivery_count: How::Emulated(
+        "counted and noted by the owner of the lane: the server counts what was handed over",
+    ),
+    lock_extend: How::Native,
+    listing: How::No(NO_LISTING),
+    browsing: How::No(NO_BROWSING),
+    processes: How::Native,
+    message_bytes_max: 16 << 20,
+    consumers_per_lane_max: 1,
+    loss: &[],
+};
 
 /// What every name of ours begins with: what stands before the dot is a word of its own in the patterns of the server.
 const OURS: &str = "tidegate.";
 /// The pattern of all of them.
 const ALL: &str = "tidegate.#";
 /// One of them, whichever.
-pub(crate) const ANY: &str = "tidegate.any";
+const ANY: &str = "tidegate.any";
 /// Who is asked.
 const MANAGEMENT: &str = "activemq.management";
-/// How many questions are under way at once.
-const ASKED_MAX: usize = 250;
-/// How long the server may give no credit to ask anything.
-const CREDIT: Duration = Duration::from_millis(500);
-
 /// The address that messages of a lane are sent to.
 pub(crate) fn address(channel: &Name, lane: Lane) -> String {
     format!("{OURS}{channel}/{}", lane.0)
 }
 
-/// The queue with the record of a channel.
-pub(crate) fn record(channel: &Name) -> String {
-    format!("{OURS}{channel}")
-}
-
-/// The queue whose consumers are the members of a subscription.
-pub(crate) fn members(channel: &Name, subscription: &Name) -> String {
-    format!("{OURS}{channel}/{subscription}")
-}
-
-/// The queue of a lane.
-pub(crate) fn queue(channel: &Name, subscription: &Name, lane: Lane) -> String {
-    format!("{OURS}{channel}/{subscription}/{}", lane.0)
-}
-
-/// The queue in which the book of a lane is.
-pub(crate) fn book(channel: &Name, subscription: &Name, lane: Lane) -> String {
-    format!("{OURS}{channel}/{subscription}/{}/book", lane.0)
-}
-
-/// A queue of an address, as a source.
-pub(crate) fn of(address: &str, queue: &str) -> String {
-    format!("{address}::{queue}")
+/// The name of a queue.
+pub(crate) fn name(queue: &Queue) -> String {
+    match queue {
+        Queue::Record(channel) => format!("{OURS}{channel}"),
+        Queue::Members(channel, subscription) => format!("{OURS}{channel}/{subscription}"),
+        Queue::Lane(channel, subscription, lane) => format!("{OURS}{channel}/{subscription}/{}", lane.0),
+        Queue::Book(channel, subscription, lane) => {
+            format!("{OURS}{channel}/{subscription}/{}/book", lane.0)
+        }
+    }
 }
 
 /// What is asked of something of the server: an operation with its arguments.
 #[derive(Clone, Debug)]
-pub(crate) struct Question {
+struct Question {
     resource: String,
     operation: &'static str,
     arguments: Json,
@@ -73,14 +76,15 @@ const SERVER: &str = "broker";
 
 impl Question {
     /// Makes a queue that only one at a time reads, and its address, unless it is there.
-    pub(crate) fn make(node: Node, address: &str, queue: &str) -> Self {
-        let routing = match node {
-            Node::Queue => "ANYCAST",
-            Node::Topic => "MULTICAST",
+    fn make(queue: &Queue) -> Self {
+        let name = name(queue);
+        let (address, routing) = match queue {
+            Queue::Lane(channel, _, lane) => (address(channel, *lane), "MULTICAST"),
+            Queue::Record(_) | Queue::Members(..) | Queue::Book(..) => (name.clone(), "ANYCAST"),
         };
         // Whatever the server's defaults for new queues are.
         let wanted = json!({
-            "name": queue, "address": address, "routing-type": routing, "durable": true, "exclusive": true,
+            "name": name, "address": address, "routing-type": routing, "durable": true, "exclusive": true,
             "auto-create-address": true, "auto-delete": false, "purge-on-no-consumers": false, "max-consumers": -1,
             "last-value": false, "non-destructive": false, "ring-size": -1, "group-rebalance": false,
             "consumers-before-dispatch": 0, "delay-before-dispatch": -1,
@@ -89,17 +93,17 @@ impl Question {
     }
 
     /// Removes a queue with everything in it, and its address if no other queue is there.
-    pub(crate) fn remove(queue: &str) -> Self {
-        Self::operation("destroyQueue", json!([queue, true, true]))
+    fn remove(queue: &Queue) -> Self {
+        Self::operation("destroyQueue", json!([name(queue), true, true]))
     }
 
     /// How many there are of something of a queue.
-    pub(crate) fn count(queue: &str, what: &'static str) -> Self {
-        Self { resource: format!("queue.{queue}"), operation: what, arguments: json!([]) }
+    fn count(queue: &Queue, operation: &'static str) -> Self {
+        Self { resource: format!("queue.{}", name(queue)), operation, arguments: json!([]) }
     }
 
     /// Something of the server as a whole.
-    pub(crate) fn server(what: &'static str) -> Self {
+    fn server(what: &'static str) -> Self {
         Self::operation(what, json!([]))
     }
 
@@ -108,9 +112,9 @@ impl Question {
     }
 }
 
-pub(crate) const MESSAGES: &str = "getMessageCount";
-pub(crate) const IN_HAND: &str = "getDeliveringCount";
-pub(crate) const CONSUMERS: &str = "getConsumerCount";
+const MESSAGES: &str = "getMessageCount";
+const IN_HAND: &str = "getDeliveringCount";
+const CONSUMERS: &str = "getConsumerCount";
 
 /// What the server has to keep to for our addresses, or messages go away, or move, behind our back.
 fn needed() -> Json {
@@ -170,90 +174,59 @@ fn missing(found: &Json) -> serde_json::Map<String, Json> {
 
 /// The management of a server, over one connection.
 #[derive(Debug)]
-pub(crate) struct Management {
+pub(crate) struct ArtemisManagement {
+    access: Arc<Access>,
     asking: tokio::sync::Mutex<Asking>,
-    timeout: Duration,
 }
 
-#[derive(Debug)]
-struct Asking {
-    /// The number of the next question.
-    next: u64,
-    reply_to: String,
-    sender: Sender,
-    receiver: Receiver,
-    session: SessionHandle<()>,
-}
-
-impl Management {
-    pub(crate) async fn open(connection: &Connection, timeout: Duration) -> Result<Self> {
-        let mut session = connection.session().await?;
-        let receiver = reply_receiver(&mut session, timeout).await?;
-        let reply_to = receiver.source().as_ref().and_then(|source| source.address.clone());
-        let reply_to = reply_to.ok_or_else(|| from_server(None, "open a queue for answers"))?;
-        let sender = sender(&mut session, Node::Queue, Some(MANAGEMENT), timeout).await?;
-        let asking = Asking { next: 1, reply_to, sender, receiver, session };
-        Ok(Self { asking: tokio::sync::Mutex::new(asking), timeout })
-    }
-
-    /// Whether it is of use still, as far as can be said: who asks finds out.
-    pub(crate) fn is_open(&self) -> bool {
-        self.asking.try_lock().map_or(true, |asking| !asking.session.is_ended())
+impl ArtemisManagement {
+    pub(crate) async fn open(access: &Arc<Access>, connection: &Connection) -> Result<Self> {
+        let asking = Asking::open(connection, Some(MANAGEMENT), access.timeout).await?;
+        Ok(Self { access: Arc::clone(access), asking: tokio::sync::Mutex::new(asking) })
     }
 
     /// What the server answers to each, in their order; its own words if it could not.
-    pub(crate) async fn ask(&self, questions: &[Question]) -> Result<Vec<std::result::Result<Json, String>>> {
+    async fn ask(&self, questions: &[Question]) -> Result<Vec<std::result::Result<Json, String>>> {
         let mut answers = Vec::with_capacity(questions.len());
         let mut asking = self.asking.lock().await;
         for some in questions.chunks(ASKED_MAX) {
-            answers.extend(asking.ask(some, self.timeout).await?);
+            let mut those: Vec<_> = some.iter().map(|_| Err(String::new())).collect();
+            let take = |place: usize, message| {
+                if let Some(answer) = those.get_mut(place) {
+                    *answer = answered(message);
+                }
+                true
+            };
+            let asked = asking.ask(some.iter().map(Question::message), self.access.timeout, take).await;
+            asked.map_err(|error| match error.code() {
+                // Some releases do not say that a right is missing, but where they stumbled over that.
+                code::STORE_FAILED | code::ACCESS_DENIED => {
+                    let text = "the server takes no questions to its management from this user";
+                    Error::new(code::ACCESS_DENIED, text)
+                        .hint(format!("give its role the permissions manage and send of {MANAGEMENT}"))
+                        .because(error)
+                }
+                _ => error,
+            })?;
+            answers.append(&mut those);
         }
         Ok(answers)
     }
 
     /// The same, where all have to succeed.
-    pub(crate) async fn tell(&self, questions: &[Question], operation: &'static str) -> Result<Vec<Json>> {
+    async fn tell(&self, questions: &[Question], operation: &'static str) -> Result<Vec<Json>> {
         let answers = self.ask(questions).await?;
         answers.into_iter().map(|answer| answer.map_err(|said| refused(said, operation))).collect()
     }
 
     /// A number of something of a queue; nothing if there is no such queue.
-    pub(crate) async fn counts(&self, questions: &[Question]) -> Result<Vec<Option<u64>>> {
+    async fn counts(&self, questions: &[Question]) -> Result<Vec<Option<u64>>> {
         let count = |answer: std::result::Result<Json, String>| match answer {
             Ok(number) => number.as_u64().map(Some).ok_or_else(|| refused(number.to_string(), "count")),
             Err(said) if is_gone(&said) => Ok(None),
             Err(said) => Err(refused(said, "count")),
         };
         self.ask(questions).await?.into_iter().map(count).collect()
-    }
-
-    /// Removes queues, of which some may be gone.
-    pub(crate) async fn remove(&self, questions: &[Question]) -> Result<()> {
-        for answer in self.ask(questions).await? {
-            match answer {
-                Err(said) if !is_gone(&said) => return Err(refused(said, "remove a queue")),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the server keep to what our addresses need.
-    pub(crate) async fn settle(&self, addresses: &[String]) -> Result<()> {
-        let found = self.settings(addresses).await?;
-        let Some(lacking) = found.iter().find(|found| !missing(found).is_empty()) else { return Ok(()) };
-        let asked = Question::operation("addAddressSettings", json!([ALL, wanted(lacking).to_string()]));
-        self.tell(&[asked], "set what addresses need").await?;
-        match self.settings(addresses).await?.iter().flat_map(missing).next() {
-            None => Ok(()),
-            Some((name, wanted)) => {
-                let text =
-                    format!("the server keeps to other settings of our addresses than {name} = {wanted}");
-                Err(Error::new(code::CONFIG_INVALID, text).hint(format!(
-                    "look in its broker.xml for an address-setting that is narrower than {ALL}"
-                )))
-            }
-        }
     }
 
     /// The settings of some addresses.
@@ -266,60 +239,102 @@ impl Management {
     }
 }
 
-impl Asking {
-    async fn ask(
-        &mut self,
-        questions: &[Question],
-        time: Duration,
-    ) -> Result<Vec<std::result::Result<Json, String>>> {
-        const OPERATION: &str = "ask the management";
-        // Answers to earlier questions that nobody waited for may come as well.
-        let credit = within(time, OPERATION, self.receiver.set_credit(2 * ASKED_MAX as u32));
-        credit.await?;
-        let first = self.next;
-        let mut sent = Vec::with_capacity(questions.len());
-        for question in questions {
-            let message = question.message(self.next, &self.reply_to);
-            self.next += 1;
-            match tokio::time::timeout(CREDIT, self.sender.send_batchable(message)).await {
-                Ok(one) => sent.push(one.map_err(|error| from_driver(&error, OPERATION))?),
-                Err(_) => return Err(blocked().with("operation", OPERATION)),
+#[async_trait]
+impl Management for ArtemisManagement {
+    fn is_open(&self) -> bool {
+        self.asking.try_lock().map_or(true, |asking| asking.is_open())
+    }
+
+    async fn probe(&self) -> Result<Effective> {
+        let asked = ["getVersion", "isPersistenceEnabled", "isJournalSyncNonTransactional", "isClustered"];
+        let found = self.tell(&asked.map(Question::server), "look at the server").await?;
+        let is = |place: usize| found.get(place).and_then(Json::as_bool);
+        let version = found.first().and_then(Json::as_str).unwrap_or("unknown");
+        let mut warnings: Vec<String> = self.access.warning().into_iter().collect();
+        if is(1) != Some(true) {
+            warnings
+                .push("the server keeps nothing on its disk: what is stored is lost when it ends".to_owned());
+        }
+        if is(2) != Some(true) {
+            warnings.push(
+                "the server does not wait for its disk (journal-sync-non-transactional): what came last is lost when the power goes"
+                    .to_owned(),
+            );
+        }
+        if is(3) != Some(false) {
+            warnings.push(
+                "the server is one of a cluster: a channel is on the node that it was made on, and on no other"
+                    .to_owned(),
+            );
+        }
+        Ok(Effective { version: format!("Artemis {version}"), warnings })
+    }
+
+    /// Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
+    async fn settle(&self, channel: Option<&Name>) -> Result<()> {
+        let addresses = match channel {
+            None => vec![ANY.to_owned()],
+            Some(channel) => vec![name(&Queue::Record(channel.clone())), address(channel, Lane(0))],
+        };
+        let found = self.settings(&addresses).await?;
+        let Some(lacking) = found.iter().find(|found| !missing(found).is_empty()) else { return Ok(()) };
+        let asked = Question::operation("addAddressSettings", json!([ALL, wanted(lacking).to_string()]));
+        self.tell(&[asked], "set what addresses need").await?;
+        match self.settings(&addresses).await?.iter().flat_map(missing).next() {
+            None => Ok(()),
+            Some((name, wanted)) => {
+                let text =
+                    format!("the server keeps to other settings of our addresses than {name} = {wanted}");
+                Err(Error::new(code::CONFIG_INVALID, text).hint(format!(
+                    "look in its broker.xml for an address-setting that is narrower than {ALL}"
+                )))
             }
         }
-        let until = Instant::now() + time;
-        for one in sent {
-            let answer = tokio::time::timeout_at(until, one).await.map_err(|_| timed_out(OPERATION))?;
-            match answer.map_err(|error| from_driver(&error, OPERATION))? {
-                Outcome::Accepted(_) => {}
-                // Some releases do not say that a right is missing, but where they stumbled over that.
-                Outcome::Rejected(rejected) => {
-                    let error = from_server(rejected.error.as_ref(), OPERATION);
-                    let text = "the server takes no questions to its management from this user";
-                    return Err(Error::new(code::ACCESS_DENIED, text)
-                        .hint(format!("give its role the permissions manage and send of {MANAGEMENT}"))
-                        .because(error));
-                }
-                _ => return Err(from_server(None, OPERATION)),
+    }
+
+    async fn make(&self, queues: &[Queue]) -> Result<()> {
+        let asked: Vec<Question> = queues.iter().map(|queue| Question::make(queue)).collect();
+        self.tell(&asked, "make a queue").await.map(drop)
+    }
+
+    async fn remove(&self, queues: &[Queue]) -> Result<()> {
+        let asked: Vec<Question> = queues.iter().map(|queue| Question::remove(queue)).collect();
+        for answer in self.ask(&asked).await? {
+            match answer {
+                Err(said) if !is_gone(&said) => return Err(refused(said, "remove a queue")),
+                _ => {}
             }
         }
-        let mut answers: Vec<Option<_>> = questions.iter().map(|_| None).collect();
-        while answers.iter().any(Option::is_none) {
-            let came = tokio::time::timeout_at(until, self.receiver.recv::<Body<Value>>()).await;
-            let came =
-                came.map_err(|_| timed_out(OPERATION))?.map_err(|error| from_driver(&error, OPERATION))?;
-            within(time, OPERATION, self.receiver.accept(&came)).await?;
-            let (number, answer) = answered(came.into_message());
-            let place = number.and_then(|number| usize::try_from(number.checked_sub(first)?).ok());
-            if let Some(place) = place.and_then(|place| answers.get_mut(place)) {
-                *place = Some(answer);
-            }
-        }
-        Ok(answers.into_iter().flatten().collect())
+        Ok(())
+    }
+
+    async fn count(&self, asked: &[(Queue, What)]) -> Result<Vec<Option<u64>>> {
+        let question = |(queue, what): &(Queue, What)| match what {
+            What::Messages => Question::count(queue, MESSAGES),
+            What::InHand => Question::count(queue, IN_HAND),
+        };
+        let asked: Vec<Question> = asked.iter().map(question).collect();
+        self.counts(&asked).await
+    }
+
+    async fn members(&self, channel: &Name, subscription: &Name) -> Result<Option<u64>> {
+        let asked = Question::count(&Queue::Members(channel.clone(), subscription.clone()), CONSUMERS);
+        Ok(self.counts(&[asked]).await?.first().copied().flatten())
+    }
+
+    /// It lets nobody attach to what is not there.
+    async fn attached(&self, _: &Queue) -> Result<()> {
+        Ok(())
+    }
+
+    /// It refuses what nobody wants.
+    async fn is_wanted(&self, _: &Name, _: Lane) -> Result<bool> {
+        Ok(true)
     }
 }
 
 impl Question {
-    fn message(&self, number: u64, reply_to: &str) -> Amqp<AmqpValue<Value>> {
+    fn message(&self) -> Amqp<AmqpValue<Value>> {
         let text = |text: &str| SimpleValue::String(text.to_owned());
         let mut named = OrderedMap::new();
         named.insert("_AMQ_ResourceName".to_owned(), text(&self.resource));
@@ -328,12 +343,7 @@ impl Question {
             header: None,
             delivery_annotations: None,
             message_annotations: None,
-            properties: Some(Properties {
-                to: Some(MANAGEMENT.to_owned()),
-                reply_to: Some(reply_to.to_owned()),
-                correlation_id: Some(MessageId::String(number.to_string())),
-                ..Properties::default()
-            }),
+            properties: Some(Properties { to: Some(MANAGEMENT.to_owned()), ..Properties::default() }),
             application_properties: Some(ApplicationProperties(named)),
             body: AmqpValue(Value::String(self.arguments.to_string())),
             footer: None,
@@ -341,13 +351,8 @@ impl Question {
     }
 }
 
-/// The number of the question, and what is answered: the first value of a list.
-fn answered(message: Amqp<Body<Value>>) -> (Option<u64>, std::result::Result<Json, String>) {
-    let number = match message.properties.and_then(|properties| properties.correlation_id) {
-        Some(MessageId::String(number)) => number.parse().ok(),
-        Some(MessageId::Ulong(number)) => Some(number),
-        _ => None,
-    };
+/// What is answered: the first value of a list.
+fn answered(message: Amqp<Body<Value>>) -> std::result::Result<Json, String> {
     let named = message.application_properties.map(|named| named.0).unwrap_or_default();
     let is_done = named.get("_AMQ_OperationSucceeded") == Some(&SimpleValue::Bool(true));
     let text = match message.body {
@@ -359,14 +364,7 @@ fn answered(message: Amqp<Body<Value>>) -> (Option<u64>, std::result::Result<Jso
         Ok(other) => other,
         Err(_) => Json::String(text),
     };
-    (
-        number,
-        if is_done {
-            Ok(value)
-        } else {
-            Err(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-        },
-    )
+    if is_done { Ok(value) } else { Err(value.as_str().map_or_else(|| value.to_string(), str::to_owned)) }
 }
 
 /// There is no such queue, no such address, or nothing of this name that can be asked.
@@ -418,8 +416,9 @@ mod tests {
         // Names have no slash.
         let [channel, subscription] = ["a", "b"].map(|name| Name::new(name).unwrap());
         assert_eq!(address(&channel, Lane(3)), "tidegate.a/3");
-        assert_eq!(queue(&channel, &subscription, Lane(3)), "tidegate.a/b/3");
-        assert_eq!(book(&channel, &subscription, Lane(3)), "tidegate.a/b/3/book");
-        assert_eq!(of("tidegate.a/3", "tidegate.a/b/3"), "tidegate.a/3::tidegate.a/b/3");
+        assert_eq!(name(&Queue::Record(channel.clone())), "tidegate.a");
+        assert_eq!(name(&Queue::Members(channel.clone(), subscription.clone())), "tidegate.a/b");
+        assert_eq!(name(&Queue::Lane(channel.clone(), subscription.clone(), Lane(3))), "tidegate.a/b/3");
+        assert_eq!(name(&Queue::Book(channel.clone(), subscription.clone(), Lane(3))), "tidegate.a/b/3/book");
     }
 }

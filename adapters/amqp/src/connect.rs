@@ -58,7 +58,7 @@ pub(crate) async fn within<T, E: Said>(
 }
 
 /// A name that no other link or container of this process has.
-fn unique(what: &str) -> String {
+pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     format!("tidegate {what} {} {}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -220,7 +220,7 @@ pub(crate) async fn sender(
     within(time, "open a sender", attaching).await
 }
 
-fn tls(access: &Access) -> Result<(TlsConnector, ServerName<'static>)> {
+pub(crate) fn tls(access: &Access) -> Result<(TlsConnector, ServerName<'static>)> {
     let failed = |what: &'static str| Error::new(code::TLS_FAILED, what);
     let unreadable = |file: &Path, error: rustls::pki_types::pem::Error| {
         let text = format!("the certificate or key {} cannot be read", file.display());

@@ -22,10 +22,11 @@ use tidegate_core::unsettled::Place;
 use tidegate_core::{Channel, Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
 
-use crate::artemis::{self, address, of};
+use crate::classic::is_made;
 use crate::codec::decode;
-use crate::connect::{Connection, Node, end, receiver, within};
+use crate::connect::{Connection, end, receiver, within};
 use crate::error::from_driver;
+use crate::server::{Queue, Server};
 
 /// How many messages are taken at once from what has come.
 const PIECE: usize = 1_000;
@@ -63,8 +64,9 @@ impl AmqpLane {
     /// Takes over the queue. It has a line of its own: the member before may still be at its head there.
     pub(crate) async fn open(
         connection: Arc<Connection>,
+        server: Server,
         channel: &Channel,
-        subscription: &Name,
+        queue: &Queue,
         lane: Lane,
         timeout: Duration,
     ) -> Result<Self> {
@@ -72,8 +74,8 @@ impl AmqpLane {
         let mut session = connection.session().await?;
         let transactions = Controller::attach(&mut session, "transactions");
         let transactions = within(timeout, "open a link for transactions", transactions).await?;
-        let source = of(&address(channel, lane), &artemis::queue(channel, subscription, lane));
-        let mut messages = receiver(&mut session, Node::Topic, source, timeout).await?;
+        let (node, source) = server.source(queue);
+        let mut messages = receiver(&mut session, node, source, timeout).await?;
         within(timeout, "read a queue", messages.set_credit(held)).await?;
         Ok(Self {
             channel: channel.clone(),
@@ -142,17 +144,25 @@ impl Link for AmqpLane {
                 came = receiver.recv::<Body<Value>>() => came,
                 () = self.wanted.notified() => continue,
             };
-            out.push(self.fetched(first)?);
-            while out.len() < PIECE
-                && let Some(came) = receiver.recv::<Body<Value>>().now_or_never()
-            {
-                match self.fetched(came) {
-                    Ok(fetched) => out.push(fetched),
-                    // It is said again by whoever asks next.
-                    Err(_) => break,
+            let mut came = Some(first);
+            while let Some(next) = came {
+                match next {
+                    // Who made the queue sent it, and went away before taking it out.
+                    Ok(delivery) if is_made(delivery.message()) => {
+                        within(self.timeout, "receive", receiver.accept(&delivery)).await?;
+                    }
+                    next => match self.fetched(next) {
+                        Ok(fetched) => out.push(fetched),
+                        Err(error) if out.is_empty() => return Err(error),
+                        // It is said again by whoever asks next.
+                        Err(_) => break,
+                    },
                 }
+                came = if out.len() < PIECE { receiver.recv::<Body<Value>>().now_or_never() } else { None };
             }
-            return Ok(());
+            if !out.is_empty() {
+                return Ok(());
+            }
         }
     }
 

@@ -24,6 +24,8 @@
 //! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
 
 mod artemis;
+mod asking;
+mod classic;
 mod codec;
 mod config;
 mod connect;
@@ -32,9 +34,10 @@ mod json;
 mod lane;
 mod line;
 mod member;
-mod probe;
+mod openwire;
 mod queues;
 mod send;
+mod server;
 
 use std::sync::Arc;
 
@@ -43,9 +46,10 @@ use tidegate_core::queue::QueueBroker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
 use queues::AmqpQueues;
+use server::Server;
 
 /// The URL schemes of the broker.
-pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss"];
+pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss", "activemq", "activemqs"];
 
 /// Opens a broker by its URL: `artemis://user:password@host:5672`, or `artemiss://` with TLS, which is verified.
 ///
@@ -60,7 +64,8 @@ pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss"];
 /// # Errors
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
-    let access = config::access(endpoint)?;
+    let server = Server::of(endpoint.scheme());
+    let access = config::access(server, endpoint)?;
     let settings = access.settings;
-    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(access), settings, SystemClock::shared())))
+    Ok(Arc::new(QueueBroker::new(AmqpQueues::new(server, access), settings, SystemClock::shared())))
 }

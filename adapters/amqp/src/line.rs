@@ -13,11 +13,11 @@ use fe2o3_amqp::{Receiver, Sender};
 use tidegate_core::Result;
 use tidegate_core::queue::{Copy, Line, Number};
 
-use crate::artemis::{MESSAGES, Management, Question};
 use crate::codec::durable;
 use crate::connect::{Node, end, receiver, sender, within};
 use crate::error::from_driver;
 use crate::send::post;
+use crate::server::{Management, Queue, Server, What};
 
 /// How many copies are taken.
 const MOST: u32 = 10_000;
@@ -25,10 +25,12 @@ const MOST: u32 = 10_000;
 const CREDIT: Duration = Duration::from_millis(500);
 
 pub(crate) struct AmqpLine {
-    queue: String,
+    queue: Queue,
+    /// Where copies are sent to.
+    target: String,
     receiver: Receiver,
     sender: Sender,
-    management: Arc<Management>,
+    management: Arc<dyn Management>,
     /// What came and was not removed, and the tag of the next one.
     came: BTreeMap<u64, DeliveryInfo>,
     next: u64,
@@ -41,26 +43,40 @@ impl AmqpLine {
     /// Stands in the line of a queue, over a session of its own.
     pub(crate) async fn stand(
         mut session: SessionHandle<()>,
-        management: Arc<Management>,
-        queue: String,
+        management: Arc<dyn Management>,
+        server: Server,
+        queue: Queue,
         timeout: Duration,
     ) -> Result<Self> {
-        let mut receiver = receiver(&mut session, Node::Queue, queue.clone(), timeout).await?;
+        let (node, source) = server.source(&queue);
+        let mut receiver = receiver(&mut session, node, source, timeout).await?;
+        management.attached(&queue).await?;
         let sender = sender(&mut session, Node::Queue, None, timeout).await?;
         within(timeout, "stand in line", receiver.set_credit(MOST)).await?;
-        Ok(Self { queue, receiver, sender, management, came: BTreeMap::new(), next: 1, timeout, session })
+        let target = server.target(&queue);
+        Ok(Self {
+            queue,
+            target,
+            receiver,
+            sender,
+            management,
+            came: BTreeMap::new(),
+            next: 1,
+            timeout,
+            session,
+        })
     }
 }
 
 /// A copy, as it is sent.
-fn copy(queue: &str, number: Number, value: &[u8]) -> Amqp<Data> {
+fn copy(target: &str, number: Number, value: &[u8]) -> Amqp<Data> {
     Amqp {
         header: Some(durable()),
         delivery_annotations: None,
         message_annotations: None,
         properties: Some(Properties {
             message_id: Some(MessageId::String(number.to_string())),
-            to: Some(queue.to_owned()),
+            to: Some(target.to_owned()),
             ..Properties::default()
         }),
         application_properties: None,
@@ -89,13 +105,13 @@ impl Line for AmqpLine {
 
     async fn left(&mut self) -> Result<u64> {
         // With what is in this one's hand.
-        let counts = self.management.counts(&[Question::count(&self.queue, MESSAGES)]).await?;
+        let counts = self.management.count(&[(self.queue.clone(), What::Messages)]).await?;
         let there = counts.first().copied().flatten().unwrap_or(0);
         Ok(there.saturating_sub(self.came.len() as u64))
     }
 
     async fn store(&mut self, number: Number, value: &[u8]) -> Result<()> {
-        let copy = copy(&self.queue, number, value);
+        let copy = copy(&self.target, number, value);
         post(&mut self.sender, copy, CREDIT, self.timeout, "write a copy").await
     }
 

@@ -5,56 +5,35 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fe2o3_amqp::session::SessionHandle;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
-use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
+use tidegate_core::queue::{Access, Line, Member, Queues, Sender};
+use tidegate_core::{Capabilities, Channel, Name, Result};
 
-use crate::artemis::{self, IN_HAND, MESSAGES, Management, Question, address};
-use crate::connect::{Connection, Node, Shared};
+use crate::connect::{Connection, Shared};
 use crate::error::is_missing;
 use crate::line::AmqpLine;
 use crate::member::AmqpMember;
-use crate::probe::probe;
 use crate::send::AmqpSender;
-use tidegate_core::queue::Access;
+use crate::server::{Management, Queue, Server, What, lanes};
 
-pub(crate) static CAPABILITIES: Capabilities = Capabilities {
-    confirm: "in the server's journal, synchronised with the disk, for the queue of every subscription",
-    order_by_key: How::Emulated("an exclusive queue a lane"),
-    competing_consumers: How::Emulated("members share the lanes; the server lets one at a time into each"),
-    durable_subscriptions: How::Native,
-    unregister: How::Native,
-    replay: How::No("a queue forgets what is settled"),
-    dedupe: How::No("queues know no message again; an inbox at the consumer does"),
-    retry_later: How::Emulated("the owner of the lane keeps the message, and notes its time"),
-    dead_letter: How::No("publish to a channel of dead letters, then settle"),
-    delivery_count: How::Emulated(
-        "counted and noted by the owner of the lane: the server counts what was handed over",
-    ),
-    lock_extend: How::Native,
-    listing: How::No(NO_LISTING),
-    browsing: How::No(NO_BROWSING),
-    processes: How::Native,
-    message_bytes_max: 16 << 20,
-    consumers_per_lane_max: 1,
-    loss: &[],
-};
+type Managed = (Arc<Connection>, Arc<dyn Management>);
 
 #[derive(Debug)]
 pub(crate) struct AmqpQueues {
+    server: Server,
     access: Arc<Access>,
     /// What everybody but members uses.
     shared: Arc<Shared>,
     /// The management, and the connection that it is over.
-    management: tokio::sync::Mutex<Option<(Arc<Connection>, Arc<Management>)>>,
+    management: tokio::sync::Mutex<Option<Managed>>,
 }
 
 impl AmqpQueues {
-    pub(crate) fn new(access: Access) -> Self {
-        Self { access: Arc::new(access), shared: Arc::default(), management: tokio::sync::Mutex::default() }
+    pub(crate) fn new(server: Server, access: Access) -> Self {
+        Self { server, access: Arc::new(access), shared: Arc::default(), management: Default::default() }
     }
 
     /// A session and the management, over the connection that is there now.
-    async fn session(&self) -> Result<(Arc<Connection>, SessionHandle<()>, Arc<Management>)> {
+    async fn session(&self) -> Result<(Arc<Connection>, SessionHandle<()>, Arc<dyn Management>)> {
         let (connection, session) = self.shared.session(&self.access).await?;
         let mut known = self.management.lock().await;
         if let Some((over, management)) = &*known
@@ -63,22 +42,17 @@ impl AmqpQueues {
         {
             return Ok((connection, session, Arc::clone(management)));
         }
-        let (over, timeout) = (Arc::clone(&connection), self.access.timeout);
-        let opening = async move { Management::open(&over, timeout).await };
-        let opened = Arc::new(connection.whole(opening).await?);
-        // Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.
-        opened.settle(&[artemis::ANY.to_owned()]).await?;
+        let (server, access, over) = (self.server, Arc::clone(&self.access), Arc::clone(&connection));
+        let opening = async move { server.manage(&access, &over).await };
+        let opened = connection.whole(opening).await?;
+        opened.settle(None).await?;
         *known = Some((Arc::clone(&connection), Arc::clone(&opened)));
         Ok((connection, session, opened))
     }
 
-    async fn management(&self) -> Result<Arc<Management>> {
+    async fn management(&self) -> Result<Arc<dyn Management>> {
         Ok(self.session().await?.2)
     }
-}
-
-fn lanes(channel: &Channel) -> impl Iterator<Item = Lane> + use<> {
-    (0..channel.lanes).map(Lane)
 }
 
 #[async_trait]
@@ -88,24 +62,29 @@ impl Queues for AmqpQueues {
     }
 
     fn capabilities(&self) -> &'static Capabilities {
-        &CAPABILITIES
+        self.server.capabilities()
     }
 
     async fn probe(&self) -> Result<Effective> {
-        probe(&self.access, &*self.management().await?).await
+        self.management().await?.probe().await
     }
 
     async fn create(&self, channel: &Channel) -> Result<()> {
-        let (management, queue) = (self.management().await?, artemis::record(&channel.name));
-        management.settle(&[queue.clone(), address(&channel.name, Lane(0))]).await?;
-        let made = Question::make(Node::Queue, &queue, &queue);
-        management.tell(&[made], "make the queue of a record").await.map(drop)
+        let management = self.management().await?;
+        management.settle(Some(&channel.name)).await?;
+        management.make(&[Queue::Record(channel.name.clone())]).await
     }
 
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>> {
         let (connection, session, management) = self.session().await?;
-        let queue = artemis::record(channel);
-        let standing = AmqpLine::stand(session, management, queue, self.access.timeout);
+        let there = management.count(&[(Queue::Record(channel.clone()), What::Messages)]).await?;
+        if there.first().copied().flatten().is_none() {
+            return Ok(None);
+        }
+        let (server, channel, timeout) = (self.server, channel.clone(), self.access.timeout);
+        let standing = async move {
+            AmqpLine::stand(session, management, server, Queue::Record(channel), timeout).await
+        };
         match connection.whole(standing).await {
             Ok(line) => Ok(Some(Box::new(line))),
             Err(error) if is_missing(&error) => Ok(None),
@@ -113,36 +92,35 @@ impl Queues for AmqpQueues {
         }
     }
 
+    /// Last what is sent to: nothing is stored that nobody could have.
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
         let name = &channel.name;
-        let members = artemis::members(name, subscription);
-        let mut made = vec![Question::make(Node::Queue, &members, &members)];
-        for lane in lanes(channel) {
-            let book = artemis::book(name, subscription, lane);
-            made.push(Question::make(Node::Queue, &book, &book));
-        }
-        // Last what is sent to: nothing is stored that nobody could have.
-        made.extend(lanes(channel).map(|lane| {
-            Question::make(Node::Topic, &address(name, lane), &artemis::queue(name, subscription, lane))
-        }));
-        self.management().await?.tell(&made, "make a queue").await.map(drop)
+        let books = lanes(channel).map(|lane| Queue::Book(name.clone(), subscription.clone(), lane));
+        let queues = lanes(channel).map(|lane| Queue::Lane(name.clone(), subscription.clone(), lane));
+        let made: Vec<Queue> = [Queue::Members(name.clone(), subscription.clone())]
+            .into_iter()
+            .chain(books)
+            .chain(queues)
+            .collect();
+        self.management().await?.make(&made).await
     }
 
     /// First what is sent to, then what its owner stands in line for.
     async fn unsubscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
         let name = &channel.name;
-        let queues = lanes(channel).map(|lane| artemis::queue(name, subscription, lane));
-        let books = lanes(channel).map(|lane| artemis::book(name, subscription, lane));
-        let all = queues.chain(books).chain([artemis::members(name, subscription)]);
-        let removed: Vec<Question> = all.map(|queue| Question::remove(&queue)).collect();
-        self.management().await?.remove(&removed).await
+        let queues = lanes(channel).map(|lane| Queue::Lane(name.clone(), subscription.clone(), lane));
+        let books = lanes(channel).map(|lane| Queue::Book(name.clone(), subscription.clone(), lane));
+        let all: Vec<Queue> =
+            queues.chain(books).chain([Queue::Members(name.clone(), subscription.clone())]).collect();
+        self.management().await?.remove(&all).await
     }
 
     async fn waiting(&self, channel: &Channel, subscription: &Name) -> Result<u64> {
-        let queues = lanes(channel).map(|lane| artemis::queue(&channel.name, subscription, lane));
-        let asked = queues.flat_map(|queue| [MESSAGES, IN_HAND].map(|what| Question::count(&queue, what)));
-        let asked: Vec<Question> = asked.collect();
-        let counts = self.management().await?.counts(&asked).await?;
+        let queues = lanes(channel).map(|lane| Queue::Lane(channel.name.clone(), subscription.clone(), lane));
+        let asked: Vec<_> = queues
+            .flat_map(|queue| [What::Messages, What::InHand].map(|what| (queue.clone(), what)))
+            .collect();
+        let counts = self.management().await?.count(&asked).await?;
         // Those that are not there are being removed.
         let count = |pair: &[Option<u64>]| match pair {
             [Some(all), in_hand] => all.saturating_sub(in_hand.unwrap_or(0)),
@@ -152,10 +130,13 @@ impl Queues for AmqpQueues {
     }
 
     async fn sender(&self, channel: &Channel) -> Result<Box<dyn Sender>> {
-        Ok(Box::new(AmqpSender::open(&self.access, &self.shared, channel).await?))
+        Ok(Box::new(
+            AmqpSender::open(self.server, &self.access, &self.shared, channel, self.management().await?)
+                .await?,
+        ))
     }
 
     async fn member(&self, channel: &Channel, subscription: &Name) -> Result<Arc<dyn Member>> {
-        Ok(Arc::new(AmqpMember::open(&self.access, channel, subscription).await?))
+        Ok(Arc::new(AmqpMember::open(self.server, &self.access, channel, subscription).await?))
     }
 }

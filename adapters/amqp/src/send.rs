@@ -11,15 +11,15 @@ use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{Data, Message as Amqp, Outcome};
 use futures::FutureExt as _;
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::queue::{Sender, Taken};
+use tidegate_core::queue::{Access, Sender, Taken};
 use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 
-use crate::artemis::{address, is_unwanted};
+use crate::artemis::is_unwanted;
 use crate::codec::encode;
 use crate::connect::{Connection, Node, Shared, end, sender, within};
 use crate::error::{blocked, from_driver, from_server, timed_out};
-use tidegate_core::queue::Access;
+use crate::server::{Management, Server};
 
 type Sent = DeliveryFut<std::result::Result<Outcome, SendError>>;
 
@@ -44,6 +44,8 @@ pub(crate) async fn post(
 }
 
 pub(crate) struct AmqpSender {
+    server: Server,
+    management: Arc<dyn Management>,
     shared: Arc<Shared>,
     connection: Arc<Connection>,
     /// Its own, so that one producer's messages keep their order. A lost one is not made anew: what was sent over it may still
@@ -56,7 +58,13 @@ pub(crate) struct AmqpSender {
 }
 
 impl AmqpSender {
-    pub(crate) async fn open(access: &Access, shared: &Arc<Shared>, channel: &Channel) -> Result<Self> {
+    pub(crate) async fn open(
+        server: Server,
+        access: &Access,
+        shared: &Arc<Shared>,
+        channel: &Channel,
+        management: Arc<dyn Management>,
+    ) -> Result<Self> {
         let (connection, mut session) = shared.session(access).await?;
         let (shared, channel, timeout) = (Arc::clone(shared), channel.clone(), access.timeout);
         let attaching = async move {
@@ -64,7 +72,7 @@ impl AmqpSender {
             Ok((session, Some(link)))
         };
         let (session, link) = connection.whole(attaching).await?;
-        Ok(Self { shared, connection, session, link, channel, timeout })
+        Ok(Self { server, management, shared, connection, session, link, channel, timeout })
     }
 
     /// Hands messages over until the server gives no more credit, or there is no connection any more: what was handed over, and
@@ -78,7 +86,7 @@ impl AmqpSender {
             return (sent, Some(Error::new(code::CONNECTION_LOST, "the connection is lost")));
         };
         for message in batch {
-            let to = address(&self.channel.name, message.lane(self.channel.lanes));
+            let to = self.server.address(&self.channel.name, message.lane(self.channel.lanes));
             let sending = link.send_batchable(encode(message, to));
             match tokio::time::timeout(self.timeout, sending).await {
                 Ok(Ok(one)) => sent.push(Ok(one)),
@@ -131,6 +139,24 @@ impl AmqpSender {
     }
 }
 
+impl AmqpSender {
+    /// What nobody wanted was not stored, where the server takes it nevertheless.
+    async fn look_for_readers(&self, batch: &[&Message], taken: &mut [Taken]) {
+        let Some(stored) = taken.iter().position(|taken| matches!(taken, Taken::Stored)) else { return };
+        let Some(lane) = batch.get(stored).map(|message| message.lane(self.channel.lanes)) else { return };
+        let is_wanted = self.management.is_wanted(&self.channel.name, lane).await;
+        if let Ok(true) = is_wanted {
+            return;
+        }
+        for taken in taken.iter_mut().filter(|taken| matches!(taken, Taken::Stored)) {
+            *taken = match &is_wanted {
+                Err(error) => Taken::Unknown(error.again().verdict_is(Verdict::Unknown)),
+                Ok(_) => Taken::Unwanted,
+            };
+        }
+    }
+}
+
 fn lost() -> Error {
     Error::new(code::CONNECTION_LOST, "the connection was lost").with("operation", "publish")
 }
@@ -162,6 +188,7 @@ impl Sender for AmqpSender {
     async fn send(&mut self, batch: &[&Message]) -> Vec<Taken> {
         let (sent, stopped) = self.hand_over(batch).await;
         let mut taken = self.answers(sent).await;
+        self.look_for_readers(batch, &mut taken).await;
         let is_silent =
             |taken: &Taken| matches!(taken, Taken::Unknown(error) if error.code() == code::TIMED_OUT);
         if taken.iter().any(is_silent) {

@@ -69,7 +69,7 @@ fn walk(root: &Path, folder: &Path) -> Vec<String> {
 pub(crate) struct Built {
     /// Programs by their names.
     pub(crate) programs: BTreeMap<String, PathBuf>,
-    /// The conformance targets by their packages.
+    /// The conformance targets by what they check.
     pub(crate) suites: BTreeMap<String, Suite>,
 }
 
@@ -90,10 +90,18 @@ impl Suite {
     }
 }
 
+/// What a conformance target checks: the adapter that its package is called after, or what stands in its own name, where a
+/// package has several.
+pub(crate) fn checked(package: &str, target: &cargo_metadata::Target) -> Option<String> {
+    let own = target.name.strip_prefix("conformance").filter(|_| target.is_test())?;
+    let adapter = own.strip_prefix('-').or_else(|| package.strip_prefix("tidegate-"))?;
+    Some(adapter.to_owned())
+}
+
 /// Builds every program and every conformance target with the features that `cargo test` of the workspace has: asked for
 /// package by package, what they build on would be built again for each.
 pub(crate) fn build() -> Result<Built, String> {
-    let words = ["build", "--workspace", "--features", ON_REQUEST, "--bins", "--test", "conformance"];
+    let words = ["build", "--workspace", "--features", ON_REQUEST, "--bins", "--test", "conformance*"];
     let mut command = cargo(&words);
     command.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let failed = |cause: io::Error| format!("cargo could not be run: {cause}");
@@ -111,7 +119,7 @@ pub(crate) fn build() -> Result<Built, String> {
             built.programs.insert(artifact.target.name, binary);
         } else if let Some(folder) = artifact.manifest_path.parent() {
             let suite = Suite { binary, folder: folder.into() };
-            built.suites.insert(package.name.to_string(), suite);
+            built.suites.extend(checked(&package.name, &artifact.target).map(|adapter| (adapter, suite)));
         }
     }
     let status = child.wait().map_err(failed)?;

@@ -59,7 +59,7 @@ fn prepare(site: &Site) -> Result<()> {
     <transportConnectors>
       <transportConnector name="openwire" uri="tcp://127.0.0.1:{openwire}"/>
       <transportConnector name="stomp" uri="stomp://127.0.0.1:{stomp}"/>
-      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}"/>
+      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000"/>
     </transportConnectors>
   </broker>
 </beans>
@@ -68,14 +68,15 @@ fn prepare(site: &Site) -> Result<()> {
     )
 }
 
-/// Without it everybody may enter.
+/// What counts messages and consumers for who asks, and who may enter: without a password everybody.
 fn plugins(site: &Site) -> String {
-    let Some(password) = &site.options.password else { return String::new() };
-    let user = format!("username=\"{USER}\" password=\"{}\" groups=\"users\"", escape(password));
-    format!(
-        "    <plugins><simpleAuthenticationPlugin><users><authenticationUser {user}/></users>\
-         </simpleAuthenticationPlugin></plugins>\n"
-    )
+    let login = site.options.password.as_ref().map_or_else(String::new, |password| {
+        let user = format!("username=\"{USER}\" password=\"{}\" groups=\"users\"", escape(password));
+        format!(
+            "<simpleAuthenticationPlugin><users><authenticationUser {user}/></users></simpleAuthenticationPlugin>"
+        )
+    });
+    format!("    <plugins>{login}<statisticsBrokerPlugin/></plugins>\n")
 }
 
 fn escape(text: &str) -> String {
@@ -91,5 +92,5 @@ fn server(site: &Site) -> Run {
 }
 
 fn url(site: &Site) -> String {
-    format!("amqp1://{}127.0.0.1:{}", site.login(USER), site.port())
+    format!("activemq://{}127.0.0.1:{}", site.login(USER), site.port())
 }

