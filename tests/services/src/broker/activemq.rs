@@ -59,7 +59,7 @@ fn prepare(site: &Site) -> Result<()> {
     <transportConnectors>
       <transportConnector name="openwire" uri="tcp://127.0.0.1:{openwire}"/>
       <transportConnector name="stomp" uri="stomp://127.0.0.1:{stomp}"/>
-      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000"/>
+      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000&amp;transport.tcpNoDelay=true"/>
     </transportConnectors>
   </broker>
 </beans>
