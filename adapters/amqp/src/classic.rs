@@ -156,6 +156,8 @@ pub(crate) struct ClassicManagement {
     access: Arc<Access>,
     connection: Arc<Connection>,
     asking: tokio::sync::Mutex<Asking>,
+    /// The name that the server has.
+    name: String,
     /// Where OpenWire is spoken, if the server says so, or the URL does.
     openwire: Option<u16>,
 }
@@ -186,6 +188,10 @@ impl ClassicManagement {
                 .and_then(|port| port.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()),
             _ => None,
         };
+        let name = match about.get("brokerName") {
+            Some(Value::String(name)) => name.clone(),
+            _ => "unnamed".to_owned(),
+        };
         let openwire = match access.own.get("openwire") {
             Some(port) => port.parse().ok(),
             None => said,
@@ -194,6 +200,7 @@ impl ClassicManagement {
             access: Arc::clone(access),
             connection: Arc::clone(connection),
             asking: tokio::sync::Mutex::new(asking),
+            name,
             openwire,
         })
     }
@@ -328,7 +335,7 @@ impl Management for ClassicManagement {
                     .to_owned(),
             );
         }
-        Ok(Effective { version: "ActiveMQ Classic".to_owned(), warnings })
+        Ok(Effective { version: format!("ActiveMQ Classic, broker {}", self.name), warnings })
     }
 
     async fn settle(&self, channel: Option<&Name>) -> Result<()> {

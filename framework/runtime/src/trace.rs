@@ -135,6 +135,7 @@ pub(crate) fn system(location: &str) -> Arc<str> {
         "kafkas" => "kafka",
         "rediss" => "redis",
         "artemiss" => "artemis",
+        "activemqs" => "activemq",
         "amqp" | "amqps" => "rabbitmq",
         "tls" => "nats",
         other => other,

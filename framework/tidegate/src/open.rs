@@ -56,7 +56,7 @@ const LEFT_OUT: &[(&[&str], &str)] = &[
     #[cfg(not(feature = "rabbitmq"))]
     (&["amqp", "amqps"], "rabbitmq"),
     #[cfg(not(feature = "artemis"))]
-    (&["artemis", "artemiss"], "artemis"),
+    (&["artemis", "artemiss", "activemq", "activemqs"], "artemis"),
 ];
 
 /// Opens the store of a URL. Nothing is connected yet.

@@ -74,9 +74,9 @@ fn what_cannot_work_is_refused_by_name() {
         &["--via sqlite:PATH is shared by the processes of one machine"],
     );
     let known = if cfg!(feature = "kafka") {
-        "known: amqp: amqps: artemis: artemiss: kafka: kafkas: memory: "
+        "known: activemq: activemqs: amqp: amqps: artemis: artemiss: kafka: kafkas: memory: "
     } else {
-        "known: amqp: amqps: artemis: artemiss: memory: "
+        "known: activemq: activemqs: amqp: amqps: artemis: artemiss: memory: "
     };
     refused(&["--via", "kafka9://localhost"]).failed(
         2,
@@ -194,6 +194,11 @@ async fn rabbitmq_carries_it_and_each_half_may_be_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn artemis_carries_it_and_each_half_may_be_killed() {
     a_server_carries_it(Broker::Artemis, 1_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn activemq_carries_it_and_each_half_may_be_killed() {
+    a_server_carries_it(Broker::Activemq, 1_000).await;
 }
 
 #[cfg(feature = "kafka")]

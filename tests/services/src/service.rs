@@ -43,6 +43,7 @@ const USED: &[Service] = &[
     Service::Nats,
     Service::Kafka,
     Service::Artemis,
+    Service::Activemq,
 ];
 
 /// How a service is run.
@@ -109,8 +110,8 @@ impl Service {
             | Service::Rabbitmq
             | Service::Nats
             | Service::Kafka
-            | Service::Artemis => true,
-            Service::Activemq => false,
+            | Service::Artemis
+            | Service::Activemq => true,
         }
     }
 

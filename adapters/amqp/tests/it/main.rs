@@ -1,5 +1,7 @@
-//! What is Artemis' alone, on real servers.
+//! What is a server's alone, on real servers: here of Artemis.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod classic;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,12 +21,16 @@ use tidegate_services::broker::{Broker as Service, Options, Server, shared};
 use tidegate_services::skipped;
 use tokio::time::Instant;
 
-/// A server of its own, unless Artemis is skipped.
-async fn server(options: Options) -> Option<Server> {
-    if skipped(Service::Artemis.service()) {
+/// A server of its own, unless it is skipped.
+async fn server_of(service: Service, options: Options) -> Option<Server> {
+    if skipped(service.service()) {
         return None;
     }
-    Some(Server::start(Service::Artemis, options).await.unwrap())
+    Some(Server::start(service, options).await.unwrap())
+}
+
+async fn server(options: Options) -> Option<Server> {
+    server_of(Service::Artemis, options).await
 }
 
 fn open(url: &str) -> Arc<dyn Broker> {

@@ -30,7 +30,8 @@ use ledger::Found;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The brokers that take part.
-const BROKERS: &[Broker] = &[Broker::Redis, Broker::Nats, Broker::Rabbitmq, Broker::Kafka, Broker::Artemis];
+const BROKERS: &[Broker] =
+    &[Broker::Redis, Broker::Nats, Broker::Rabbitmq, Broker::Kafka, Broker::Artemis, Broker::Activemq];
 /// Kills between two verdicts.
 const ROUND: u64 = 10;
 

@@ -41,7 +41,11 @@ fn prepare(site: &Site) -> Result<()> {
         ("schedulerSupport", "true".to_owned()),
         ("useJmx", "false".to_owned()),
     ];
-    let attributes = site.lines(&own, |name, value| format!(" {name}=\"{}\"", escape(value)));
+    let attribute = |name: &str, value: &str| match name {
+        STATISTICS => String::new(),
+        _ => format!(" {name}=\"{}\"", escape(value)),
+    };
+    let attributes = site.lines(&own, attribute);
     let (amqp, stomp, openwire) = (site.ports[0], site.ports[1], site.ports[2]);
     let (journal, plugins) = (site.path("data/kahadb"), plugins(site));
     site.write(
@@ -68,6 +72,9 @@ fn prepare(site: &Site) -> Result<()> {
     )
 }
 
+/// A setting that is no attribute of the broker's: whether it answers who asks about its queues.
+const STATISTICS: &str = "statistics";
+
 /// What counts messages and consumers for who asks, and who may enter: without a password everybody.
 fn plugins(site: &Site) -> String {
     let login = site.options.password.as_ref().map_or_else(String::new, |password| {
@@ -76,7 +83,9 @@ fn plugins(site: &Site) -> String {
             "<simpleAuthenticationPlugin><users><authenticationUser {user}/></users></simpleAuthenticationPlugin>"
         )
     });
-    format!("    <plugins>{login}<statisticsBrokerPlugin/></plugins>\n")
+    let is_off = |(name, value): &(String, String)| name == STATISTICS && value == "false";
+    let statistics = if site.options.settings.iter().any(is_off) { "" } else { "<statisticsBrokerPlugin/>" };
+    format!("    <plugins>{login}{statistics}</plugins>\n")
 }
 
 fn escape(text: &str) -> String {
