@@ -11,6 +11,7 @@ use tidegate_core::error::code;
 use tidegate_core::{Error, Message, Result};
 
 use crate::json;
+use crate::server::Server;
 
 /// What stands before the name of an attribute of CloudEvents: a colon is no part of a name in JMS.
 const ATTRIBUTE: &str = "cloudEvents_";
@@ -35,6 +36,7 @@ const KIND: &str = "amqp.message";
 /// The header that has what a message is to be answered at: the name of a queue, or of a topic with what says so before it.
 const REPLY_TO: &str = "reply_to";
 const TOPIC: &str = "topic://";
+const QUEUE: &str = "queue://";
 /// The annotation that says what that is for JMS; without one it is taken for a queue.
 const JMS_REPLY_KIND: &str = "x-opt-jms-reply-to";
 const JMS_QUEUE: i8 = 0;
@@ -49,7 +51,7 @@ pub(crate) fn durable() -> Header {
 /// A message as it is sent to an address. Its id, type, subject and correlation are properties too, for people and other
 /// programs: a subject is the group, so that those who share a queue of their own get one subject's in order. Our own queues
 /// have one reader and never look at groups.
-pub(crate) fn encode(message: &Message, address: String) -> Amqp<Data> {
+pub(crate) fn encode(server: Server, message: &Message, address: String) -> Amqp<Data> {
     let text = |text: &str| SimpleValue::String(text.to_owned());
     let mut named = OrderedMap::new();
     let mut properties = Properties {
@@ -78,11 +80,15 @@ pub(crate) fn encode(message: &Message, address: String) -> Amqp<Data> {
         notes.insert(OwnedKey::from(JMS_KIND), Value::Byte(JMS_BYTES));
     }
     if let Some(reply_to) = message.headers.get(REPLY_TO).filter(|reply_to| !reply_to.is_empty()) {
-        let (name, kind) = match reply_to.strip_prefix(TOPIC) {
-            Some(name) => (name, JMS_TOPIC),
-            None => (reply_to, JMS_QUEUE),
+        let (name, what, kind) = match reply_to.strip_prefix(TOPIC) {
+            Some(name) => (name, TOPIC, JMS_TOPIC),
+            None => (reply_to, QUEUE, JMS_QUEUE),
         };
-        properties.reply_to = Some(name.to_owned());
+        properties.reply_to = Some(match server {
+            Server::Artemis => name.to_owned(),
+            // It does not look at what is noted beside it.
+            Server::Classic => [what, name].concat(),
+        });
         notes.insert(OwnedKey::from(JMS_REPLY_KIND), Value::Byte(kind));
     }
     Amqp {
@@ -109,9 +115,12 @@ pub(crate) fn decode(came: Amqp<Body<Value>>) -> std::result::Result<Message, (E
     let note = |name| came.message_annotations.as_ref().and_then(|known| known.get(&OwnedKey::from(name)));
     let kind = note(JMS_KIND);
     let mut properties = came.properties.unwrap_or_default();
-    if let Some(Value::Byte(JMS_TOPIC | JMS_TEMPORARY_TOPIC)) = note(JMS_REPLY_KIND) {
-        properties.reply_to = properties.reply_to.map(|name| [TOPIC, &name].concat());
-    }
+    let is_topic = matches!(note(JMS_REPLY_KIND), Some(Value::Byte(JMS_TOPIC | JMS_TEMPORARY_TOPIC)));
+    properties.reply_to = properties.reply_to.map(|name| {
+        // ActiveMQ Classic names what it is as well.
+        let name = name.strip_prefix(QUEUE).or_else(|| name.strip_prefix(TOPIC)).unwrap_or(&name);
+        if is_topic { [TOPIC, name].concat() } else { name.to_owned() }
+    });
     let mut media = properties.content_type.as_ref().map(|kind| kind.as_str().to_owned());
     let is_object = kind == Some(&Value::Byte(JMS_OBJECT)) || media.as_deref() == Some(JAVA_OBJECT);
     let (data, own_media) = body(came.body).map_err(|error| (error, Bytes::new()))?;
@@ -260,7 +269,7 @@ mod tests {
 
     /// As it comes when it is sent as it is.
     fn sent(message: &Message) -> Amqp<Body<Value>> {
-        let sent = encode(message, "to".to_owned());
+        let sent = encode(Server::Artemis, message, "to".to_owned());
         Amqp {
             header: sent.header,
             delivery_annotations: None,
@@ -359,6 +368,14 @@ mod tests {
             let notes: Vec<_> = found.message_annotations.clone().unwrap().0.into_iter().collect();
             assert_eq!(notes, [(OwnedKey::from(JMS_REPLY_KIND), Value::Byte(kind))]);
             assert_eq!(decode(found.clone()).unwrap(), message);
+            let classic = encode(Server::Classic, &message, "to".to_owned());
+            let prefix = if kind == JMS_TOPIC { TOPIC } else { QUEUE };
+            let reply_to = Some([prefix, name].concat());
+            assert_eq!(classic.properties.unwrap().reply_to, reply_to);
+            let mut classic = found.clone();
+            classic.properties.as_mut().unwrap().reply_to = reply_to;
+            classic.application_properties.as_mut().unwrap().0.swap_remove(REPLY_TO);
+            assert_eq!(decode(classic).unwrap(), message, "as ActiveMQ Classic gives it");
             // A client of JMS that writes an event says it in its own way alone.
             found.application_properties.as_mut().unwrap().0.swap_remove(REPLY_TO);
             assert_eq!(decode(found).unwrap(), message);

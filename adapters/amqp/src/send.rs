@@ -87,7 +87,7 @@ impl AmqpSender {
         };
         for message in batch {
             let to = self.server.address(&self.channel.name, message.lane(self.channel.lanes));
-            let sending = link.send_batchable(encode(message, to));
+            let sending = link.send_batchable(encode(self.server, message, to));
             match tokio::time::timeout(self.timeout, sending).await {
                 Ok(Ok(one)) => sent.push(Ok(one)),
                 Ok(Err(SendError::MessageSizeExceeded(most))) => {

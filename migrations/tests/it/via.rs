@@ -209,7 +209,9 @@ async fn kafka_carries_it_and_each_half_may_be_killed() {
 
 async fn a_server_carries_it(broker: Broker, lease_ms: u32) {
     let Some(server) = shared(broker).await else { return };
-    let via = format!("{}?lease_ms={lease_ms}&grace_ms=200", server.url());
+    let url = server.url();
+    let behind = if url.contains('?') { '&' } else { '?' };
+    let via = format!("{url}{behind}lease_ms={lease_ms}&grace_ms=200");
     let name = format!("via_{}", broker.service().name());
     tokio::task::block_in_place(|| each_half_may_be_killed(&via, &name));
 }

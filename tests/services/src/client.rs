@@ -26,6 +26,15 @@ const ARTEMIS: Jars = Jars {
     ],
 };
 
+const ACTIVEMQ: Jars = Jars {
+    entry: "activemq-client-jakarta-5.18.3",
+    coordinates: &[
+        "org.apache.activemq:activemq-client-jakarta:5.18.3",
+        "com.google.code.gson:gson:2.11.0",
+        "org.slf4j:slf4j-nop:2.0.17",
+    ],
+};
+
 const KAFKA: Jars = Jars {
     entry: "kafka-clients-4.2.0",
     coordinates: &[
@@ -50,6 +59,8 @@ pub enum Client {
     QpidJms,
     /// JMS over Artemis' own protocol: its client.
     ArtemisJms,
+    /// JMS over the own protocol of ActiveMQ Classic, OpenWire: its client.
+    ActivemqJms,
     /// Kafka's own client, with the SDK of CloudEvents for Java.
     Kafka,
     /// Python with `pika` (RabbitMQ), `nats-py` and `redis-py`.
@@ -58,12 +69,15 @@ pub enum Client {
 
 impl Client {
     /// Every one.
-    pub const ALL: &[Client] = &[Client::QpidJms, Client::ArtemisJms, Client::Kafka, Client::Python];
+    pub const ALL: &[Client] =
+        &[Client::QpidJms, Client::ArtemisJms, Client::ActivemqJms, Client::Kafka, Client::Python];
 
     /// The services that it talks to.
     pub fn services(self) -> &'static [Service] {
         match self {
-            Client::QpidJms | Client::ArtemisJms => &[Service::Artemis],
+            Client::QpidJms => &[Service::Artemis, Service::Activemq],
+            Client::ArtemisJms => &[Service::Artemis],
+            Client::ActivemqJms => &[Service::Activemq],
             Client::Kafka => &[Service::Kafka],
             Client::Python => &[Service::Rabbitmq, Service::Nats, Service::Redis],
         }
@@ -111,6 +125,7 @@ impl Client {
         match self {
             Client::QpidJms => Some(&QPID),
             Client::ArtemisJms => Some(&ARTEMIS),
+            Client::ActivemqJms => Some(&ACTIVEMQ),
             Client::Kafka => Some(&KAFKA),
             Client::Python => None,
         }

@@ -7,5 +7,7 @@ use std::process::ExitCode;
 use tidegate_services::broker::{Broker, Options};
 
 fn main() -> ExitCode {
-    fixture::program("activemq", Broker::Activemq, Options::default().with_password("password"))
+    // Messages as they are if nobody says otherwise.
+    let options = Options::default().with_password("password").with_setting("transformer", "native");
+    fixture::program("activemq", Broker::Activemq, options)
 }

@@ -28,7 +28,7 @@ async fn who_may_not_come_in_is_told_why() {
 #[tokio::test]
 async fn a_server_without_statistics_is_told_what_it_lacks() {
     let Some(server) = server(Options::default().with_setting("statistics", false)).await else { return };
-    let error = refused(&format!("{}?timeout_ms=1000", server.url())).await;
+    let error = refused(&format!("{}&timeout_ms=1000", server.url())).await;
     assert_eq!((error.code(), error.verdict()), (code::CONFIG_INVALID, Verdict::Never), "{error:?}");
     assert_eq!(error.message(), "the server answers nothing about its queues");
     assert!(error.hint_text().unwrap().contains("<statisticsBrokerPlugin/>"), "{error:?}");
@@ -60,14 +60,14 @@ async fn a_subscription_that_nobody_read_yet_is_there_behind_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_queues_cannot_be_removed_is_said_and_a_second_try_does_it() {
     let Some(server) = server(Options::default()).await else { return };
-    let broker = open(&format!("{}?openwire=1", server.url()));
+    let broker = open(&format!("activemq://127.0.0.1:{}?openwire=1", server.port()));
     let (channel, subscription) = channel(&*broker, "removed").await;
     let error = broker.unregister(&subscription).await.unwrap_err();
     assert_eq!(error.code(), code::UNREACHABLE, "{error:?}");
     assert!(error.message().starts_with("port 1 of the server does not answer"), "{error:?}");
     assert!(error.hint_text().unwrap().contains("?openwire=61616"), "{error:?}");
     // Where it is the server says by itself.
-    let broker = open(&server.url());
+    let broker = open(&format!("activemq://127.0.0.1:{}", server.port()));
     broker.unregister(&subscription).await.unwrap();
     let sent = broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await;
     assert!(

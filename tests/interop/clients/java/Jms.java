@@ -141,7 +141,7 @@ public class Jms {
         }
         // That of the subject's lane.
         int lane = lane(text(asked, "subject"), asked.get("lanes").getAsInt());
-        return session.createTopic("tidegate." + text(asked, "channel") + "/" + lane);
+        return session.createTopic(text(asked, "topics") + lane);
     }
 
     /** The lane of a subject: Kafka's hash (murmur2), as its default partitioner uses it. */

@@ -42,11 +42,12 @@ fn prepare(site: &Site) -> Result<()> {
         ("useJmx", "false".to_owned()),
     ];
     let attribute = |name: &str, value: &str| match name {
-        STATISTICS => String::new(),
+        STATISTICS | TRANSFORMER => String::new(),
         _ => format!(" {name}=\"{}\"", escape(value)),
     };
     let attributes = site.lines(&own, attribute);
     let (amqp, stomp, openwire) = (site.ports[0], site.ports[1], site.ports[2]);
+    let transformer = setting(site, TRANSFORMER).unwrap_or("jms");
     let (journal, plugins) = (site.path("data/kahadb"), plugins(site));
     site.write(
         "activemq.xml",
@@ -63,7 +64,7 @@ fn prepare(site: &Site) -> Result<()> {
     <transportConnectors>
       <transportConnector name="openwire" uri="tcp://127.0.0.1:{openwire}"/>
       <transportConnector name="stomp" uri="stomp://127.0.0.1:{stomp}"/>
-      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000&amp;transport.tcpNoDelay=true"/>
+      <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000&amp;transport.tcpNoDelay=true&amp;transport.transformer={transformer}"/>
     </transportConnectors>
   </broker>
 </beans>
@@ -72,8 +73,10 @@ fn prepare(site: &Site) -> Result<()> {
     )
 }
 
-/// A setting that is no attribute of the broker's: whether it answers who asks about its queues.
+/// Settings that are no attributes of the broker's: whether it answers who asks about its queues, and what messages of AMQP are
+/// for clients of other protocols (`native`, its own default: bytes; `jms`: what they are).
 const STATISTICS: &str = "statistics";
+const TRANSFORMER: &str = "transformer";
 
 /// What counts messages and consumers for who asks, and who may enter: without a password everybody.
 fn plugins(site: &Site) -> String {
@@ -83,9 +86,14 @@ fn plugins(site: &Site) -> String {
             "<simpleAuthenticationPlugin><users><authenticationUser {user}/></users></simpleAuthenticationPlugin>"
         )
     });
-    let is_off = |(name, value): &(String, String)| name == STATISTICS && value == "false";
-    let statistics = if site.options.settings.iter().any(is_off) { "" } else { "<statisticsBrokerPlugin/>" };
+    let statistics =
+        if setting(site, STATISTICS) == Some("false") { "" } else { "<statisticsBrokerPlugin/>" };
     format!("    <plugins>{login}{statistics}</plugins>\n")
+}
+
+fn setting<'a>(site: &'a Site, wanted: &str) -> Option<&'a str> {
+    let mut settings = site.options.settings.iter();
+    settings.find_map(|(name, value)| (name == wanted).then_some(value.as_str()))
 }
 
 fn escape(text: &str) -> String {
@@ -101,5 +109,6 @@ fn server(site: &Site) -> Run {
 }
 
 fn url(site: &Site) -> String {
-    format!("activemq://{}127.0.0.1:{}", site.login(USER), site.port())
+    // Where a client in its own protocol finds it.
+    format!("activemq://{}127.0.0.1:{}?openwire={}", site.login(USER), site.port(), site.ports[2])
 }

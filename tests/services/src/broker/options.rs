@@ -6,8 +6,8 @@
 pub struct Options {
     /// Settings in the broker's own words; they replace ours of the same name. Redis: as in `redis.conf`. RabbitMQ: as in
     /// `rabbitmq.conf`. NATS: as in its configuration file, a block as the value `{ … }`. Kafka: `server.properties`.
-    /// Artemis: broker properties. ActiveMQ: attributes of `<broker>`, and
-    /// `statistics` for its plugin of that name.
+    /// Artemis: broker properties. ActiveMQ: attributes of `<broker>`,
+    /// `statistics` for its plugin of that name, and `transformer` of its connector for AMQP.
     pub settings: Vec<(String, String)>,
     /// Further arguments of the program; those of Kafka, Artemis and ActiveMQ are of the virtual machine.
     pub arguments: Vec<String>,

@@ -3,11 +3,10 @@
 use serde_json::json;
 use tidegate::prelude::*;
 use tidegate::runtime::Bridge;
-use tidegate_services::Client;
 use tidegate_services::broker::{Broker as Service, shared};
 
-use super::{WAIT_MS, java, topic};
-use crate::{PATIENCE, ground};
+use super::{ARTEMIS, CLASSIC, Java, QPID, QPID_ON_CLASSIC, WAIT_MS, java, topic};
+use crate::PATIENCE;
 
 /// Answers every message, with all that it knew of it.
 async fn answer(State(answers): State<Sender>, question: Message) -> Result<(), Failure> {
@@ -22,10 +21,10 @@ async fn answer(State(answers): State<Sender>, question: Message) -> Result<(), 
     answers.send(answer).await.map_err(Failure::retry)
 }
 
-async fn asks_over_bridges(client: Client) {
+async fn asks_over_bridges(with: Java) {
     let Some(redis) = shared(Service::Redis).await else { return };
-    let Some(here) = ground(Service::Artemis, 1).await else { return };
-    let Some(answers) = ground(Service::Artemis, 1).await else { return };
+    let Some(here) = with.ground().await else { return };
+    let Some(answers) = with.ground().await else { return };
     let there = tidegate::open::broker(&redis.url()).unwrap();
 
     let back = Bridge::new(&answers.channel, "there", "here").unwrap();
@@ -37,7 +36,7 @@ async fn asks_over_bridges(client: Client) {
     let on = Bridge::new(&here.channel, "here", "there").unwrap();
     let on = on.start(&here.broker, &*there).await.unwrap().0;
 
-    let mut java = java(&here, client).await;
+    let mut java = java(&here, with).await;
     let selector = "JMSCorrelationID = 'cart-9'";
     java.ask(json!({"do": "subscribe", "as": "answers", "topic": topic(&answers), "selector": selector}))
         .await;
@@ -64,10 +63,20 @@ async fn asks_over_bridges(client: Client) {
 
 #[tokio::test]
 async fn qpid_jms_asks_over_bridges() {
-    asks_over_bridges(Client::QpidJms).await;
+    asks_over_bridges(QPID).await;
+}
+
+#[tokio::test]
+async fn qpid_jms_asks_over_bridges_on_classic() {
+    asks_over_bridges(QPID_ON_CLASSIC).await;
 }
 
 #[tokio::test]
 async fn artemis_own_client_asks_over_bridges() {
-    asks_over_bridges(Client::ArtemisJms).await;
+    asks_over_bridges(ARTEMIS).await;
+}
+
+#[tokio::test]
+async fn activemq_own_client_asks_over_bridges() {
+    asks_over_bridges(CLASSIC).await;
 }
