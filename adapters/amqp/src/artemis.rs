@@ -293,12 +293,12 @@ impl Management for ArtemisManagement {
     }
 
     async fn make(&self, queues: &[Queue]) -> Result<()> {
-        let asked: Vec<Question> = queues.iter().map(|queue| Question::make(queue)).collect();
+        let asked: Vec<Question> = queues.iter().map(Question::make).collect();
         self.tell(&asked, "make a queue").await.map(drop)
     }
 
     async fn remove(&self, queues: &[Queue]) -> Result<()> {
-        let asked: Vec<Question> = queues.iter().map(|queue| Question::remove(queue)).collect();
+        let asked: Vec<Question> = queues.iter().map(Question::remove).collect();
         for answer in self.ask(&asked).await? {
             match answer {
                 Err(said) if !is_gone(&said) => return Err(refused(said, "remove a queue")),

@@ -386,7 +386,7 @@ impl Management for ClassicManagement {
             }
         }
         crate::connect::end(&mut session, self.access.timeout, "remove a queue").await?;
-        let names: Vec<String> = queues.iter().map(|queue| name(queue)).collect();
+        let names: Vec<String> = queues.iter().map(name).collect();
         self.remove_named(&names).await
     }
 

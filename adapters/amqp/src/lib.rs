@@ -1,19 +1,19 @@
-//! Brokers that speak AMQP 1.0, with everything else that [`tidegate_core::queue`] makes of them. So far it is Artemis.
+//! Brokers that speak AMQP 1.0, Artemis and ActiveMQ Classic, with everything else that [`tidegate_core::queue`] makes of them.
 //!
-//! | what | where |
-//! |---|---|
-//! | the lane 3 of the channel `orders` | address `tidegate.orders/3` (multicast), there as long as the channel has a subscription |
-//! | its settings and subscriptions | the one message in the queue `tidegate.orders` |
-//! | messages of the lane 3 for the subscription `billing` | queue `tidegate.orders/billing/3` of that address |
-//! | what its owner noted of attempts | the last message in the queue `tidegate.orders/billing/3/book` |
-//! | how many members the subscription has | consumers of the queue `tidegate.orders/billing`, which stays empty |
+//! | what | where on Artemis | on ActiveMQ Classic |
+//! |---|---|---|
+//! | the lane 3 of the channel `orders` | address `tidegate.orders/3` (multicast), there as long as the channel has a subscription | virtual topic `VirtualTopic.tidegate.orders.3` |
+//! | its settings and subscriptions | the one message in the queue `tidegate.orders` | the same |
+//! | messages of the lane 3 for the subscription `billing` | queue `tidegate.orders/billing/3` of that address | queue `Consumer.billing.VirtualTopic.tidegate.orders.3` |
+//! | what its owner noted of attempts | the last message in the queue `tidegate.orders/billing/3/book` | the same |
+//! | how many members the subscription has | consumers of the queue `tidegate.orders/billing`, which stays empty | the same, with one message in it that says that there is such a subscription |
 //!
 //! A message is what the AMQP binding of CloudEvents says: attributes as application properties `cloudEvents_…`, headers by
 //! their names, the body as data. A client of JMS sees a message of text or of bytes, with its id, its type, its group (the
 //! subject) and what it is to be answered at (the header `reply_to`), and what it sends to the topic of a lane is read; other
 //! programs may have queues of their own on it.
 //!
-//! Queues are exclusive: the server lets the next member in when the one before is gone, and what that one had not settled is
+//! Queues, or their consumers, are exclusive: the server lets the next member in when the one before is gone, and what that one had not settled is
 //! back before everything else, in its order.
 //!
 //! What is the same with any server of AMQP 1.0, and what is a server's own:
@@ -21,7 +21,9 @@
 //! - `config`, `connect`, `error`: what a URL says, connections and links, what can go wrong
 //! - `codec`, `json`: messages, and what of other programs' messages becomes of them
 //! - `queues`, `line`, `send`, `member`, `lane`: the queues
-//! - `artemis`, `probe`: how its queues are made, counted and removed, and what of it is unsafe
+//! - `server`: what differs; `asking`: questions to a server, by messages
+//! - `artemis`, `classic`: the names of their queues, and how these are made, counted and removed; `openwire`: the word for
+//!   removing that Classic has, and AMQP has not
 
 mod artemis;
 mod asking;
@@ -51,7 +53,8 @@ use server::Server;
 /// The URL schemes of the broker.
 pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss", "activemq", "activemqs"];
 
-/// Opens a broker by its URL: `artemis://user:password@host:5672`, or `artemiss://` with TLS, which is verified.
+/// Opens a broker by its URL: `artemis://user:password@host:5672` or `activemq://…`, or `artemiss://` and `activemqs://` with TLS,
+/// which is verified.
 ///
 /// Behind a `?` may stand
 ///
@@ -59,6 +62,7 @@ pub const BROKER_SCHEMES: &[&str] = &["artemis", "artemiss", "activemq", "active
 /// - `cert=FILE` and `key=FILE`: those of this client; without a user in the URL they are the login (SASL EXTERNAL)
 /// - `password-file=FILE`: instead of a password in the URL
 /// - `timeout_ms` (5,000): how long an answer may take
+/// - `openwire=PORT`, of ActiveMQ Classic: where its own protocol is spoken, if the server does not say it rightly
 /// - `lease_ms` (how long the server may be silent), `grace_ms` and `patience_ms` as everywhere
 ///
 /// # Errors
