@@ -32,6 +32,7 @@
 mod broker;
 mod case;
 mod fixture;
+mod golden;
 mod oracle;
 mod program;
 mod proxy;
@@ -45,6 +46,7 @@ pub use case::{Case, Outcome, Row, Size, run};
 pub use fixture::{
     Calls, Counted, Fixture, Hook, Killed, kill_while_publishing, numbered, publish_until_killed,
 };
+pub use golden::{Part, golden, golden_channel};
 pub use oracle::Oracle;
 pub use program::program;
 pub use proxy::{Network, Proxy, Traffic};

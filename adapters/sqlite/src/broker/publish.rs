@@ -264,3 +264,31 @@ impl Publish {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate_conformance::{Part, golden, golden_channel};
+
+    use super::*;
+    use crate::broker::read::decode;
+
+    #[test]
+    fn a_row_is_what_the_page_says_and_is_read_back() {
+        let channel = golden_channel().unwrap();
+        let carry = |message: &Message| {
+            let line = Line::new(message, channel.lanes)?;
+            let mut parts: Vec<Part> = Vec::new();
+            let mut put =
+                |column: &str, value: &[u8]| parts.push(("column", column.to_owned(), value.to_vec()));
+            put("lane", line.lane.to_string().as_bytes());
+            if let Some(subject) = &line.subject {
+                put("subject", subject.as_bytes());
+            }
+            put("envelope", line.envelope.as_bytes());
+            put("data", &line.data);
+            let read = decode(&line.envelope, line.data);
+            Ok((parts, read.map_err(|error| Error::new(code::INTERNAL, "not read").because(error))?))
+        };
+        golden("SQLite", carry).unwrap();
+    }
+}
