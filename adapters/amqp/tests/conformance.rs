@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fe2o3_amqp::types::messaging::{ApplicationProperties, Message};
+use fe2o3_amqp::types::primitives::{OrderedMap, SimpleValue};
+use fe2o3_amqp::{Connection, Sender, Session};
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 /// How long both ends are left to notice that connections were cut.
@@ -37,6 +40,28 @@ impl Artemis {
             "artemis://{login}127.0.0.1:{port}?lease_ms=3000&grace_ms=300&patience_ms=1500&timeout_ms=5000"
         );
         tidegate_amqp::open_broker(&Endpoint::parse(&url)?)
+    }
+
+    /// Has the server remove queues and their addresses, as its console does.
+    async fn destroy(&self, queues: impl Iterator<Item = String>) -> Result<()> {
+        let url = self.running()?.0.url().replace("artemis://", "amqp://");
+        let mut connection = Connection::open("console", &*url).await.map_err(failed)?;
+        let mut session = Session::begin(&mut connection).await.map_err(failed)?;
+        let mut sender = Sender::attach(&mut session, "s", "activemq.management").await.map_err(failed)?;
+        for queue in queues {
+            let named = [("_AMQ_ResourceName", "broker"), ("_AMQ_OperationName", "destroyQueue")];
+            let named = named.map(|(name, value)| (name.to_owned(), SimpleValue::from(value.to_owned())));
+            let message = Message::builder()
+                .application_properties(ApplicationProperties(OrderedMap::from_iter(named)))
+                .value(format!(r#"["{queue}",true,true]"#))
+                .build();
+            sender
+                .send(message)
+                .await
+                .map_err(failed)?
+                .accepted_or_else(|_| Error::new(code::INTERNAL, "the server did not take it"))?;
+        }
+        connection.close().await.map_err(failed)
     }
 }
 
@@ -100,6 +125,12 @@ impl Fixture for Artemis {
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         // What publishes to a channel names the attributes of its messages; books and registers have none.
         self.running()?.1.lose_answers("cloudEvents_id", calls);
+        Ok(Hook::Done)
+    }
+
+    async fn remove(&mut self, channel: &Channel, subscription: &Subscription) -> Result<Hook> {
+        let queue = |lane| format!("tidegate.{}/{}/{lane}", channel.name, subscription.name);
+        self.destroy((0..channel.lanes).map(queue)).await?;
         Ok(Hook::Done)
     }
 
