@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Access, NO_BROWSING, NO_LISTING};
-use tidegate_core::{Capabilities, Error, How, Lane, Name, Result};
+use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
 
 use crate::asking::{ASKED_MAX, Asking};
 use crate::connect::Connection;
@@ -317,8 +317,8 @@ impl Management for ArtemisManagement {
         self.counts(&asked).await
     }
 
-    async fn members(&self, channel: &Name, subscription: &Name) -> Result<Option<u64>> {
-        let asked = Question::count(&Queue::Members(channel.clone(), subscription.clone()), CONSUMERS);
+    async fn members(&self, channel: &Channel, subscription: &Name) -> Result<Option<u64>> {
+        let asked = Question::count(&Queue::Members(channel.name.clone(), subscription.clone()), CONSUMERS);
         Ok(self.counts(&[asked]).await?.first().copied().flatten())
     }
 

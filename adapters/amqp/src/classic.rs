@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use fe2o3_amqp::{Receiver, Sender};
 use tidegate_core::error::code;
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Access, NO_BROWSING, NO_LISTING};
-use tidegate_core::{Capabilities, Error, How, Lane, LossCase, LossEvent, Name, Result};
+use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::asking::{ASKED_MAX, Asking, is_unanswered};
 use crate::codec::durable;
@@ -68,6 +69,8 @@ const MADE: &str = "tidegate_made";
 const COME: Duration = Duration::from_secs(1);
 /// How long members may take to notice that their subscription is removed, and how often to look.
 const LEAVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(20));
+/// How often members are counted before all queues are looked at again.
+const LOOK_EVERY: u64 = 10;
 /// How long the server may give no credit.
 const CREDIT: Duration = Duration::from_millis(500);
 
@@ -80,14 +83,16 @@ fn name(queue: &Queue) -> String {
     match queue {
         Queue::Record(channel) => format!("{OURS}{channel}"),
         Queue::Members(channel, subscription) => format!("{OURS}{channel}/{subscription}"),
-        // A word has no dot.
-        Queue::Lane(channel, subscription, lane) => {
-            listening(channel, &subscription.as_str().replace('.', "/"), *lane)
-        }
+        Queue::Lane(channel, subscription, lane) => listening(channel, &word(subscription), *lane),
         Queue::Book(channel, subscription, lane) => {
             format!("{OURS}{channel}/{subscription}/{}/book", lane.0)
         }
     }
+}
+
+/// A subscription in a name of several words, of which none has a dot.
+fn word(subscription: &Name) -> String {
+    subscription.as_str().replace('.', "/")
 }
 
 fn listening(channel: &Name, who: &str, lane: Lane) -> String {
@@ -158,6 +163,8 @@ pub(crate) struct ClassicManagement {
     asking: tokio::sync::Mutex<Asking>,
     /// The name that the server has.
     name: String,
+    /// How often members were counted.
+    looks: AtomicU64,
     /// Where OpenWire is spoken, if the server says so, or the URL does.
     openwire: Option<u16>,
 }
@@ -201,6 +208,7 @@ impl ClassicManagement {
             connection: Arc::clone(connection),
             asking: tokio::sync::Mutex::new(asking),
             name,
+            looks: AtomicU64::new(1),
             openwire,
         })
     }
@@ -403,9 +411,17 @@ impl Management for ClassicManagement {
         Ok(found.into_iter().zip(asked).map(count).collect())
     }
 
-    async fn members(&self, channel: &Name, subscription: &Name) -> Result<Option<u64>> {
-        let found = self.of_members(channel, subscription).await?;
-        Ok(found.map(|figures| number(&figures, "consumerCount")))
+    /// Nobody tells a consumer that its queue was removed under it, so all queues are looked at now and then as well.
+    async fn members(&self, channel: &Channel, subscription: &Name) -> Result<Option<u64>> {
+        let Some(found) = self.of_members(&channel.name, subscription).await? else { return Ok(None) };
+        if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_EVERY) {
+            let all = format!("Consumer.{}.{VIRTUAL}{}.*", word(subscription), channel.name);
+            let found = self.about(&[all]).await?;
+            if found.first().map_or(0, Vec::len) < channel.lanes as usize {
+                return Ok(None);
+            }
+        }
+        Ok(Some(number(&found, "consumerCount")))
     }
 
     async fn attached(&self, queue: &Queue) -> Result<()> {

@@ -54,7 +54,7 @@ impl AmqpMember {
 #[async_trait]
 impl Member for AmqpMember {
     async fn count(&self) -> Result<usize> {
-        let count = self.management.members(&self.channel.name, &self.subscription).await?;
+        let count = self.management.members(&self.channel, &self.subscription).await?;
         Ok(usize::try_from(count.ok_or_else(missing)?).unwrap_or(usize::MAX))
     }
 

@@ -63,7 +63,7 @@ pub(crate) trait Management: fmt::Debug + Send + Sync {
     async fn count(&self, asked: &[(Queue, What)]) -> Result<Vec<Option<u64>>>;
 
     /// How many members a subscription has; nothing if it is not there.
-    async fn members(&self, channel: &Name, subscription: &Name) -> Result<Option<u64>>;
+    async fn members(&self, channel: &Channel, subscription: &Name) -> Result<Option<u64>>;
 
     /// Has a look at a queue of a subscription that was just attached to: a server may have made it only for that.
     async fn attached(&self, queue: &Queue) -> Result<()>;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::Offset;
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig};
+use rdkafka::producer::{DeliveryFuture, FutureProducer, Producer as _, PurgeConfig};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::log::{Appended, Appender};
 use tidegate_core::{Channel, Error, Lane, Message, Result};
 
-use crate::codec::{headers, place};
+use crate::codec::{encode, place};
 use crate::error::{Heard, from_driver};
 use crate::link::{Client, Link};
 use crate::topics;
@@ -63,13 +63,8 @@ impl KafkaAppender {
     }
 
     fn send(&self, message: &Message) -> Result<DeliveryFuture> {
-        let mut record = FutureRecord::to(self.channel.name.as_str())
-            .partition(message.lane(self.channel.lanes).0.cast_signed())
-            .payload(&*message.data)
-            .headers(headers(message));
-        record.key = message.subject.as_deref();
         // What the library does not take is not sent.
-        let sent = self.producer.send_result(record);
+        let sent = self.producer.send_result(encode(&self.channel, message));
         sent.map_err(|(error, _)| {
             let error = from_driver(error, WHAT);
             let verdict = if error.verdict() == Verdict::Unknown { Verdict::Retry } else { error.verdict() };

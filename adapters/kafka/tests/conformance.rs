@@ -12,7 +12,7 @@ use rdkafka::error::KafkaResult;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 type Admin = AdminClient<DefaultClientContext>;
@@ -145,6 +145,13 @@ impl Fixture for Kafka {
 
     async fn lose_answers(&mut self, _: usize) -> Result<Hook> {
         Ok(Hook::Cannot("a producer of Kafka asks again by itself, and knows the answer then"))
+    }
+
+    async fn remove(&mut self, channel: &Channel, _: &Subscription) -> Result<Hook> {
+        let admin = &self.running()?.admin;
+        let topic = [channel.name.as_str()];
+        admin.delete_topics(&topic, &AdminOptions::new()).await.map_err(failed)?;
+        Ok(Hook::Done)
     }
 
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {

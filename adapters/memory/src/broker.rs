@@ -145,6 +145,13 @@ impl MemoryBroker {
         self.connection.answers_to_lose.store(calls, Ordering::Relaxed);
     }
 
+    /// Removes a channel with all that it has, as an operator may do it at a server: whoever uses it learns of it afterwards.
+    pub fn remove(&self, channel: &Name) {
+        if let Some(removed) = self.data.lock().remove(channel) {
+            removed.changed.notify_waiters();
+        }
+    }
+
     /// How many messages a channel keeps.
     pub fn kept(&self, channel: &Name) -> u64 {
         self.data.lock().get(channel).map_or(0, ChannelState::messages)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tidegate_conformance::{Fixture, Hook, Killed, Network};
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Result, SystemClock};
+use tidegate_core::{Channel, Result, Subscription, SystemClock};
 use tidegate_memory::MemoryBroker;
 
 /// A broker and the connection that the suite was given.
@@ -60,6 +60,11 @@ impl Fixture for Memory {
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         self.0.lose_answers(calls);
+        Ok(Hook::Done)
+    }
+
+    async fn remove(&mut self, channel: &Channel, _: &Subscription) -> Result<Hook> {
+        self.0.remove(&channel.name);
         Ok(Hook::Done)
     }
 

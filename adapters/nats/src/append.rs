@@ -17,7 +17,7 @@ use tidegate_core::unsettled::Place;
 use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 
-use crate::codec::{encode, id, stream, subject};
+use crate::codec::{encode, stream, subject};
 use crate::config::Config;
 use crate::connect::Link;
 use crate::error::from_publish;
@@ -89,7 +89,7 @@ impl NatsAppender {
     /// is there.
     async fn send(&mut self, message: &Message, is_stored: bool) -> Result<()> {
         let lane = message.lane(self.channel.lanes);
-        let publish = PublishMessage::build().headers(encode(message)?).message_id(id(message));
+        let publish = PublishMessage::build().headers(encode(message)?);
         let publish = match is_stored {
             true => publish.payload(message.data.clone()),
             // Ids are looked at before this.

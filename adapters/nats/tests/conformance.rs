@@ -10,7 +10,7 @@ use futures::TryStreamExt as _;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 /// One server for all cases, and a network before it.
@@ -21,6 +21,10 @@ struct Nats {
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(code::INTERNAL, "the fixture failed").because(error)
+}
+
+fn stream(channel: &Channel) -> String {
+    format!("tidegate-{}", channel.name.as_str().replace('.', "~"))
 }
 
 impl Nats {
@@ -107,9 +111,13 @@ impl Fixture for Nats {
         Ok(Hook::Done)
     }
 
+    async fn remove(&mut self, channel: &Channel, _: &Subscription) -> Result<Hook> {
+        self.jetstream().await?.delete_stream(stream(channel)).await.map_err(failed)?;
+        Ok(Hook::Done)
+    }
+
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
-        let stream = format!("tidegate-{}", channel.name.as_str().replace('.', "~"));
-        let stream = self.jetstream().await?.get_stream(stream).await.map_err(failed)?;
+        let stream = self.jetstream().await?.get_stream(stream(channel)).await.map_err(failed)?;
         Ok(Some(stream.cached_info().state.messages))
     }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lapin::options::QueueDeleteOptions;
+use lapin::{Connection, ConnectionProperties};
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 /// How long both ends are left to notice that connections were cut.
@@ -101,6 +103,18 @@ impl Fixture for Rabbit {
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         // What publishes to a channel names the attributes of its messages; books and registers have none.
         self.running()?.1.lose_answers("cloudEvents_id", calls);
+        Ok(Hook::Done)
+    }
+
+    async fn remove(&mut self, channel: &Channel, subscription: &Subscription) -> Result<Hook> {
+        let url = self.running()?.0.url();
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await.map_err(failed)?;
+        let amqp = connection.create_channel().await.map_err(failed)?;
+        for lane in 0..channel.lanes {
+            let queue = format!("tidegate/{}/{}/{lane}", channel.name, subscription.name);
+            amqp.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map_err(failed)?;
+        }
+        connection.close(200, "done".into()).await.map_err(failed)?;
         Ok(Hook::Done)
     }
 

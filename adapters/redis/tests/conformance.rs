@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 /// One server for all cases, and a network before it.
@@ -99,6 +99,16 @@ impl Fixture for Redis {
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         // Of all that is asked, only what appends names the sizes of lanes and the ids of messages.
         self.running()?.1.lose_answers("}:ids:", calls);
+        Ok(Hook::Done)
+    }
+
+    /// A channel is nothing but its keys.
+    async fn remove(&mut self, channel: &Channel, _: &Subscription) -> Result<Hook> {
+        let mut connection = self.connection().await?;
+        let pattern = format!("tidegate:{{{}}}:*", channel.name);
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.map_err(failed)?;
+        redis::cmd("DEL").arg(keys).exec_async(&mut connection).await.map_err(failed)?;
         Ok(Hook::Done)
     }
 

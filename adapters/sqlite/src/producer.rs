@@ -10,6 +10,7 @@ use tidegate_core::port::{Producer, Sent};
 use tidegate_core::{Error, Message, Name, Position, Result};
 
 use crate::broker::publish::{Line, Publish, Put};
+use crate::broker::topology::missing;
 use crate::broker::writer::Job;
 use crate::broker::{CAPABILITIES, Link};
 
@@ -67,6 +68,7 @@ impl SqliteProducer {
                         );
                         return Err(Error::new(code::SUBSCRIPTION_MISSING, text));
                     }
+                    Put::Missing => return Err(missing(&self.name)),
                     Put::Full => {
                         is_full = true;
                         break;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, publish_until_killed};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 
 /// Says that this process is the child that is to be killed, and of which file and channel.
 const CHILD: &str = "TIDEGATE_CONFORMANCE_CHILD";
@@ -115,6 +115,21 @@ impl Fixture for File {
 
     async fn lose_answers(&mut self, _: usize) -> Result<Hook> {
         Ok(Hook::Cannot("there is no network between a file and its broker on which an answer could be lost"))
+    }
+
+    /// A case has a file of its own, and this one has no other channel.
+    async fn remove(&mut self, _: &Channel, _: &Subscription) -> Result<Hook> {
+        let mut file = self.file().await?;
+        let text = "BEGIN IMMEDIATE;
+            DELETE FROM tidegate_seat;
+            DELETE FROM tidegate_unsettled;
+            DELETE FROM tidegate_subscription;
+            DELETE FROM tidegate_message;
+            DELETE FROM tidegate_channel;
+            COMMIT;";
+        sqlx::raw_sql(text).execute(&mut file).await.map_err(failed)?;
+        file.close().await.map_err(failed)?;
+        Ok(Hook::Done)
     }
 
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {

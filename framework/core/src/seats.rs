@@ -169,6 +169,22 @@ mod tests {
         assert_eq!(table.seats, before);
     }
 
+    /// The time in milliseconds, unless the one before was that already.
+    #[test]
+    fn epochs_rise_whatever_the_clock_says_and_whatever_is_forgotten() {
+        let now = 1_700_000_000_000_999;
+        for (before, now, epoch) in [
+            (0, now, 1_700_000_000_000),
+            (1_699_999_999_999, now, 1_700_000_000_000),
+            (1_700_000_000_000, now, 1_700_000_000_001),
+            (1_700_000_000_007, now, 1_700_000_000_008),
+            (5, 0, 6),
+            (0, -1, 1),
+        ] {
+            assert_eq!(next_epoch(before, now), epoch, "behind {before} at {now}");
+        }
+    }
+
     #[test]
     fn who_is_no_member_does_nothing() {
         assert!(steps(9, &[1, 2], &[Seat::free(Lane(0))], 0).is_empty());

@@ -6,14 +6,17 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, Key, KeyValue, Value};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks, SpanProcessor,
+    BatchSpanProcessor, IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanExporter as Exporter,
+    SpanLinks, SpanProcessor,
 };
 use tidegate_core::error::code;
 use tidegate_core::{Clock, Error, Result, SystemClock};
@@ -46,6 +49,7 @@ const LAST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Telemetry {
     processor: Arc<BatchSpanProcessor>,
+    lost: Arc<AtomicUsize>,
 }
 
 impl Telemetry {
@@ -63,9 +67,11 @@ impl Telemetry {
         };
         let address = format!("{}/v1/traces", collector.trim_end_matches('/'));
         let exporter = SpanExporter::builder().with_http().with_endpoint(address).build();
-        let mut processor = BatchSpanProcessor::builder(exporter.map_err(|error| unfit(&error))?).build();
+        let lost = Arc::new(AtomicUsize::new(0));
+        let exporter = Tally { exporter: exporter.map_err(|error| unfit(&error))?, lost: Arc::clone(&lost) };
+        let mut processor = BatchSpanProcessor::builder(exporter).build();
         processor.set_resource(&Resource::builder().with_service_name(service.to_owned()).build());
-        Ok(Self { processor: Arc::new(processor) })
+        Ok(Self { processor: Arc::new(processor), lost })
     }
 
     /// What takes the spans of a subscriber of `tracing`.
@@ -80,12 +86,48 @@ impl Telemetry {
     /// Sends what is left, and no more. Waits for at most five seconds: call it when the service has ended.
     ///
     /// # Errors
-    /// Some may be lost.
+    /// `unreachable` if some did not reach the collector since this was opened, with how many, or if the last ones may not have.
     pub fn close(self) -> Result<()> {
         self.processor.shutdown_with_timeout(LAST).map_err(|error| {
             Error::new(code::UNREACHABLE, "the last spans may not have reached the collector")
                 .because(error.to_string())
-        })
+        })?;
+        match self.lost.load(Ordering::Acquire) {
+            0 => Ok(()),
+            lost => {
+                Err(Error::new(code::UNREACHABLE, "spans did not reach the collector").with("spans", lost))
+            }
+        }
+    }
+}
+
+/// Counts the spans that the collector did not take: the processor says nothing of them, not even when it is shut down.
+#[derive(Debug)]
+struct Tally {
+    exporter: SpanExporter,
+    lost: Arc<AtomicUsize>,
+}
+
+impl Exporter for Tally {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let exported = self.exporter.export(batch).await;
+        if exported.is_err() {
+            self.lost.fetch_add(spans, Ordering::AcqRel);
+        }
+        exported
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 

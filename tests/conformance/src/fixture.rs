@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tidegate_core::port::{Broker, Sent};
-use tidegate_core::{Channel, Message, Result};
+use tidegate_core::{Channel, Message, Result, Subscription};
 
 use crate::proxy::Network;
 
@@ -62,6 +62,9 @@ pub trait Fixture: Send {
 
     /// Lets the answers to the next calls of `publish` get lost, with the messages stored.
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook>;
+
+    /// Removes what the messages of a channel are in, past the adapter: the topic, the stream, the queues of the subscription.
+    async fn remove(&mut self, channel: &Channel, subscription: &Subscription) -> Result<Hook>;
 
     /// How many messages the broker keeps for a channel; `None` if that cannot be seen.
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>>;
@@ -220,6 +223,11 @@ impl<F: Fixture> Fixture for Counted<F> {
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         self.count("lose_answers");
         self.inner.lose_answers(calls).await
+    }
+
+    async fn remove(&mut self, channel: &Channel, subscription: &Subscription) -> Result<Hook> {
+        self.count("remove");
+        self.inner.remove(channel, subscription).await
     }
 
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {

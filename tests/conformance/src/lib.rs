@@ -20,6 +20,7 @@
 //! #     async fn cut(&mut self) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
 //! #     fn network(&self) -> Result<std::sync::Arc<dyn tidegate_conformance::Network>, &'static str> { panic!() }
 //! #     async fn lose_answers(&mut self, _: usize) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
+//! #     async fn remove(&mut self, _: &tidegate_core::Channel, _: &tidegate_core::Subscription) -> tidegate_core::Result<tidegate_conformance::Hook> { panic!() }
 //! #     async fn kept(&mut self, _: &tidegate_core::Channel) -> tidegate_core::Result<Option<u64>> { panic!() }
 //! #     async fn clean_up(&mut self) -> tidegate_core::Result<()> { panic!() }
 //! # }
@@ -32,6 +33,7 @@
 mod broker;
 mod case;
 mod fixture;
+mod golden;
 mod oracle;
 mod program;
 mod proxy;
@@ -45,6 +47,7 @@ pub use case::{Case, Outcome, Row, Size, run};
 pub use fixture::{
     Calls, Counted, Fixture, Hook, Killed, kill_while_publishing, numbered, publish_until_killed,
 };
+pub use golden::{Part, golden, golden_channel};
 pub use oracle::Oracle;
 pub use program::program;
 pub use proxy::{Network, Proxy, Traffic};

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use tidegate_conformance::{Fixture, Hook, Killed, Network, Proxy, Traffic, kill_while_publishing};
 use tidegate_core::error::code;
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Error, Result};
+use tidegate_core::{Channel, Endpoint, Error, Result, Subscription};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 
 /// How long both ends are left to notice that connections were cut.
@@ -21,10 +22,14 @@ struct Amqp {
     name: &'static str,
     service: Service,
     options: Options,
+    /// Removes the queues of a subscription, as the server's console does.
+    destroy: Destroy,
     running: Option<(Server, Arc<Proxy>)>,
 }
 
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+type Destroy = fn(Server, Channel, Subscription) -> BoxFuture<'static, Result<()>>;
+
+pub(crate) fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(code::INTERNAL, "the fixture failed").because(error)
 }
 
@@ -104,6 +109,12 @@ impl Fixture for Amqp {
         Ok(Hook::Done)
     }
 
+    async fn remove(&mut self, channel: &Channel, subscription: &Subscription) -> Result<Hook> {
+        let server = self.running()?.0.clone();
+        (self.destroy)(server, channel.clone(), subscription.clone()).await?;
+        Ok(Hook::Done)
+    }
+
     /// The server counts what waits, and nobody but its own tools sees what is in hand beside it.
     async fn kept(&mut self, _: &Channel) -> Result<Option<u64>> {
         Ok(None)
@@ -115,10 +126,10 @@ impl Fixture for Amqp {
 }
 
 /// Runs the suite against a server of its own.
-pub(crate) fn program(name: &'static str, service: Service, options: Options) -> ExitCode {
+pub(crate) fn program(name: &'static str, service: Service, options: Options, destroy: Destroy) -> ExitCode {
     if tidegate_services::skipped(service.service()) {
         return ExitCode::SUCCESS;
     }
-    let fixture = || Amqp { name, service, options: options.clone(), running: None };
+    let fixture = || Amqp { name, service, options: options.clone(), destroy, running: None };
     tidegate_conformance::program(|| Box::new(fixture()))
 }

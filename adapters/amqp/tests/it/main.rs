@@ -305,30 +305,6 @@ async fn a_channel_that_was_made_by_half_is_made() {
     take(&mut *broker.subscribe(&subscription).await.unwrap(), 1).await;
 }
 
-#[tokio::test]
-async fn a_queue_that_somebody_removed_is_named() {
-    let Some(server) = shared(Service::Artemis).await else { return };
-    let broker = open(&server.url());
-    let (channel, subscription) = channel(&*broker, "removed").await;
-    publish(&*broker, &channel, 0..1).await;
-    let mut consumer = broker.subscribe(&subscription).await.unwrap();
-    let came = take(&mut *consumer, 1).await;
-    manage(&server.url(), "destroyQueue", &["tidegate.removed/s/0".into(), true.into(), true.into()]).await;
-    let until = Instant::now() + Duration::from_secs(10);
-    let error = loop {
-        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
-            Ok(_) => assert!(Instant::now() < until, "nobody is told"),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.code(), code::CHANNEL_MISSING, "{error:?}");
-    assert_eq!(error.message(), "an address or a queue of the channel is not there");
-    let settled = consumer.settler().settle(&[(came[0].token, Settlement::Ack)]).await;
-    assert!(settled[0].is_lost(), "{settled:?}");
-    let sent = broker.producer(&channel).await.unwrap().publish(&messages(1..2)).await;
-    assert_eq!(sent[0].error().unwrap().code(), code::SUBSCRIPTION_MISSING);
-}
-
 /// Has the server do something.
 async fn manage(url: &str, operation: &str, arguments: &[Json]) {
     let properties = Properties {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Sent, Signal};
+use tidegate_core::port::Sent;
 use tidegate_core::{Apply, Channel, Error, Message, Topology};
 use tidegate_services::broker::Options;
 use tokio::time::Instant;
@@ -265,25 +265,4 @@ fn large(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Message> {
             .with_subject("k")
             .with_data("text/plain", "x".repeat(100_000))
     })
-}
-
-#[tokio::test]
-async fn a_channel_that_somebody_removed_is_named() {
-    let Some(server) = server(Options::default()).await else { return };
-    let broker = open(&format!("{}?lease_ms=1000", server.url()));
-    let (channel, subscription) = channel(&*broker, "removed").await;
-    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await[0].is_stored());
-    let mut consumer = broker.subscribe(&subscription).await.unwrap();
-    take(&mut *consumer, 1).await;
-    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
-    jetstream.delete_stream("tidegate-removed").await.unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    let error = loop {
-        assert!(Instant::now() < until, "nobody is told");
-        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
-            Ok(Signal::Cancelled(error)) | Err(error) => break error,
-            Ok(_) => {}
-        }
-    };
-    assert!(error.code() == code::CHANNEL_MISSING && format!("{error:?}").contains("removed"), "{error:?}");
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use tidegate_conformance::{Network as _, Proxy, Traffic};
@@ -216,32 +216,6 @@ async fn what_is_acknowledged_one_by_one_is_done() {
     next.receive(1, Duration::from_millis(500), &mut again).await.unwrap();
     let ids: Vec<u64> = again.iter().map(|delivery| delivery.message.id.parse().unwrap()).collect();
     assert_eq!(ids, (0..200).step_by(2).collect::<Vec<_>>());
-}
-
-#[tokio::test]
-async fn a_queue_that_somebody_removed_is_named() {
-    let Some(server) = shared(Service::Rabbitmq).await else { return };
-    let broker = open(&server.url());
-    let (channel, subscription) = channel(&*broker, "removed").await;
-    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await[0].is_stored());
-    let mut consumer = broker.subscribe(&subscription).await.unwrap();
-    let came = take(&mut *consumer, 1).await;
-    let connection = Connection::connect(&server.url(), ConnectionProperties::default()).await.unwrap();
-    let amqp = connection.create_channel().await.unwrap();
-    amqp.queue_delete("tidegate/removed/s/0".into(), QueueDeleteOptions::default()).await.unwrap();
-    let until = Instant::now() + Duration::from_secs(10);
-    let error = loop {
-        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
-            Ok(_) => assert!(Instant::now() < until, "nobody is told"),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.code(), code::CHANNEL_MISSING, "{error:?}");
-    assert_eq!(error.message(), "an exchange or a queue of the channel is not there");
-    let settled = consumer.settler().settle(&[(came[0].token, Settlement::Ack)]).await;
-    assert!(settled[0].is_lost(), "{settled:?}");
-    let sent = broker.producer(&channel).await.unwrap().publish(&messages(1..2)).await;
-    assert_eq!(sent[0].error().unwrap().code(), code::SUBSCRIPTION_MISSING);
 }
 
 /// A consumer that is not heard of for two heartbeats: its lane goes to another one, and what it settles is not done.

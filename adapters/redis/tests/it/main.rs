@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::{Broker, Consumer, Sent, Settlement, Signal};
+use tidegate_core::port::{Broker, Consumer, Sent, Settlement};
 use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 use tidegate_services::skipped;
@@ -155,27 +155,4 @@ async fn a_server_that_is_short_of_memory_is_told_so() {
     while let Some(error) = producer.publish(&more).await[0].error() {
         assert!(Instant::now() < until, "there is room, and nothing is taken: {error:?}");
     }
-}
-
-#[tokio::test]
-async fn a_channel_that_somebody_removed_is_named() {
-    let Some(server) = server(Options::default()).await else { return };
-    let broker = open(&format!("{}?lease_ms=1000", server.url()));
-    let (channel, subscription) = channel(&*broker, "removed").await;
-    assert!(broker.producer(&channel).await.unwrap().publish(&messages(0..1, 10)).await[0].is_stored());
-    let mut consumer = broker.subscribe(&subscription).await.unwrap();
-    take(&mut *consumer, 1).await;
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    let error = loop {
-        assert!(Instant::now() < until, "nobody is told");
-        match consumer.receive(1, Duration::from_millis(100), &mut Vec::new()).await {
-            Ok(Signal::Cancelled(error)) | Err(error) => break error,
-            Ok(_) => {}
-        }
-    };
-    let known = [code::CHANNEL_MISSING, code::SUBSCRIPTION_GONE];
-    assert!(known.contains(&error.code()) && format!("{error:?}").contains("removed"), "{error:?}");
 }

@@ -63,6 +63,8 @@ pub(crate) enum Put {
     Full,
     /// Nobody subscribes, and nothing is kept for later.
     Unwanted,
+    /// Its channel is not there.
+    Missing,
 }
 
 pub(crate) struct Publish {
@@ -79,8 +81,9 @@ impl Job for Publish {
 
     async fn run(&self, connection: &mut SqliteConnection) -> Result<Vec<Put>> {
         let lines = &self.lines[self.range.clone()];
-        let Some(mut room) = self.room(connection).await? else {
-            return Ok(vec![Put::Unwanted; lines.len()]);
+        let mut room = match self.room(connection).await? {
+            Ok(room) => room,
+            Err(put) => return Ok(vec![put; lines.len()]),
         };
         let mut known = self.known(connection, lines).await?;
         let last: i64 = sqlx::query_scalar("SELECT last_place FROM tidegate_broker")
@@ -139,8 +142,8 @@ impl Room {
 }
 
 impl Publish {
-    /// `None` if nobody would ever get the messages.
-    async fn room(&self, connection: &mut SqliteConnection) -> Result<Option<Room>> {
+    /// Or why there is none for any message.
+    async fn room(&self, connection: &mut SqliteConnection) -> Result<std::result::Result<Room, Put>> {
         let row = sqlx::query(
             "SELECT messages_max - messages, bytes_max - bytes,
                  keep IS NOT NULL OR EXISTS (
@@ -149,11 +152,13 @@ impl Publish {
              FROM tidegate_channel AS c WHERE id = ?",
         )
         .bind(self.channel)
-        .fetch_one(connection)
+        .fetch_optional(connection)
         .await
         .during("look for room")?;
+        let Some(row) = row else { return Ok(Err(Put::Missing)) };
         let (messages, bytes) = (unsigned(row.get(0)), unsigned(row.get(1)));
-        Ok(row.get::<bool, _>(2).then_some(Room { messages, bytes, messages_new: 0, bytes_new: 0 }))
+        let room = Room { messages, bytes, messages_new: 0, bytes_new: 0 };
+        Ok(if row.get(2) { Ok(room) } else { Err(Put::Unwanted) })
     }
 
     /// Forgets old messages that are kept for their time alone.
@@ -262,5 +267,33 @@ impl Publish {
             .await
             .during("forget old ids")?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_conformance::{Part, golden, golden_channel};
+
+    use super::*;
+    use crate::broker::read::decode;
+
+    #[test]
+    fn a_row_is_what_the_page_says_and_is_read_back() {
+        let channel = golden_channel().unwrap();
+        let carry = |message: &Message| {
+            let line = Line::new(message, channel.lanes)?;
+            let mut parts: Vec<Part> = Vec::new();
+            let mut put =
+                |column: &str, value: &[u8]| parts.push(("column", column.to_owned(), value.to_vec()));
+            put("lane", line.lane.to_string().as_bytes());
+            if let Some(subject) = &line.subject {
+                put("subject", subject.as_bytes());
+            }
+            put("envelope", line.envelope.as_bytes());
+            put("data", &line.data);
+            let read = decode(&line.envelope, line.data);
+            Ok((parts, read.map_err(|error| Error::new(code::INTERNAL, "not read").because(error))?))
+        };
+        golden("SQLite", carry).unwrap();
     }
 }

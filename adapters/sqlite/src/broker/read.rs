@@ -22,19 +22,24 @@ pub(crate) struct Kept {
 
 fn kept(row: &SqliteRow) -> Result<Kept> {
     let place = unsigned(row.get(0));
-    let malformed = |error: Box<dyn std::error::Error + Send + Sync>| {
+    let message = decode(row.get(2), row.get::<Vec<u8>, _>(3).into()).map_err(|error| {
         Error::new(code::STREAM_MALFORMED, format!("the message at {place} cannot be read")).because(error)
-    };
+    })?;
+    Ok(Kept { place, at: row.get(1), message })
+}
+
+/// A message of its envelope and its body.
+pub(super) fn decode(
+    envelope: &str,
+    data: Bytes,
+) -> std::result::Result<Message, Box<dyn std::error::Error + Send + Sync>> {
     type Pairs = Vec<(String, String)>;
-    let (attributes, headers): (Pairs, Pairs) =
-        serde_json::from_str(row.get(2)).map_err(|error| malformed(error.into()))?;
-    let message = Message::decode(
+    let (attributes, headers): (Pairs, Pairs) = serde_json::from_str(envelope)?;
+    Ok(Message::decode(
         attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())),
         headers.iter().map(|(name, value)| (name.as_str(), value.as_str())),
-        Bytes::from(row.get::<Vec<u8>, _>(3)),
-    )
-    .map_err(|error| malformed(error.into()))?;
-    Ok(Kept { place, at: row.get(1), message })
+        data,
+    )?)
 }
 
 /// The messages at these places that are there, in order.

@@ -49,6 +49,8 @@ pub struct Effective {
 /// 13. A network that is slow, cut, silent, or loses answers loses nothing and changes no order. A server that cannot be reached
 ///     is told soon as one that may be there later, and is asked for seldom until it is. Whom it refuses is told so with
 ///     `access-denied`. (E41, E42, E43, E45)
+/// 14. If somebody removes what the messages of a channel are in, past the adapter, its consumers end with `channel-missing` or
+///     `subscription-gone`, and what is published then is not said to be stored. (E44)
 ///
 /// # Capabilities
 /// [`Broker::capabilities`] is data that was there before the connection. [`Broker::probe`] compares it with the live

@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 use tidegate_core::error::code;
-use tidegate_core::{Channel, Message};
+use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
 use tidegate_runtime::{Failure, Handlers, Policy, Sender, Service, State, Telemetry, Trace};
 use tracing::Instrument as _;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -137,6 +137,38 @@ async fn a_collector_gets_the_spans_of_messages_and_those_within() {
     let failed = of("process orders", "bad:1");
     assert_eq!(failed.status.as_ref().unwrap().code(), StatusCode::Error);
     assert!(!spans.iter().any(|span| hex(&span.trace_id).starts_with("0af765")), "nobody records that trace");
+}
+
+/// Neither one that takes no connections nor one that never answers keeps a program from its end, or is passed over in silence.
+#[tokio::test]
+async fn a_collector_that_does_not_take_spans_is_told_at_the_end() {
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let [refusing, silent_at] = [&nobody, &silent].map(|at| format!("http://{}", at.local_addr().unwrap()));
+    drop(nobody);
+    let _other = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    for (address, told) in
+        [(refusing, "spans did not reach the collector"), (silent_at, "the last spans may not have reached")]
+    {
+        let telemetry = Telemetry::open(&address, "billing").unwrap();
+        let looking =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(telemetry.layer()));
+        let world = World::new().await;
+        let topology = Topology::of(&world.orders).and(&Subscription::new(&world.orders, "s").unwrap());
+        world.broker.apply(&topology, Apply::Create).await.unwrap();
+        let sender = Sender::open(&*world.broker, &world.orders)
+            .with_clock(Arc::clone(&world.clock))
+            .with_patience(Duration::from_secs(5))
+            .await
+            .unwrap();
+        sender.send(placed("a:1")).await.unwrap();
+        drop(looking);
+        let begin = tokio::time::Instant::now();
+        let error = tokio::task::spawn_blocking(move || telemetry.close()).await.unwrap().unwrap_err();
+        assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
+        assert_eq!(error.code(), code::UNREACHABLE, "{error:?}");
+        assert!(error.message().contains(told), "{error:?}");
+    }
 }
 
 #[test]

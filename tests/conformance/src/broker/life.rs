@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::{Sent, Settlement, Signal};
 use tidegate_core::{Apply, Channel, Difference, Subscription, Topology};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use super::worker::{Crew, Manner};
 use crate::case::{
-    ARRIVAL, Check, Context, ack, ensure, message, messages, publish, publish_until_stored, take,
+    ARRIVAL, Check, Context, QUIET, Stop, ack, ensure, message, messages, publish, publish_until_stored,
+    take, take_exactly,
 };
+use crate::fixture::Hook;
 
 /// What was open before goes on behind a restart.
 pub(crate) async fn restart(context: &mut Context<'_>) -> Check {
@@ -27,6 +31,62 @@ pub(crate) async fn restart(context: &mut Context<'_>) -> Check {
     publish_until_stored(&mut *producer, &context.oracle, behind).await?;
     crew.finish(&["s"], ARRIVAL).await?;
     context.broker = new;
+    Ok(())
+}
+
+/// How long those who publish may take to learn that there is nobody any more, and one look more.
+const LEARNT: Duration = Duration::from_millis(1_500);
+
+/// What the messages of a channel are in is removed behind everybody's back.
+pub(crate) async fn removed(context: &mut Context<'_>) -> Check {
+    let channel = Channel::new("removed")?.with_lanes(2);
+    let subscription = context.declare(&channel, &["s"]).await?.remove(0);
+    let mut producer = context.broker.producer(&channel).await?;
+    publish(&mut *producer, &context.oracle, &messages(10, 20)).await?;
+    let mut consumer = context.broker.subscribe(&subscription).await?;
+    let came = take_exactly(&mut *consumer, 20).await?;
+    let (settled, in_hand) = came.split_at(10);
+    ack(&*consumer, settled).await?;
+    let is_settled = |id: &str| settled.iter().any(|delivery| *delivery.message.id == *id);
+    if let Hook::Cannot(why) = context.fixture.remove(&channel, &subscription).await? {
+        return Err(Stop::NotApplicable(why.to_owned()));
+    }
+    let learnt = Instant::now() + LEARNT;
+    let (mut more, until) = (Vec::new(), Instant::now() + ARRIVAL);
+    let told = loop {
+        match consumer.receive(10, QUIET, &mut more).await {
+            Ok(Signal::Cancelled(error)) | Err(error) => break error,
+            Ok(_) => ensure!(Instant::now() < until, "the consumer is not told within {ARRIVAL:?}"),
+        }
+    };
+    let is_named = [code::CHANNEL_MISSING, code::SUBSCRIPTION_GONE].contains(&told.code());
+    ensure!(is_named && told.verdict() == Verdict::Never, "the consumer is told {told:?}");
+    let acks: Vec<_> = in_hand.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+    let ended = consumer.settler().settle(&acks).await;
+    ensure!(!ended.iter().any(|ended| ended.is_done()), "what is gone is settled: {ended:?}");
+    consumer.close(ARRIVAL).await?;
+
+    tokio::time::sleep_until(learnt).await;
+    let late = message("key-0", 100);
+    let sent = producer.publish(std::slice::from_ref(&late)).await;
+    let known = [code::CHANNEL_MISSING, code::SUBSCRIPTION_MISSING];
+    match &sent[..] {
+        [Sent::Refused(error)] => ensure!(known.contains(&error.code()), "it is refused with {error:?}"),
+        [Sent::Unknown(_) | Sent::Stored { .. }] => {}
+        other => ensure!(false, "{} answers to one message", other.len()),
+    }
+    // It may have been made anew. Then what is said to be stored is there, and what was settled is not.
+    let is_there = match context.broker.subscribe(&subscription).await {
+        Ok(mut heir) => {
+            more.extend(take(&mut *heir, 20, 8 * QUIET).await.unwrap_or_default());
+            heir.close(ARRIVAL).await?;
+            more.iter().any(|delivery| delivery.message.id == late.id)
+        }
+        Err(_) => false,
+    };
+    ensure!(is_there || !sent[0].is_stored(), "what was published to nothing is said to be stored");
+    let again = more.iter().find(|delivery| is_settled(&delivery.message.id));
+    ensure!(again.is_none(), "what was settled came again: {again:?}");
     Ok(())
 }
 

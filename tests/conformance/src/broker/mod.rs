@@ -122,6 +122,7 @@ pub const CASES: &[Case] = &[
         [],
         network::stranger
     ),
+    case!("E44", "who uses a channel that somebody removed is told so", [], life::removed),
     case!("E45", "who cannot connect asks seldom", [], network::storm),
     case!("F47", "a service that is drained has handled or gives back", ["retry_later"], service::drain),
     case!("F48", "consumers may be closed at once", ["competing_consumers"], service::close_at_once),

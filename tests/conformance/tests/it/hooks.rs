@@ -10,7 +10,7 @@ use crate::memory::Memory;
 async fn every_hook_is_called_and_every_start_is_cleaned_up() {
     let bug = Some(crate::plant::Bug::ForgetsOnKill);
     let (mut fixture, calls) = Counted::new(Memory::new(bug));
-    let hooks = ["A6", "A8", "A10", "B11", "B13", "B17", "E43"];
+    let hooks = ["A6", "A8", "A10", "B11", "B13", "B17", "E43", "E44"];
     let cases: Vec<_> = CASES.iter().filter(|case| hooks.contains(&case.id)).copied().collect();
     assert_eq!(cases.len(), hooks.len());
     let rows = run(&mut fixture, &cases, Size::Quick, |_, _| ()).await;
@@ -25,6 +25,7 @@ async fn every_hook_is_called_and_every_start_is_cleaned_up() {
         "network",
         "stranger",
         "lose_answers",
+        "remove",
         "kept",
         "clean_up",
     ] {

@@ -92,6 +92,11 @@ impl Fixture for Memory {
         Ok(Hook::Done)
     }
 
+    async fn remove(&mut self, channel: &Channel, _: &Subscription) -> Result<Hook> {
+        self.broker.remove(&channel.name);
+        Ok(Hook::Done)
+    }
+
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
         Ok(Some(self.broker.kept(&channel.name)))
     }

@@ -83,6 +83,8 @@ pub(crate) enum Bug {
     RemembersAbsence,
     ReconnectsHastily,
     StrangersFindNothing,
+    RemovalIsQuiet,
+    StoresInNothing,
 }
 
 /// Every bug and the case that is meant for it.
@@ -137,6 +139,8 @@ const BUGS: &[(Bug, &str)] = &[
     (Bug::TimeoutSaysStored, "E41"),
     (Bug::RemembersAbsence, "E42"),
     (Bug::StrangersFindNothing, "E43"),
+    (Bug::RemovalIsQuiet, "E44"),
+    (Bug::StoresInNothing, "E44"),
     (Bug::ReconnectsHastily, "E45"),
     (Bug::ReleaseCounts, "F47"),
     (Bug::CloseSettles, "F48"),

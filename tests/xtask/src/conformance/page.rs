@@ -39,15 +39,6 @@ const TESTS: &[(&str, &str, &[&str])] = &[
         &["tls_is_verified", "users_and_certificates_are_checked"],
     ),
     (
-        "E44",
-        "a consumer whose queue was removed is told so",
-        &[
-            "a_queue_that_somebody_removed_is_named",
-            "a_channel_that_somebody_removed_is_named",
-            "a_topic_that_somebody_deletes_ends_its_consumers",
-        ],
-    ),
-    (
         "E46",
         "a server without room refuses",
         &["a_server_that_is_short_of_disk_is_told_so", "a_server_that_is_short_of_memory_is_told_so"],

@@ -245,6 +245,10 @@ impl Appender for ModelAppender {
             let again = || Error::new(error.code(), error.message().to_owned());
             return batch.iter().map(|_| Appended::Refused(again())).collect();
         }
+        if self.model.data.is_gone.load(Ordering::Acquire) {
+            let gone = || Appended::Refused(Error::new(code::CHANNEL_MISSING, "somebody removed it"));
+            return batch.iter().map(|_| gone()).collect();
+        }
         let less = |left: usize| left.checked_sub(1);
         if self.model.data.to_refuse.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok() {
             let refused = || Appended::Refused(Error::new(code::LIMIT_REACHED, "there is no space"));
@@ -395,6 +399,11 @@ impl Fixture for Modelled {
 
     async fn lose_answers(&mut self, calls: usize) -> Result<Hook> {
         self.model.data.to_lose.store(calls, Ordering::Release);
+        Ok(Hook::Done)
+    }
+
+    async fn remove(&mut self, _: &Channel, _: &Subscription) -> Result<Hook> {
+        self.model.data.is_gone.store(true, Ordering::Release);
         Ok(Hook::Done)
     }
 

@@ -68,6 +68,10 @@ impl Consumer for PlantedConsumer {
         let mut came = Vec::new();
         let signal = inner.receive(max, wait, &mut came).await?;
         match self.bug {
+            Bug::RemovalIsQuiet if matches!(signal, Signal::Cancelled(_)) => {
+                sleep(wait).await;
+                return Ok(Signal::Messages);
+            }
             Bug::UrgentComesLast
                 if !came.is_empty() && self.subscription.channel.as_str().ends_with(".high") =>
             {

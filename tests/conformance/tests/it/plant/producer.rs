@@ -92,10 +92,13 @@ impl Producer for PlantedProducer {
                 let refused = || Sent::Refused(planted(code::BODY_TOO_LARGE));
                 sent.resize_with(batch.len(), refused);
             }
-            (Bug::StoresForNobody, _) => {
+            (Bug::StoresForNobody | Bug::StoresInNothing, _) => {
+                let refusal = match self.bug {
+                    Bug::StoresForNobody => code::SUBSCRIPTION_MISSING,
+                    _ => code::CHANNEL_MISSING,
+                };
                 for sent in &mut sent {
-                    let code = sent.error().map(Error::code);
-                    if code == Some(code::SUBSCRIPTION_MISSING) {
+                    if sent.error().map(Error::code) == Some(refusal) {
                         *sent = Sent::Stored { position: Some(Position::from_u64(0)), duplicate: false };
                     }
                 }

@@ -543,6 +543,10 @@ impl Fixture for Modelled {
         Ok(Hook::Done)
     }
 
+    async fn remove(&mut self, _: &Channel, _: &Subscription) -> Result<Hook> {
+        Ok(Hook::Cannot("its queues go with their record alone"))
+    }
+
     /// What is kept of the subscription that has most.
     async fn kept(&mut self, channel: &Channel) -> Result<Option<u64>> {
         let channels = lock(&self.model.data.channels);
