@@ -108,6 +108,17 @@ fn meaning(error: RDKafkaErrorCode) -> (Code, Verdict, &'static str) {
     }
 }
 
+/// What an error is by its reason: a server that went away in the midst of a login is not one that refused it, as the library
+/// has it.
+fn rightly(error: RDKafkaErrorCode, reason: &str) -> RDKafkaErrorCode {
+    match error {
+        RDKafkaErrorCode::Authentication if reason.contains("handshake failed: Local:") => {
+            RDKafkaErrorCode::BrokerTransportFailure
+        }
+        error => error,
+    }
+}
+
 /// What the clients of a broker heard on their own: why they cannot connect is told to nobody who calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Heard(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
@@ -159,7 +170,7 @@ impl ClientContext for Heard {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let Some(error) = error.rdkafka_error_code() else { return };
+        let Some(error) = error.rdkafka_error_code().map(|error| rightly(error, reason)) else { return };
         let mut heard = self.lock();
         // That all servers are away is said after each of them has said why.
         let is_worse = match &*heard {
@@ -204,5 +215,19 @@ mod tests {
         assert_eq!(heard.refusal().unwrap().code(), code::ACCESS_DENIED);
         heard.clear();
         assert!(heard.refusal().is_none());
+    }
+
+    /// As a consumer was told once in fifty restarts, which ended it.
+    #[test]
+    fn who_went_away_in_a_login_refused_nobody() {
+        let heard = Heard::default();
+        let login = KafkaError::Global(RDKafkaErrorCode::Authentication);
+        let reason = |why| {
+            format!("SASL SCRAM-SHA-256 mechanism handshake failed: {why}: broker's supported mechanisms: ")
+        };
+        heard.error(login.clone(), &reason("Local: Broker transport failure"));
+        assert!(heard.refusal().is_none());
+        heard.error(login, &reason("Broker: Unsupported SASL mechanism"));
+        assert_eq!(heard.refusal().unwrap().code(), code::ACCESS_DENIED);
     }
 }

@@ -269,6 +269,10 @@ impl KafkaReader {
         if error == RDKafkaErrorCode::AutoOffsetReset {
             return self.out_of_range().await;
         }
+        // Whether a login was refused is not to be seen here: a server may have gone away in the midst of it.
+        if error == RDKafkaErrorCode::Authentication {
+            return topics::verify(&self.link, &self.channel).await;
+        }
         let error = from_code(error, "read messages");
         match error.code() {
             code::CHANNEL_MISSING => topics::verify(&self.link, &self.channel).await,
