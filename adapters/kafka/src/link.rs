@@ -4,14 +4,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Clock, Error, Result, SystemClock};
 
 use crate::config::Config;
@@ -20,6 +20,8 @@ use crate::error::{Heard, from_code, from_driver, is_missing, is_waiting};
 /// How long one attempt to reach a server may take: the first one, and the longest.
 const ATTEMPTS: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(5));
 
+/// How often settings are asked for before it is given up.
+const ASKED_FOR_SETTINGS: usize = 3;
 /// How many pieces of news of a client are looked at before it is asked again.
 const NEWS: usize = 8;
 
@@ -149,6 +151,27 @@ impl Link {
             Some((None | Some(RDKafkaErrorCode::LeaderNotAvailable), count)) => Ok(u32::try_from(count).ok()),
             Some((Some(error), _)) => Err(from_code(error, "look for a topic")),
         }
+    }
+
+    /// The settings of something; `None` if this user may not look at them, or it is not there.
+    pub(crate) async fn settings(&self, of: ResourceSpecifier<'_>) -> Result<Option<ConfigResource>> {
+        const OPERATION: &str = "look at settings";
+        let mut error = None;
+        for _ in 0..ASKED_FOR_SETTINGS {
+            let described = self.admin.describe_configs([&of], &self.options()).await;
+            let found = match described.map(|found| found.into_iter().next()) {
+                Ok(Some(Ok(found))) => return Ok(Some(found)),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(code))) => from_code(code, OPERATION),
+                Err(found) => from_driver(found, OPERATION),
+            };
+            if matches!(found.code(), code::ACCESS_DENIED | code::CHANNEL_MISSING) {
+                return Ok(None);
+            }
+            // A server that has just begun, or a connection that was lost since it was used last.
+            error = Some(found.verdict_is(Verdict::Retry));
+        }
+        Err(error.unwrap_or_else(|| Error::new(code::INTERNAL, "nothing was asked")))
     }
 
     /// The names of all topics.

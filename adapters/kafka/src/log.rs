@@ -110,9 +110,7 @@ impl Log for KafkaLog {
             Ok((servers, metadata.orig_broker_id(), asker.client().fetch_cluster_id(time)))
         });
         let (servers, one, cluster) = about.await?;
-        let one = ResourceSpecifier::Broker(one);
-        let described = self.link.admin.describe_configs([&one], &self.link.options()).await;
-        let described = described.ok().and_then(|all| all.into_iter().next()?.ok());
+        let described = self.link.settings(ResourceSpecifier::Broker(one)).await?;
         let setting = |name: &str| described.as_ref()?.get(name)?.value.clone();
         let mut warnings = Vec::new();
         let mut warn = |name: &str, is_safe: fn(&str) -> bool, what: &str| match setting(name) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 use tidegate_core::error::code;
 use tidegate_core::{Channel, Difference, Error, Name, Result};
@@ -69,18 +69,11 @@ pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
 
 /// How large what is sent together to a partition of a channel may be.
 pub(crate) async fn bytes_max(link: &Arc<Link>, channel: &Channel) -> Result<usize> {
-    let found = settings(link, channel.name.as_str()).await?;
+    let found = link.settings(ResourceSpecifier::Topic(channel.name.as_str())).await?;
     let found = found.and_then(|found| found.get("max.message.bytes")?.value.clone());
     let ours = MESSAGE_RECORD_BYTES_MAX.parse().unwrap_or(usize::MAX);
     // Whoever may not look at it learns it by being refused.
     Ok(found.and_then(|found| found.parse().ok()).unwrap_or(ours).min(ours))
-}
-
-async fn settings(link: &Arc<Link>, topic: &str) -> Result<Option<ConfigResource>> {
-    let topic = ResourceSpecifier::Topic(topic);
-    let described = link.admin.describe_configs([&topic], &link.options()).await;
-    let described = described.map_err(|error| from_driver(error, "look at a topic"))?;
-    Ok(described.into_iter().next().and_then(std::result::Result::ok))
 }
 
 /// Whether a topic that somebody else made can carry a channel.
@@ -88,7 +81,9 @@ async fn check(link: &Arc<Link>, channel: &Channel) -> Result<()> {
     if let Some(found) = link.partitions(channel.name.as_str()).await? {
         lanes(channel, found)?;
     }
-    let Some(found) = settings(link, channel.name.as_str()).await? else { return Ok(()) };
+    let Some(found) = link.settings(ResourceSpecifier::Topic(channel.name.as_str())).await? else {
+        return Ok(());
+    };
     for (setting, wanted) in [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")]
     {
         let value = found.get(setting).and_then(|entry| entry.value.clone());
