@@ -109,7 +109,10 @@ impl Log for KafkaLog {
             let servers: Vec<i32> = metadata.brokers().iter().map(|server| server.id()).collect();
             Ok((servers, metadata.orig_broker_id(), asker.client().fetch_cluster_id(time)))
         });
-        let (servers, one, cluster) = about.await?;
+        let (servers, answering, cluster) = about.await?;
+        // The library does not always know yet which of them answered.
+        let one = servers.iter().copied().find(|server| *server == answering).or(servers.first().copied());
+        let one = one.ok_or_else(|| Error::new(code::UNREACHABLE, "the cluster has no server that is up"))?;
         let described = self.link.settings(ResourceSpecifier::Broker(one)).await?;
         let setting = |name: &str| described.as_ref()?.get(name)?.value.clone();
         let mut warnings = Vec::new();
