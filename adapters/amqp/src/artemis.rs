@@ -46,6 +46,7 @@ const ALL: &str = "tidegate.#";
 const ANY: &str = "tidegate.any";
 /// Who is asked.
 const MANAGEMENT: &str = "activemq.management";
+
 /// The address that messages of a lane are sent to.
 pub(crate) fn address(channel: &Name, lane: Lane) -> String {
     format!("{OURS}{channel}/{}", lane.0)

@@ -136,3 +136,26 @@ fn checked() -> Result<Vec<String>, String> {
     };
     Ok(packages.flat_map(of).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_are_found_by_their_target() {
+        let adapters = checked().unwrap();
+        for name in ["memory", "sqlite", "artemis", "activemq"] {
+            assert!(adapters.iter().any(|adapter| adapter == name), "{adapters:?}");
+        }
+        let arguments = |adapter: &str| Arguments {
+            adapters: vec![adapter.to_owned()],
+            size: "quick".to_owned(),
+            json: None,
+            page: None,
+            with: Vec::new(),
+            only: None,
+        };
+        let cause = run(&arguments("nothing")).unwrap_err();
+        assert!(cause.starts_with("`nothing` has no conformance target (there are: "), "{cause}");
+    }
+}
