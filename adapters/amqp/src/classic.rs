@@ -11,12 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::Receiver;
 use fe2o3_amqp::types::messaging::{
     AmqpValue, ApplicationProperties, Body, Data, Header, Message as Amqp, Properties,
 };
 use fe2o3_amqp::types::primitives::{Binary, OrderedMap, SimpleValue, Value};
-use fe2o3_amqp::{Receiver, Sender};
 use tidegate_core::error::code;
 use tidegate_core::port::Effective;
 use tidegate_core::queue::{Access, NO_BROWSING, NO_LISTING};
@@ -24,7 +23,8 @@ use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent
 
 use crate::asking::{ASKED_MAX, Asking, is_unanswered};
 use crate::codec::durable;
-use crate::connect::{Connection, Node, receiver, sender, within};
+use crate::connect::{Connection, Node, end, receiver, sender, within};
+use crate::error::from_driver;
 use crate::openwire;
 use crate::send::post;
 use crate::server::{Management, Queue, What, missing};
@@ -245,62 +245,17 @@ impl ClassicManagement {
         Ok(found.filter(|figures| number(figures, "size") > 0))
     }
 
-    async fn talk(&self) -> Result<(SessionHandle<()>, Sender)> {
-        let mut session = self.connection.session().await?;
-        let timeout = self.access.timeout;
-        let attaching = async move {
-            let sender = sender(&mut session, Node::Queue, None, timeout).await?;
-            Ok((session, sender))
-        };
-        self.connection.whole(attaching).await
-    }
-
-    /// Attaches to a queue, which makes it.
-    async fn attach(&self, session: &mut SessionHandle<()>, source: String) -> Result<Receiver> {
-        receiver(session, Node::Queue, source, self.access.timeout).await
-    }
-
-    /// Takes the message out that was sent to a queue for its own sake, if nobody else has it: whoever has the queue leaves it
-    /// out.
-    async fn take(&self, session: &mut SessionHandle<()>, source: String) -> Result<bool> {
-        const OPERATION: &str = "make a queue";
-        let time = self.access.timeout;
-        let mut receiver = self.attach(session, source).await?;
-        within(time, OPERATION, receiver.set_credit(1)).await?;
-        let came = match tokio::time::timeout(COME, receiver.recv::<Body<Value>>()).await {
-            Ok(came) => Some(came.map_err(|error| crate::error::from_driver(&error, OPERATION))?),
-            Err(_) => None,
-        };
-        let mut is_taken = false;
-        if let Some(came) = &came {
-            is_taken = is_made(came.message());
-            if is_taken {
-                within(time, OPERATION, receiver.accept(came)).await?;
-            } else {
-                within(time, OPERATION, receiver.release(came)).await?;
-            }
-        }
-        within(time, OPERATION, receiver.close()).await?;
-        Ok(is_taken)
-    }
-
     /// Whether the server copies from virtual topics, as it does if it is not told otherwise.
     async fn copies(&self) -> Result<bool> {
-        let (mut session, mut sender) = self.talk().await?;
-        let source = format!("queue://Consumer.tidegate.{TRIED}");
-        let (timeout, connection) = (self.access.timeout, Arc::clone(&self.connection));
+        let (mut session, timeout) = (self.connection.session().await?, self.access.timeout);
         let trying = async move {
+            let mut sender = sender(&mut session, Node::Queue, None, timeout).await?;
+            let source = format!("queue://Consumer.tidegate.{TRIED}");
             let mut receiver = receiver(&mut session, Node::Queue, source, timeout).await?;
-            within(timeout, "try a topic", receiver.set_credit(1)).await?;
             post(&mut sender, made(format!("topic://{TRIED}")), CREDIT, timeout, "try a topic").await?;
-            let Ok(came) = tokio::time::timeout(COME, receiver.recv::<Body<Value>>()).await else {
-                return Ok(false);
-            };
-            let came = came.map_err(|error| crate::error::from_driver(&error, "try a topic"))?;
-            within(timeout, "try a topic", receiver.accept(&came)).await?;
-            Ok(true)
+            take(&mut receiver, timeout).await
         };
-        connection.whole(trying).await
+        self.connection.whole(trying).await
     }
 
     async fn remove_named(&self, names: &[String]) -> Result<()> {
@@ -313,6 +268,21 @@ impl ClassicManagement {
         };
         openwire::remove(&self.access, port, names).await
     }
+}
+
+/// Takes the message out that was sent to a queue for its own sake, if nobody else has it: whoever has the queue leaves it out.
+async fn take(receiver: &mut Receiver, time: Duration) -> Result<bool> {
+    const OPERATION: &str = "make a queue";
+    within(time, OPERATION, receiver.set_credit(1)).await?;
+    let Ok(came) = tokio::time::timeout(COME, receiver.recv::<Body<Value>>()).await else { return Ok(false) };
+    let came = came.map_err(|error| from_driver(&error, OPERATION))?;
+    let is_made = is_made(came.message());
+    if is_made {
+        within(time, OPERATION, receiver.accept(&came)).await?;
+    } else {
+        within(time, OPERATION, receiver.release(&came)).await?;
+    }
+    Ok(is_made)
 }
 
 /// Asks for figures. Nobody is to find the question later, should there be none who answers.
@@ -357,32 +327,49 @@ impl Management for ClassicManagement {
     }
 
     async fn make(&self, queues: &[Queue]) -> Result<()> {
-        let (mut session, mut sender) = self.talk().await?;
-        for queue in queues {
-            match queue {
-                // What is stored in it keeps it.
-                Queue::Record(_) => drop(self.attach(&mut session, exclusive(queue)).await?),
-                Queue::Book(..) => {}
-                Queue::Members(..) | Queue::Lane(..) => {
-                    post(&mut sender, made(target(queue)), CREDIT, self.access.timeout, "make a queue")
-                        .await?;
+        let (mut session, time) = (self.connection.session().await?, self.access.timeout);
+        let queues = queues.to_vec();
+        let making = async move {
+            let mut sender = sender(&mut session, Node::Queue, None, time).await?;
+            for queue in &queues {
+                match queue {
+                    // What is stored in it keeps it.
+                    Queue::Record(_) => {
+                        receiver(&mut session, Node::Queue, exclusive(queue), time).await?;
+                    }
+                    Queue::Book(..) => {}
+                    Queue::Members(..) | Queue::Lane(..) => {
+                        post(&mut sender, made(target(queue)), CREDIT, time, "make a queue").await?;
+                    }
                 }
             }
-        }
-        for queue in queues.iter().filter(|queue| matches!(queue, Queue::Lane(..))) {
-            self.take(&mut session, exclusive(queue)).await?;
-        }
-        crate::connect::end(&mut session, self.access.timeout, "make a queue").await
+            for queue in queues.iter().filter(|queue| matches!(queue, Queue::Lane(..))) {
+                let mut receiver = receiver(&mut session, Node::Queue, exclusive(queue), time).await?;
+                take(&mut receiver, time).await?;
+                within(time, "make a queue", receiver.close()).await?;
+            }
+            end(&mut session, time, "make a queue").await
+        };
+        self.connection.whole(making).await
     }
 
     /// First the message that says that the subscription is there, then, when its members have noticed, the rest.
     async fn remove(&self, queues: &[Queue]) -> Result<()> {
-        let (mut session, _sender) = self.talk().await?;
         for queue in queues {
             let Queue::Members(channel, subscription) = queue else { continue };
-            while self.of_members(channel, subscription).await?.is_some()
-                && self.take(&mut session, exclusive(queue)).await?
-            {}
+            while self.of_members(channel, subscription).await?.is_some() {
+                let (mut session, time) = (self.connection.session().await?, self.access.timeout);
+                let source = exclusive(queue);
+                let taking = async move {
+                    let mut receiver = receiver(&mut session, Node::Queue, source, time).await?;
+                    let is_taken = take(&mut receiver, time).await?;
+                    end(&mut session, time, "remove a queue").await?;
+                    Ok(is_taken)
+                };
+                if !self.connection.whole(taking).await? {
+                    break;
+                }
+            }
             let until = tokio::time::Instant::now() + LEAVE.0;
             let asked = [name(queue)];
             while tokio::time::Instant::now() < until {
@@ -393,7 +380,6 @@ impl Management for ClassicManagement {
                 tokio::time::sleep(LEAVE.1).await;
             }
         }
-        crate::connect::end(&mut session, self.access.timeout, "remove a queue").await?;
         let names: Vec<String> = queues.iter().map(name).collect();
         self.remove_named(&names).await
     }
