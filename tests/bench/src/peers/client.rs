@@ -1,5 +1,6 @@
 //! Clients of brokers, used as well as they can be and with nothing around them.
 
+pub mod amqp;
 pub mod kafka;
 pub mod nats;
 pub mod rabbitmq;

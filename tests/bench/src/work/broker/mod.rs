@@ -51,6 +51,8 @@ struct Joined {
     package: &'static str,
     /// How many small messages make a run of some seconds.
     messages: u64,
+    /// Whether there is a Watermill for it.
+    has_watermill: bool,
     /// Whether it is the way of a migration, too.
     carries: bool,
     /// What the short form does with it: each work with one broker at least, that which takes long with no more.
@@ -67,6 +69,7 @@ const JOINED: &[Joined] = &[
         client: client::kafka::client,
         package: "rdkafka",
         messages: 300_000,
+        has_watermill: true,
         carries: true,
         // It takes long to start again.
         short: &["publish", "consume", "latency"],
@@ -78,6 +81,7 @@ const JOINED: &[Joined] = &[
         client: client::nats::client,
         package: "async-nats",
         messages: 40_000,
+        has_watermill: true,
         carries: true,
         // Its bare client waits five seconds for the answer to what was under way.
         short: &["publish", "consume", "latency", "migrate"],
@@ -89,6 +93,7 @@ const JOINED: &[Joined] = &[
         client: client::rabbitmq::client,
         package: "lapin",
         messages: 100_000,
+        has_watermill: true,
         carries: false,
         short: &["publish", "consume"],
     },
@@ -100,8 +105,31 @@ const JOINED: &[Joined] = &[
         client: client::redis::client,
         package: "redis",
         messages: 200_000,
+        has_watermill: true,
         carries: false,
         short: &["recover", "publish", "consume", "latency"],
+    },
+    Joined {
+        server: Broker::Artemis,
+        settings: &[],
+        open: tidegate_amqp::open_broker,
+        client: client::amqp::client,
+        package: "fe2o3-amqp",
+        messages: 100_000,
+        has_watermill: false,
+        carries: false,
+        short: &["publish", "consume"],
+    },
+    Joined {
+        server: Broker::Activemq,
+        settings: &[],
+        open: tidegate_amqp::open_broker,
+        client: client::amqp::client,
+        package: "fe2o3-amqp",
+        messages: 100_000,
+        has_watermill: false,
+        carries: false,
+        short: &["publish", "consume"],
     },
 ];
 
@@ -167,7 +195,8 @@ struct Stand {
     /// The bare client, as rows name it.
     against: String,
     messages: u64,
-    watermill: Result<Watermill>,
+    /// Nothing if there is none for this broker.
+    watermill: Option<Result<Watermill>>,
     clock: Arc<dyn Clock>,
     size: Size,
 }
@@ -188,8 +217,8 @@ impl Stand {
         let (what, version) = text.split_once(' ').unwrap_or((name, text));
         versions.note(what, version);
         let against = format!("{} {}", joined.package, locked(joined.package));
-        let watermill = Watermill::find(size.may_fetch);
-        if watermill.is_ok() {
+        let watermill = joined.has_watermill.then(|| Watermill::find(size.may_fetch));
+        if let Some(Ok(_)) = watermill {
             versions.note("Watermill", Watermill::version());
         }
         let client = (joined.client)(&url)?;

@@ -38,7 +38,7 @@ pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
             let name = |side: &str| format!("{side}-{}-{run}", load.bytes);
             own.push_if(counts, of_ours(stand, load, &name("ours")).await?);
             bare.push_if(counts, of_bare(stand, load, &name("bare")).await?);
-            if let Ok(program) = &stand.watermill {
+            if let Some(Ok(program)) = &stand.watermill {
                 let (url, topic) = (stand.server.url(), name("watermill"));
                 stand.client.create(&topic).await?;
                 let publish = program.run(&url, Doing::Publish, &topic, load).await?;
@@ -55,8 +55,10 @@ pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
             let note = format!("{} messages", load.count);
             let row = Row::new(&work, unit, own, &stand.against, bare, BESIDE_BARE);
             rows.push(row.with_note(&*note));
-            let row = Row::new(&work, unit, own, "Watermill", watermill, BESIDE_WATERMILL);
-            rows.push(row.measured_or(&stand.watermill).with_note(&*note));
+            if let Some(found) = &stand.watermill {
+                let row = Row::new(&work, unit, own, "Watermill", watermill, BESIDE_WATERMILL);
+                rows.push(row.measured_or(found).with_note(&*note));
+            }
         }
     }
     Ok(rows)
