@@ -31,6 +31,8 @@ pub(crate) struct KafkaAppender {
     /// When the topic was looked at, and how many messages it had room for then. Those that were sent since are taken off.
     looked: Option<Duration>,
     room: u64,
+    /// A request that was given up may be on its way still: the library forgets it, the server does not.
+    unknown: Option<Error>,
 }
 
 impl KafkaAppender {
@@ -42,7 +44,8 @@ impl KafkaAppender {
             .set("message.max.bytes", most.to_string())
             .set("batch.size", most.min(BATCH_BYTES).to_string());
         let producer = link.make(&config)?;
-        let mut appender = Self { link, channel: channel.clone(), producer, looked: None, room: 0 };
+        let mut appender =
+            Self { link, channel: channel.clone(), producer, looked: None, room: 0, unknown: None };
         appender.look().await?;
         Ok(appender)
     }
@@ -140,11 +143,19 @@ impl Appender for KafkaAppender {
         if let Some(error) = refused {
             answers.resize_with(batch.len(), || Appended::Refused(error.again()));
         }
+        for answer in &answers {
+            if let Appended::Unknown(error) = answer {
+                self.unknown.get_or_insert_with(|| error.again());
+            }
+        }
         answers.resize_with(batch.len(), || Appended::Full);
         answers
     }
 
     async fn finish(&mut self) -> Result<()> {
+        if let Some(unknown) = &self.unknown {
+            return Err(unknown.again());
+        }
         if self.producer.in_flight_count() == 0 {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Attempt, Delivery, Settlement, Token};
+use tidegate_core::port::{Attempt, Delivery, Token};
 use tidegate_core::seats::{Member, Seat, Step, next_epoch, steps};
 use tidegate_core::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::{Channel, Error, Keep, Lane, Message, Name, Position, Result, Start};
@@ -255,7 +255,7 @@ impl ChannelState {
         name: &Name,
         (member, generation): (Member, u64),
         token: Token,
-        settlement: &Settlement,
+        end: End,
         now: i64,
     ) -> bool {
         let Some(state) = self.subscriptions.get_mut(name) else { return false };
@@ -264,11 +264,6 @@ impl ChannelState {
         if state.generation != generation || !state.seats.get(lane).is_some_and(holds) {
             return false;
         }
-        let end = match settlement {
-            Settlement::Retry { after } => End::Failed { due: now.saturating_add(micros(*after)) },
-            Settlement::Release => End::Untried,
-            Settlement::Ack | Settlement::DeadLetter { .. } => End::Done,
-        };
         let place = state.lanes[lane].end(token.number, end);
         if let Some(place) = place
             && end == End::Done

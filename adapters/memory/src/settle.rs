@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tidegate_core::Subscription;
 use tidegate_core::capability::missing;
 use tidegate_core::port::{Broker, Settle, Settled, Settlement, Token};
 use tidegate_core::seats::Member;
-use tidegate_core::{How, Subscription};
 use tokio::sync::Notify;
 
 use crate::broker::MemoryBroker;
@@ -40,12 +40,11 @@ impl Settle for MemorySettle {
         let mut channel = channels.get_mut(&self.subscription.channel);
         let mut settle = |token: Token, settlement: &Settlement| {
             let Some(channel) = channel.as_mut() else { return Settled::Lost };
-            if matches!(settlement, Settlement::DeadLetter { .. })
-                && let How::No(why) = self.broker.capabilities().dead_letter
-            {
-                return Settled::Refused(missing("memory:", "dead_letter", why));
-            }
-            match channel.settle(&self.subscription.name, self.who, token, settlement, now) {
+            let end = match settlement.end(now, self.broker.capabilities()) {
+                Ok(end) => end,
+                Err(why) => return Settled::Refused(missing("memory:", "dead_letter", why)),
+            };
+            match channel.settle(&self.subscription.name, self.who, token, end, now) {
                 true => Settled::Done,
                 false => Settled::Lost,
             }

@@ -9,8 +9,7 @@ use tidegate_core::capability::missing;
 use tidegate_core::error::code;
 use tidegate_core::port::{Settle, Settled, Settlement, Token};
 use tidegate_core::seats::Member;
-use tidegate_core::unsettled::End;
-use tidegate_core::{Error, How, Lane, Result};
+use tidegate_core::{Error, Lane, Result};
 
 use crate::broker::hand::{Extend, SettleJob};
 use crate::broker::writer::{micros, never_answered, pending};
@@ -77,15 +76,11 @@ impl Settle for SqliteSettle {
             // Memory and file learn of it in the same order.
             let mut lanes = self.shared.lock();
             for (token, settlement) in batch {
-                let end = match (settlement, CAPABILITIES.dead_letter) {
-                    (Settlement::DeadLetter { .. }, How::No(why)) => {
+                let end = match settlement.end(now, &CAPABILITIES) {
+                    Ok(end) => end,
+                    Err(why) => {
                         asked.push(Asked::Refused(missing("sqlite:", "dead_letter", why)));
                         continue;
-                    }
-                    (Settlement::Ack | Settlement::DeadLetter { .. }, _) => End::Done,
-                    (Settlement::Release, _) => End::Untried,
-                    (Settlement::Retry { after }, _) => {
-                        End::Failed { due: now.saturating_add(micros(*after)) }
                     }
                 };
                 let held = lanes.get_mut(&token.lane).filter(|held| held.epoch == token.epoch);

@@ -18,6 +18,9 @@ pub const UNSETTLED_MAX: usize = 10_000;
 /// How many bytes of messages a consumer keeps before it fetches no more.
 pub const BYTES_MAX: usize = 32 << 20;
 
+/// How large a message is supposed to be before one has come.
+const SUPPOSED: usize = 256 << 10;
+
 /// A message as it was fetched.
 #[derive(Clone, Debug)]
 pub struct Fetched {
@@ -50,6 +53,8 @@ pub struct Hand {
     window: usize,
     lanes: BTreeMap<Lane, Held>,
     bytes: usize,
+    /// How large a message is, in the mean of those that came lately.
+    mean: usize,
     turn: usize,
     news: VecDeque<Signal>,
 }
@@ -63,7 +68,7 @@ impl fmt::Debug for Hand {
 impl Hand {
     /// Has no lanes. At most `window` deliveries are in hand at once.
     pub fn new(window: usize) -> Self {
-        Self { window, lanes: BTreeMap::new(), bytes: 0, turn: 0, news: VecDeque::new() }
+        Self { window, lanes: BTreeMap::new(), bytes: 0, mean: SUPPOSED, turn: 0, news: VecDeque::new() }
     }
 
     /// A lane is this consumer's from now on, under a new epoch, with what is not settled of it and the messages of that.
@@ -131,7 +136,9 @@ impl Hand {
         if is_settled {
             return false;
         }
-        self.bytes += fetched.message.size();
+        let size = fetched.message.size();
+        self.mean = (self.mean * 7 + size) / 8;
+        self.bytes += size;
         if let Some(old) = held.messages.insert(fetched.place, fetched) {
             self.bytes -= old.message.size();
         }
@@ -174,8 +181,11 @@ impl Hand {
             return Some((held.epoch, last, 0));
         }
         let fresh = held.messages.len() - held.messages.range(..=read_to).count();
-        let share = self.window.div_ceil(self.lanes.len().max(1));
-        Some((held.epoch, last, (2 * share).max(16).saturating_sub(fresh)))
+        let lanes = self.lanes.len().max(1);
+        let share = self.window.div_ceil(lanes);
+        // As many as fit, of the size that they have: whoever fetches has all of them in memory at once.
+        let fits = ((BYTES_MAX - self.bytes) / self.mean.max(1) / lanes).max(1);
+        Some((held.epoch, last, (2 * share).max(16).saturating_sub(fresh).min(fits)))
     }
 
     /// How many deliveries may be in hand.
@@ -414,6 +424,23 @@ mod tests {
         hand.lose([Lane(0)]);
         assert!(hand.news().is_none(), "nothing was in hand");
         assert_eq!(hand.bytes, 0);
+    }
+
+    /// Found by reading: a thousand messages of 16 MiB were asked for at once.
+    #[test]
+    fn no_more_is_wanted_than_fits_in_memory() {
+        let mut hand = hand(1_000, 2);
+        let of = |place, size: usize| {
+            let mut fetched = fetched(place, "a");
+            fetched.message = fetched.message.with_data("text/plain", vec![0; size]);
+            fetched
+        };
+        let wanted = |hand: &Hand| hand.wanted(Lane(0)).map_or(0, |(_, _, count)| count);
+        assert_eq!(wanted(&hand), 64, "nobody knows how large they are");
+        (1..=60).for_each(|place| _ = hand.arrive(Lane(0), 1, of(place, 10)));
+        assert!(wanted(&hand) > 900, "they are small: {}", wanted(&hand));
+        (61..=80).for_each(|place| _ = hand.arrive(Lane(0), 1, of(place, 1 << 20)));
+        assert!((1..=10).contains(&wanted(&hand)), "they are large: {}", wanted(&hand));
     }
 
     #[test]

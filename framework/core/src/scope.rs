@@ -18,6 +18,11 @@ impl Scope {
         Self::default()
     }
 
+    /// Whether there is no task.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Starts a task.
     pub fn spawn(&mut self, task: impl Future<Output = Result<()>> + Send + 'static) {
         self.tasks.spawn(task);

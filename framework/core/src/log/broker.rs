@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use tokio::sync::Notify;
 
 use super::browse::LogBrowse;
-use super::consumer::LogConsumer;
+use super::consumer::{self, LogConsumer};
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
+use super::member::leave;
 use super::producer::LogProducer;
 use super::seating::Seating;
-use super::shared::{Finish, Shared};
+use super::shared::Shared;
 use super::{Log, tidy};
 use crate::capability::Capabilities;
 use crate::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topology};
@@ -20,6 +22,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::lane::Lane;
 use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
+use crate::receiving::Finish;
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::unsettled::Place;
@@ -52,6 +55,14 @@ impl<L: Log> Link<L> {
         if self.is_closing.load(Ordering::Acquire) {
             return Err(Error::new(code::STOPPED, "the broker is being closed"));
         }
+        Ok(())
+    }
+
+    /// Begins with a consumer, unless the broker is being closed: nobody would end it.
+    fn join(&self, shared: &Arc<Shared<L>>) -> Result<()> {
+        let mut consumers = lock(&self.consumers);
+        self.check_open()?;
+        consumers.push(Arc::clone(shared));
         Ok(())
     }
 
@@ -334,13 +345,16 @@ impl<L: Log> Broker for LogBroker<L> {
             let shared = Arc::new(Shared::new(
                 Arc::clone(&self.link.log),
                 record.channel,
-                number,
+                (number, me),
                 subscription.window,
                 self.link.settings,
                 Arc::clone(&self.link.clock),
             ));
-            lock(&self.link.consumers).push(Arc::clone(&shared));
-            return Ok(Box::new(LogConsumer::new(Arc::clone(&self.link), shared, subscription, me)));
+            if let Err(closing) = self.link.join(&shared) {
+                leave(&shared).await?;
+                return Err(closing);
+            }
+            return Ok(Box::new(LogConsumer::new(Arc::clone(&self.link), shared, subscription)));
         }
     }
 
@@ -379,15 +393,22 @@ impl<L: Log> Broker for LogBroker<L> {
                 () = clock.sleep(rest) => {}
             }
         }
-        let mut leftover = Leftover::default();
         let consumers = std::mem::take(&mut *lock(&self.link.consumers));
-        for shared in consumers {
-            leftover.released += shared.lock().release();
-            let _ = super::keeper::write(&shared).await;
-            shared.lock().abandon();
-        }
+        let ended = join_all(consumers.iter().map(async |shared| {
+            shared.stop();
+            let ended = tokio::select! {
+                ended = consumer::end(shared) => ended,
+                () = clock.sleep(consumer::LAST_WRITE) => {
+                    shared.lock().abandon();
+                    Ok(0)
+                }
+            };
+            // What could not be written comes again.
+            ended.unwrap_or(0)
+        }));
+        let released = ended.await.into_iter().sum();
         let chores = std::mem::take(&mut *lock(&self.link.chores));
         chores.join().await?;
-        Ok(leftover)
+        Ok(Leftover { released })
     }
 }

@@ -1,190 +1,45 @@
 //! A member of a subscription.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::oneshot;
 
 use super::broker::Link;
 use super::fetch::fetch;
 use super::keeper::{PAUSE, keep, write};
 use super::member::{Membership, leave};
 use super::settle::LogSettle;
-use super::shared::{Finish, Inner, Shared, Written};
+use super::shared::Shared;
 use super::{Log, tidy};
 use crate::channel::Subscription;
 use crate::error::{Error, Result, Verdict, code};
-use crate::lane::Lane;
 use crate::port::{Consumer, Delivery, Leftover, Settle, Signal};
-use crate::scope::Scope;
-use crate::seats::Member;
-use crate::unsettled::End;
+use crate::receiving::{self, Receiving};
 
-/// Looks again at least so often.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long a consumer that is closed waits for what it has settled to be written.
-const LAST_WRITE: Duration = Duration::from_secs(5);
+pub(super) const LAST_WRITE: Duration = Duration::from_secs(5);
 
 pub(super) struct LogConsumer<L: Log> {
     link: Arc<Link<L>>,
     shared: Arc<Shared<L>>,
-    subscription: Subscription,
-    me: Member,
-    tasks: Option<Scope>,
-    // What a call has begun and a later one goes on with, should it be dropped.
-    noting: Option<Noting>,
-    ready: VecDeque<Delivery>,
-}
-
-/// Deliveries that are being noted as in hand, before anybody sees them.
-struct Noting {
-    deliveries: Vec<Delivery>,
-    waits: VecDeque<oneshot::Receiver<Written>>,
+    receiving: Receiving,
 }
 
 impl<L: Log> LogConsumer<L> {
-    pub(super) fn new(
-        link: Arc<Link<L>>,
-        shared: Arc<Shared<L>>,
-        subscription: &Subscription,
-        me: Member,
-    ) -> Self {
-        let mut tasks = Scope::new();
-        tasks.spawn(Membership::new(Arc::clone(&shared), me).keep());
-        tasks.spawn(keep(Arc::clone(&shared)));
-        tasks.spawn(fetch(Arc::clone(&shared)));
-        tasks.spawn(tidy::keep(Arc::clone(&shared)));
-        let subscription = subscription.clone();
-        Self { link, shared, subscription, me, tasks: Some(tasks), noting: None, ready: VecDeque::new() }
+    pub(super) fn new(link: Arc<Link<L>>, shared: Arc<Shared<L>>, subscription: &Subscription) -> Self {
+        shared.spawn(Membership::new(Arc::clone(&shared)).keep());
+        shared.spawn(keep(Arc::clone(&shared)));
+        shared.spawn(fetch(Arc::clone(&shared)));
+        shared.spawn(tidy::keep(Arc::clone(&shared)));
+        Self { link, shared, receiving: Receiving::new(subscription) }
     }
-
-    /// What there is to say now, or when to look again.
-    async fn step(&mut self, max: usize, out: &mut Vec<Delivery>) -> Result<Step> {
-        if let Some(noting) = &mut self.noting {
-            while let Some(wait) = noting.waits.front_mut() {
-                // Whatever came of it: what is still this consumer's is given.
-                let _ = wait.await;
-                noting.waits.pop_front();
-            }
-        }
-        if let Some(noting) = self.noting.take() {
-            self.ready.extend(noting.deliveries);
-        }
-        let now = self.shared.clock.now();
-        let mut inner = self.shared.lock();
-        let before = out.len();
-        while out.len() - before < max
-            && let Some(delivery) = self.ready.pop_front()
-        {
-            if inner.hand.confirm(delivery.token) {
-                out.push(delivery);
-            }
-        }
-        if out.len() > before {
-            return Ok(Step::Say(Signal::Messages));
-        }
-        if let Some(signal) = inner.hand.news() {
-            return Ok(Step::Say(signal));
-        }
-        if let Some(error) = inner.failed.take() {
-            return Err(error);
-        }
-        match inner.end {
-            Some(Finish::Gone) => {
-                let text = format!("{} of {} is gone", self.subscription.name, self.subscription.channel);
-                return Ok(Step::Say(Signal::Cancelled(Error::new(code::SUBSCRIPTION_GONE, text))));
-            }
-            Some(Finish::ChannelGone) => {
-                let text = format!("channel {} is gone", self.subscription.channel);
-                return Ok(Step::Say(Signal::Cancelled(Error::new(code::CHANNEL_MISSING, text))));
-            }
-            Some(Finish::Drained) => return Ok(Step::Say(Signal::Drained)),
-            None => {}
-        }
-        inner.hand.give(now, max, out);
-        if out.len() == before {
-            let due = inner.hand.next_due().map(|due| u64::try_from(due - now).unwrap_or(0));
-            return Ok(Step::Wait(due.map_or(LOOK, Duration::from_micros).min(LOOK)));
-        }
-        self.noting = note(&mut inner, before, out);
-        let is_starved = std::mem::take(&mut inner.is_starved);
-        drop(inner);
-        self.shared.writing.notify_one();
-        if is_starved {
-            self.shared.reading.notify_one();
-        }
-        if self.noting.is_some() {
-            self.shared.urgent.notify_one();
-        }
-        Ok(if out.len() > before { Step::Say(Signal::Messages) } else { Step::Again })
-    }
-
-    /// Gives back what no call has returned: nobody has seen it.
-    fn give_back(&mut self) {
-        let noted = self.noting.take().map(|noting| noting.deliveries).unwrap_or_default();
-        let mut inner = self.shared.lock();
-        for delivery in self.ready.drain(..).chain(noted) {
-            if inner.hand.end(delivery.token, End::Untried).is_some() {
-                inner.touch(delivery.token.lane);
-            }
-        }
-    }
-}
-
-/// Says what was given of which lane. Of a lane whose owner died, what is given first is written before anybody sees it, so
-/// that a message that kills whoever handles it is found.
-fn note(inner: &mut Inner, before: usize, out: &mut Vec<Delivery>) -> Option<Noting> {
-    let mut lanes: Vec<Lane> = out[before..].iter().map(|delivery| delivery.token.lane).collect();
-    lanes.sort_unstable();
-    lanes.dedup();
-    let mut waits = VecDeque::new();
-    let mut careful = Vec::new();
-    for lane in lanes {
-        let number = inner.touch(lane);
-        let Some(kept) = inner.lanes.get_mut(&lane).filter(|kept| kept.careful > 0) else { continue };
-        let given = out[before..].iter().filter(|delivery| delivery.token.lane == lane).count();
-        kept.careful = kept.careful.saturating_sub(given);
-        careful.push(lane);
-        waits.push_back(inner.wait(lane, number));
-    }
-    if careful.is_empty() {
-        return None;
-    }
-    let given = out.split_off(before);
-    let (deliveries, now) = given.into_iter().partition(|d| careful.contains(&d.token.lane));
-    out.extend::<Vec<Delivery>>(now);
-    Some(Noting { deliveries, waits })
-}
-
-enum Step {
-    Say(Signal),
-    Again,
-    Wait(Duration),
 }
 
 #[async_trait]
 impl<L: Log> Consumer for LogConsumer<L> {
     async fn receive(&mut self, max: usize, wait: Duration, out: &mut Vec<Delivery>) -> Result<Signal> {
-        let shared = Arc::clone(&self.shared);
-        let until = shared.clock.elapsed() + wait;
-        loop {
-            let pause = match self.step(max, out).await? {
-                Step::Say(signal) => return Ok(signal),
-                Step::Again => continue,
-                Step::Wait(pause) => pause,
-            };
-            let left = until.saturating_sub(shared.clock.elapsed());
-            if left.is_zero() {
-                return Ok(Signal::Messages);
-            }
-            // What changed since the look is kept for whoever waits.
-            tokio::select! {
-                () = shared.changed.notified() => {}
-                () = shared.clock.sleep(pause.min(left)) => {}
-            }
-        }
+        self.receiving.receive(&*self.shared, max, wait, out).await
     }
 
     fn settler(&self) -> Arc<dyn Settle> {
@@ -192,28 +47,17 @@ impl<L: Log> Consumer for LogConsumer<L> {
     }
 
     async fn close(mut self: Box<Self>, deadline: Duration) -> Result<Leftover> {
-        let shared = Arc::clone(&self.shared);
-        self.give_back();
-        let until = shared.clock.elapsed() + deadline;
-        loop {
-            let left = until.saturating_sub(shared.clock.elapsed());
-            if shared.lock().hand.in_hand() == 0 || left.is_zero() {
-                break;
-            }
-            tokio::select! {
-                () = shared.changed.notified() => {}
-                () = shared.clock.sleep(left) => {}
-            }
-        }
-        self.tasks.take();
-        let released = end(&shared, self.me).await;
+        self.receiving.give_back(&mut *self.shared.lock());
+        receiving::settled(&*self.shared, deadline).await;
+        self.shared.stop();
+        let released = end(&self.shared).await;
         self.link.leave(&self.shared);
         released.map(|released| Leftover { released })
     }
 }
 
 /// Ends a consumer whose tasks have ended: what is in its hand is released, and its lanes are free.
-pub(super) async fn end<L: Log>(shared: &Shared<L>, me: Member) -> Result<usize> {
+pub(super) async fn end<L: Log>(shared: &Shared<L>) -> Result<usize> {
     let released = shared.lock().release();
     let written = tokio::select! {
         written = write_at_last(shared) => written,
@@ -223,7 +67,7 @@ pub(super) async fn end<L: Log>(shared: &Shared<L>, me: Member) -> Result<usize>
     };
     tidy::own(shared).await;
     shared.lock().abandon();
-    let left = leave(shared, me).await;
+    let left = leave(shared).await;
     written.and(left).map(|()| released)
 }
 
@@ -241,7 +85,7 @@ impl<L: Log> Drop for LogConsumer<L> {
     /// A consumer that was not closed has crashed: its lease ends by itself. What it has in hand is written once more, as it
     /// would have been.
     fn drop(&mut self) {
-        if self.tasks.take().is_some() {
+        if self.shared.stop() {
             let shared = Arc::clone(&self.shared);
             self.link.leave(&self.shared);
             self.link.spawn(async move {

@@ -120,9 +120,9 @@ pub(super) enum Open {
 }
 
 impl Open {
-    pub(super) fn place(self) -> Place {
+    pub(super) fn place(&self) -> Place {
         match self {
-            Open::First(place) | Open::Again(place, ..) => place,
+            Open::First(place) | Open::Again(place, ..) => *place,
         }
     }
 

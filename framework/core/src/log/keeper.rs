@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::documents::{self, LaneRecord};
-use super::shared::{Begun, Inner, Shared, Writing, Written};
+use super::shared::{Begun, Inner, Shared, Writing};
 use super::{Document, Log};
 use crate::error::{Error, Result, Verdict, code};
+use crate::receiving::Written;
 
 /// How long what was given is left to be written together with what is settled of it.
 const NOTE_AFTER: Duration = Duration::from_millis(5);
@@ -150,7 +151,7 @@ fn in_doubt() -> Error {
 
 /// How a document stands that was to be written.
 enum Found {
-    /// As it was to be written.
+    /// As it was to be written, or with what came behind that as well.
     Written(u64),
     /// Not so, and this member may still write it.
     Ours(u64),
@@ -162,9 +163,38 @@ async fn look<L: Log + ?Sized>(shared: &Shared<L>, name: &str, writing: Writing)
         return Ok(Found::Theirs);
     };
     let found: LaneRecord = serde_json::from_slice(&value).unwrap_or_default();
-    Ok(match (found.epoch == writing.epoch, found.number == writing.number) {
+    Ok(stands(&found, writing, revision))
+}
+
+fn stands(found: &LaneRecord, writing: Writing, revision: u64) -> Found {
+    match (found.epoch == writing.epoch, found.number >= writing.number) {
         (true, true) => Found::Written(revision),
         (true, false) => Found::Ours(revision),
         (false, _) => Found::Theirs,
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lane::Lane;
+
+    /// Found by reading: one that was written behind it was taken for one before it, and overwritten.
+    #[test]
+    fn what_was_written_later_has_what_was_written_before() {
+        let writing = Writing { lane: Lane(0), epoch: 3, number: 5 };
+        let found = |epoch, number| {
+            let record = LaneRecord { epoch, number, ..LaneRecord::default() };
+            match stands(&record, writing, 70) {
+                Found::Written(70) => "written",
+                Found::Ours(70) => "ours",
+                Found::Theirs => "theirs",
+                Found::Written(_) | Found::Ours(_) => "another revision",
+            }
+        };
+        assert_eq!(
+            [found(3, 4), found(3, 5), found(3, 7), found(4, 5)],
+            ["ours", "written", "written", "theirs"]
+        );
+    }
 }

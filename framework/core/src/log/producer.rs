@@ -9,16 +9,14 @@ use super::broker::Link;
 use super::documents::{self, ChannelRecord};
 use super::{Appended, Appender, Log, tidy};
 use crate::channel::Keep;
-use crate::error::{Error, Result, Verdict, code};
+use crate::error::{Result, Verdict};
 use crate::message::Message;
 use crate::port::{Producer, Sent};
 use crate::position::Position;
+use crate::publishing::{Checked, Doubt, ROOM_WAIT, full, piece, unwanted};
 
-/// How many messages, and bytes of them, are appended in one piece: a whole window of those who publish in windows.
+/// How many messages are appended in one piece: a whole window of those who publish in windows.
 const PIECE_MESSAGES: usize = 1_024;
-const PIECE_BYTES: usize = 4 << 20;
-/// How long to wait for room before it is looked for again.
-const ROOM_WAIT: Duration = Duration::from_millis(20);
 /// How long it is believed who subscribes.
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 
@@ -28,12 +26,13 @@ pub(super) struct LogProducer<L: Log> {
     looked: Duration,
     /// It is made anew after an answer was lost.
     appender: Option<Box<dyn Appender>>,
+    doubt: Doubt,
 }
 
 impl<L: Log> LogProducer<L> {
     pub(super) fn new(link: Arc<Link<L>>, channel: ChannelRecord, appender: Box<dyn Appender>) -> Self {
         let looked = link.clock.elapsed();
-        Self { link, channel, looked, appender: Some(appender) }
+        Self { link, channel, looked, appender: Some(appender), doubt: Doubt::default() }
     }
 
     /// # Errors
@@ -51,27 +50,17 @@ impl<L: Log> LogProducer<L> {
         if is_wanted(&self.channel) {
             return Ok(());
         }
-        let text = format!(
-            "channel {} has no subscription, and keeps nothing for later ones",
-            self.channel.channel.name
-        );
-        Err(Error::new(code::SUBSCRIPTION_MISSING, text))
+        Err(unwanted(&self.channel.channel.name))
     }
 
-    fn check(&self, message: &Message) -> Result<()> {
-        message.check()?;
-        let size = message.size();
-        let most = self.link.log.capabilities().message_bytes_max;
-        if size > most {
-            let text = format!("a message has {size} bytes, and {most} are possible");
-            return Err(Error::new(code::BODY_TOO_LARGE, text));
+    /// Ends an appender in doubt.
+    async fn end_doubt(&mut self) {
+        if !self.doubt.is_open {
+            return;
         }
-        if size as u64 > self.channel.channel.bytes_max {
-            let text =
-                format!("the message is larger than all that channel {} may keep", self.channel.channel.name);
-            return Err(Error::new(code::BODY_TOO_LARGE, text));
+        if let Some(mut appender) = self.appender.take() {
+            self.doubt.end(&*self.link.clock, appender.finish()).await;
         }
-        Ok(())
     }
 
     /// Appends messages until all are stored, or something ends it; one answer a message that there is an answer for.
@@ -83,12 +72,16 @@ impl<L: Log> LogProducer<L> {
         let mut looked = None;
         while sent.len() < messages.len() {
             self.link.check_open()?;
+            self.end_doubt().await;
             let appender = match &mut self.appender {
                 Some(appender) => appender,
                 none => none.insert(self.link.log.appender(&self.channel.channel).await?),
             };
             let (mut is_full, mut ended, mut refused) = (false, None, None);
-            for appended in appender.append(piece(&messages[sent.len()..])).await {
+            self.doubt.is_open = true;
+            let all = appender.append(piece(&messages[sent.len()..], PIECE_MESSAGES)).await;
+            self.doubt.is_open = all.iter().any(|appended| matches!(appended, Appended::Unknown(_)));
+            for appended in all {
                 match appended {
                     Appended::Stored { place, duplicate } => {
                         sent.push(Sent::Stored { position: Some(Position::from_u64(place)), duplicate });
@@ -111,7 +104,6 @@ impl<L: Log> LogProducer<L> {
             }
             if let Some(error) = ended {
                 // What stands behind it was not asked for.
-                self.appender = None;
                 return Err(error.verdict_is(Verdict::Retry));
             }
             if let Some(error) = refused {
@@ -123,10 +115,7 @@ impl<L: Log> LogProducer<L> {
             }
             let elapsed = clock.elapsed();
             if elapsed >= until && looked.is_some() {
-                let text = format!("channel {} is full", self.channel.channel.name);
-                return Err(Error::new(code::LIMIT_REACHED, text).hint(
-                    "let its consumers catch up, unregister those that are gone, or raise its limits",
-                ));
+                return Err(full(&self.channel.channel.name));
             }
             // Somebody may have settled and died before it tidied.
             if looked.is_none_or(|looked| elapsed.saturating_sub(looked) >= KNOWN_FOR) {
@@ -140,43 +129,24 @@ impl<L: Log> LogProducer<L> {
     }
 }
 
-/// As many messages as go in one piece; one at least.
-fn piece<'a, 'm>(messages: &'a [&'m Message]) -> &'a [&'m Message] {
-    let mut bytes = 0;
-    let fits = messages.iter().take(PIECE_MESSAGES).take_while(|message| {
-        bytes += message.size();
-        bytes <= PIECE_BYTES
-    });
-    let count = fits.count().max(1);
-    &messages[..count.min(messages.len())]
-}
-
 #[async_trait]
 impl<L: Log> Producer for LogProducer<L> {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
-        let refused: Vec<Option<Error>> = batch.iter().map(|message| self.check(message).err()).collect();
-        let good = batch.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
-        let good: Vec<&Message> = good.map(|(message, _)| message).collect();
-        let mut sent = Vec::with_capacity(good.len());
-        let ended = if good.is_empty() { None } else { self.store(&good, &mut sent).await.err() };
-        let mut sent = sent.into_iter();
-        let answer = |refused: Option<Error>| match refused {
-            Some(error) => Sent::Refused(error),
-            None => sent.next().unwrap_or_else(|| {
-                let missing = || Error::new(code::INTERNAL, "a message has no answer");
-                Sent::Refused(ended.as_ref().map_or_else(missing, Error::again))
-            }),
-        };
-        refused.into_iter().map(answer).collect()
+        let checked = Checked::new(batch, &self.channel.channel, self.link.log.capabilities());
+        let mut sent = Vec::with_capacity(checked.good.len());
+        let ended =
+            if checked.good.is_empty() { None } else { self.store(&checked.good, &mut sent).await.err() };
+        checked.answers(sent, ended.as_ref())
     }
 
-    async fn close(mut self: Box<Self>, deadline: Duration) -> Result<()> {
-        let Some(appender) = &mut self.appender else { return Ok(()) };
-        tokio::select! {
-            ended = appender.finish() => ended,
-            () = self.link.clock.sleep(deadline) => {
-                Err(Error::new(code::TIMED_OUT, "what was published could not be brought to an end in time"))
+    async fn close(self: Box<Self>, deadline: Duration) -> Result<()> {
+        let Self { link, appender, doubt, .. } = *self;
+        let finish = async {
+            match appender {
+                Some(mut appender) => appender.finish().await,
+                None => Ok(()),
             }
-        }
+        };
+        doubt.close(&*link.clock, deadline, finish).await
     }
 }

@@ -7,13 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Log;
-use super::documents::micros;
-use super::shared::{Shared, Written};
-use crate::capability::{How, missing};
-use crate::error::{Error, code};
+use super::shared::Shared;
+use crate::capability::missing;
 use crate::lane::Lane;
 use crate::port::{Settle, Settled, Settlement, Token};
-use crate::unsettled::End;
+use crate::receiving::Written;
 
 pub(super) struct LogSettle<L: Log> {
     shared: Arc<Shared<L>>,
@@ -35,16 +33,15 @@ impl<L: Log> Settle for LogSettle<L> {
         let waits: Vec<_> = {
             let mut inner = shared.lock();
             for (token, settlement) in batch {
-                let end = match (settlement, shared.log.capabilities().dead_letter) {
-                    (Settlement::DeadLetter { .. }, How::No(why)) => {
-                        let refusal = missing(&shared.log.location(), "dead_letter", why);
-                        asked.push(Err(Settled::Refused(refusal)));
+                let end = match settlement.end(now, shared.log.capabilities()) {
+                    Ok(end) => end,
+                    Err(why) => {
+                        asked.push(Err(Settled::Refused(missing(
+                            &shared.log.location(),
+                            "dead_letter",
+                            why,
+                        ))));
                         continue;
-                    }
-                    (Settlement::Ack | Settlement::DeadLetter { .. }, _) => End::Done,
-                    (Settlement::Release, _) => End::Untried,
-                    (Settlement::Retry { after }, _) => {
-                        End::Failed { due: now.saturating_add(micros(*after)) }
                     }
                 };
                 asked.push(inner.hand.end(*token, end).map(|_| token.lane).ok_or(Settled::Lost));
@@ -65,16 +62,11 @@ impl<L: Log> Settle for LogSettle<L> {
         shared.urgent.notify_one();
         let mut written = BTreeMap::new();
         for (lane, wait) in waits {
-            let gone = || Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"));
-            written.insert(lane, wait.await.unwrap_or_else(|_| gone()));
+            written.insert(lane, Written::told(wait.await));
         }
         let answer = |asked: Result<Lane, Settled>| match asked {
             Err(known) => known,
-            Ok(lane) => match written.get(&lane) {
-                Some(Written::Done) => Settled::Done,
-                Some(Written::Unknown(error)) => Settled::Unknown(error.again()),
-                Some(Written::Lost) | None => Settled::Lost,
-            },
+            Ok(lane) => written.get(&lane).map_or(Settled::Lost, Written::settled),
         };
         asked.into_iter().map(answer).collect()
     }

@@ -10,9 +10,12 @@ use super::Log;
 use super::documents::LaneRecord;
 use crate::channel::Channel;
 use crate::clock::Clock;
-use crate::error::{Error, Verdict, code};
+use crate::error::{Error, Result, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
+use crate::receiving::{self, Finish, Memory, Written};
+use crate::scope::Scope;
+use crate::seats::Member;
 use crate::settings::Settings;
 use crate::unsettled::{End, Place};
 
@@ -22,9 +25,13 @@ pub(super) struct Shared<L: ?Sized> {
     pub(super) channel: Channel,
     /// The number of the subscription.
     pub(super) subscription: u64,
+    /// The consumer, as its subscription knows it.
+    pub(super) me: Member,
     pub(super) settings: Settings,
     pub(super) clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
+    /// What the consumer does beside, until it ends.
+    tasks: Mutex<Scope>,
     /// Something came, or changed: for whoever receives, or waits for the end.
     pub(super) changed: Notify,
     /// Other lanes are to be read, or there is room again.
@@ -42,6 +49,10 @@ pub(super) struct Shared<L: ?Sized> {
 pub(super) struct Inner {
     pub(super) hand: Hand,
     pub(super) lanes: BTreeMap<Lane, Kept>,
+    /// Lanes that are being taken over, each under its epoch.
+    pub(super) taking: BTreeMap<Lane, u64>,
+    /// Since when a message that is not settled cannot be read where a lane is being taken over.
+    pub(super) missing: BTreeMap<Lane, Duration>,
     /// Who waits for which writing.
     waiters: Vec<Waiter>,
     /// What is being written: its end is not known.
@@ -54,17 +65,6 @@ pub(super) struct Inner {
     pub(super) failed: Option<Error>,
     /// A lane was passed over for lack of room when messages were fetched last.
     pub(super) is_starved: bool,
-}
-
-/// Why nothing more comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finish {
-    /// The subscription is gone.
-    Gone,
-    /// The messages of the channel are gone.
-    ChannelGone,
-    /// The broker is being closed here.
-    Drained,
 }
 
 /// What is written of a lane.
@@ -119,20 +119,11 @@ struct Waiter {
     tell: oneshot::Sender<Written>,
 }
 
-/// How that ended.
-#[derive(Debug)]
-pub(super) enum Written {
-    Done,
-    /// Somebody else has the lane. It was not written.
-    Lost,
-    Unknown(Error),
-}
-
 impl<L: Log + ?Sized> Shared<L> {
     pub(super) fn new(
         log: Arc<L>,
         channel: Channel,
-        subscription: u64,
+        (subscription, me): (u64, Member),
         window: usize,
         settings: Settings,
         clock: Arc<dyn Clock>,
@@ -140,6 +131,8 @@ impl<L: Log + ?Sized> Shared<L> {
         let inner = Inner {
             hand: Hand::new(window),
             lanes: BTreeMap::new(),
+            taking: BTreeMap::new(),
+            missing: BTreeMap::new(),
             waiters: Vec::new(),
             writing: Vec::new(),
             valid_until: Duration::ZERO,
@@ -150,9 +143,11 @@ impl<L: Log + ?Sized> Shared<L> {
         Self {
             channel,
             subscription,
+            me,
             settings,
             clock,
             inner: Mutex::new(inner),
+            tasks: Mutex::default(),
             changed: Notify::new(),
             reading: Notify::new(),
             writing: Notify::new(),
@@ -160,6 +155,17 @@ impl<L: Log + ?Sized> Shared<L> {
             tending: Notify::new(),
             log,
         }
+    }
+
+    /// Does something beside, until the consumer ends.
+    pub(super) fn spawn(&self, task: impl Future<Output = Result<()>> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+    }
+
+    /// Ends what is done beside; whether there was something.
+    pub(super) fn stop(&self) -> bool {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        !tasks.is_empty()
     }
 
     /// Takes an error of a task. One that may pass is only noted: the task goes on. Without its channel the consumer ends.
@@ -186,22 +192,78 @@ impl<L: Log + ?Sized> Shared<L> {
     /// are let go first.
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if !inner.lanes.is_empty() && self.clock.elapsed() > inner.valid_until {
+        let has_lanes = !inner.lanes.is_empty() || !inner.taking.is_empty();
+        if has_lanes && self.clock.elapsed() > inner.valid_until {
             let what =
                 "the broker could not be reached for as long as a lease, so that others may have the lanes";
             tracing::warn!(channel = %self.channel.name, "{what}");
-            let lanes: Vec<Lane> = inner.lanes.keys().copied().collect();
-            inner.lose(lanes, || Written::Unknown(Error::new(code::TIMED_OUT, what)));
+            inner.lose_all(|| Written::Unknown(Error::new(code::TIMED_OUT, what)));
             self.changed.notify_one();
         }
         inner
     }
 }
 
+impl<L: Log + ?Sized> receiving::Shared for Shared<L> {
+    type Memory = Inner;
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        Self::lock(self)
+    }
+
+    fn given(&self, memory: &mut Inner, is_urgent: bool) {
+        self.writing.notify_one();
+        if is_urgent {
+            self.urgent.notify_one();
+        }
+        if std::mem::take(&mut memory.is_starved) {
+            self.reading.notify_one();
+        }
+    }
+}
+
+impl Memory for Inner {
+    fn hand(&mut self) -> &mut Hand {
+        &mut self.hand
+    }
+
+    fn over(&self) -> Option<Finish> {
+        self.end
+    }
+
+    fn failed(&mut self) -> Option<Error> {
+        self.failed.take()
+    }
+
+    fn touch(&mut self, lane: Lane) -> u64 {
+        Self::touch(self, lane)
+    }
+
+    fn careful(&mut self, lane: Lane) -> Option<&mut usize> {
+        self.lanes.get_mut(&lane).map(|kept| &mut kept.careful)
+    }
+
+    fn wait_for_note(&mut self, lane: Lane, number: u64) -> oneshot::Receiver<Written> {
+        self.wait(lane, number)
+    }
+}
+
 impl Inner {
     /// Forgets lanes that are somebody else's.
     pub(super) fn lose(&mut self, lanes: impl IntoIterator<Item = Lane>, answer: impl Fn() -> Written) {
-        let lanes: Vec<Lane> = lanes.into_iter().filter(|lane| self.lanes.remove(lane).is_some()).collect();
+        let lanes: Vec<Lane> = lanes
+            .into_iter()
+            .inspect(|lane| _ = self.taking.remove(lane))
+            .filter(|lane| self.lanes.remove(lane).is_some())
+            .collect();
         self.hand.lose(lanes.iter().copied());
         for lane in lanes {
             // Of what is being written the end will tell.
@@ -211,6 +273,12 @@ impl Inner {
             };
             self.answer(|what| (what.lane == lane && !is_open(what)).then(&answer));
         }
+    }
+
+    /// Forgets all lanes.
+    fn lose_all(&mut self, answer: impl Fn() -> Written) {
+        let lanes: Vec<Lane> = self.lanes.keys().chain(self.taking.keys()).copied().collect();
+        self.lose(lanes, answer);
     }
 
     /// Says that a lane is not as it was written, and which writing will have what is now.
@@ -276,8 +344,7 @@ impl Inner {
     pub(super) fn abandon(&mut self) {
         self.writing.clear();
         self.answer(|_| Some(Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"))));
-        let lanes: Vec<Lane> = self.lanes.keys().copied().collect();
-        self.lose(lanes, || Written::Lost);
+        self.lose_all(|| Written::Lost);
     }
 
     /// Tells those who wait for what there is an answer for.

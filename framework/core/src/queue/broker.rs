@@ -12,13 +12,14 @@ use super::consumer::{self, QueueConsumer};
 use super::member;
 use super::producer::QueueProducer;
 use super::record::{self, ChannelRecord, System};
-use super::shared::{Finish, Shared};
+use super::shared::Shared;
 use super::{NO_BROWSING, NO_LISTING, Queues};
 use crate::capability::{Capabilities, How, missing};
 use crate::channel::{Apply, Channel, Difference, Keep, Name, Start, Subscription, Topology};
 use crate::clock::Clock;
 use crate::error::{Error, Result, code};
 use crate::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
+use crate::receiving::Finish;
 use crate::scope::Scope;
 use crate::settings::Settings;
 
@@ -55,12 +56,15 @@ impl<Q: Queues> Link<Q> {
         Ok(())
     }
 
-    /// Begins with a consumer.
-    fn join(&self, shared: &Arc<Shared<Q>>) {
-        lock(&self.consumers).push(Arc::clone(shared));
+    /// Begins with a consumer, unless the broker is being closed: nobody would end it.
+    fn join(&self, shared: &Arc<Shared<Q>>) -> Result<()> {
+        let mut consumers = lock(&self.consumers);
+        self.check_open()?;
+        consumers.push(Arc::clone(shared));
         let mut members = lock(&self.members);
         members.reap();
         members.spawn(member::keep(Arc::clone(shared)));
+        Ok(())
     }
 
     pub(super) fn leave(&self, shared: &Arc<Shared<Q>>) {
@@ -218,7 +222,7 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
         self.link.system.ripen(&record).await;
         let system = Arc::clone(&self.link.system);
         let shared = Arc::new(Shared::new(system, record.channel, subscription, number));
-        self.link.join(&shared);
+        self.link.join(&shared)?;
         Ok(Box::new(QueueConsumer::new(Arc::clone(&self.link), shared, subscription)))
     }
 

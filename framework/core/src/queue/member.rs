@@ -7,11 +7,12 @@ use futures::future::try_join_all;
 use tokio::sync::{Notify, watch};
 
 use super::owner::own;
-use super::shared::{Finish, Kept, Shared};
+use super::shared::{Kept, Shared};
 use super::slot::Slot;
 use super::{Member, Queues};
 use crate::error::{Error, Result, code};
 use crate::lane::Lane;
+use crate::receiving::Finish;
 use crate::unsettled::Unsettled;
 
 /// How often to look how many members there are.

@@ -191,10 +191,20 @@ impl<Q: Queues + ?Sized> System<Q> {
     /// The same as it was a moment ago: nobody has to hold it for that.
     pub(super) async fn find_recent(&self, name: &Name) -> Result<Option<ChannelRecord>> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        match seen {
-            Some((when, record)) if self.clock.elapsed().saturating_sub(when) < RECENT => Ok(Some(record)),
-            _ => self.find(name).await,
+        let Some((when, known)) = seen else { return self.find(name).await };
+        if self.clock.elapsed().saturating_sub(when) < RECENT {
+            return Ok(Some(known));
         }
+        // Somebody may hold it who stands still: what was known goes on to be so, for those who only publish.
+        let held = tokio::select! {
+            found = self.find(name) => match found {
+                Err(error) if error.code() == code::UNREACHABLE => known,
+                found => return found,
+            },
+            () = self.clock.sleep(RECENT) => known,
+        };
+        self.saw(&held);
+        Ok(Some(held))
     }
 
     /// Returns when a kill of the system leaves what a record names, whoever made it.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Queues;
-use super::shared::{Shared, Written};
-use crate::capability::{How, missing};
-use crate::error::{Error, code};
+use super::shared::Shared;
+use crate::capability::missing;
 use crate::lane::Lane;
 use crate::port::{Settle, Settled, Settlement, Token};
+use crate::receiving::Written;
 use crate::unsettled::End;
 
 pub(super) struct QueueSettle<Q: Queues> {
@@ -34,17 +34,12 @@ impl<Q: Queues> Settle for QueueSettle<Q> {
         let waits: Vec<_> = {
             let mut inner = shared.lock();
             for (token, settlement) in batch {
-                let end = match (settlement, shared.system.queues.capabilities().dead_letter) {
-                    (Settlement::DeadLetter { .. }, How::No(why)) => {
-                        let refusal = missing(&shared.system.queues.location(), "dead_letter", why);
-                        asked.push(Err(Settled::Refused(refusal)));
+                let end = match settlement.end(now, shared.system.queues.capabilities()) {
+                    Ok(end) => end,
+                    Err(why) => {
+                        let location = shared.system.queues.location();
+                        asked.push(Err(Settled::Refused(missing(&location, "dead_letter", why))));
                         continue;
-                    }
-                    (Settlement::Ack | Settlement::DeadLetter { .. }, _) => End::Done,
-                    (Settlement::Release, _) => End::Untried,
-                    (Settlement::Retry { after }, _) => {
-                        let after = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
-                        End::Failed { due: now.saturating_add(after) }
                     }
                 };
                 let place = inner.hand.end(*token, end);
@@ -67,16 +62,11 @@ impl<Q: Queues> Settle for QueueSettle<Q> {
         shared.changed.notify_one();
         let mut written = BTreeMap::new();
         for (writing, wait) in waits {
-            let gone = || Written::Unknown(Error::new(code::STOPPED, "the consumer was dropped"));
-            written.insert(writing, wait.await.unwrap_or_else(|_| gone()));
+            written.insert(writing, Written::told(wait.await));
         }
         let answer = |asked: Result<(Lane, bool), Settled>| match asked {
             Err(known) => known,
-            Ok(writing) => match written.get(&writing) {
-                Some(Written::Done) => Settled::Done,
-                Some(Written::Unknown(error)) => Settled::Unknown(error.again()),
-                Some(Written::Lost) | None => Settled::Lost,
-            },
+            Ok(writing) => written.get(&writing).map_or(Settled::Lost, Written::settled),
         };
         asked.into_iter().map(answer).collect()
     }

@@ -9,9 +9,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::record::{Book, System, Tried};
 use super::{Link, Queues};
 use crate::channel::{Channel, Name, Subscription};
+use crate::clock::Clock;
 use crate::error::{Error, Verdict, code};
 use crate::hand::Hand;
 use crate::lane::Lane;
+use crate::receiving::{self, Finish, Memory, Written};
 use crate::unsettled::{End, Place};
 
 /// A consumer's memory, and what wakes its task.
@@ -52,17 +54,6 @@ pub(super) struct Inner {
     pub(super) end: Option<Finish>,
     /// What the task met that will be so when it is tried again: for whoever receives next.
     pub(super) failed: Option<Error>,
-}
-
-/// Why nothing more comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finish {
-    /// The subscription is gone.
-    Gone,
-    /// The channel is gone.
-    ChannelGone,
-    /// The broker is being closed here.
-    Drained,
 }
 
 /// A lane that this consumer has.
@@ -128,15 +119,6 @@ struct Waiter {
     /// Whether it is about what is to be noted, and not about what is acknowledged.
     is_note: bool,
     tell: oneshot::Sender<Written>,
-}
-
-/// How that ended.
-#[derive(Debug)]
-pub(super) enum Written {
-    Done,
-    /// It was not begun: the message comes again.
-    Lost,
-    Unknown(Error),
 }
 
 impl<Q: Queues + ?Sized> Shared<Q> {
@@ -207,6 +189,54 @@ impl<Q: Queues + ?Sized> Shared<Q> {
         } else {
             tracing::debug!(%error, channel = %self.channel.name, "the lanes cannot be had now");
         }
+    }
+}
+
+impl<Q: Queues + ?Sized> receiving::Shared for Shared<Q> {
+    type Memory = Inner;
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.system.clock
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        Self::lock(self)
+    }
+
+    /// Whoever looks after a lane is woken by what is said of it.
+    fn given(&self, _: &mut Inner, _: bool) {}
+}
+
+impl Memory for Inner {
+    fn hand(&mut self) -> &mut Hand {
+        &mut self.hand
+    }
+
+    fn over(&self) -> Option<Finish> {
+        self.end
+    }
+
+    fn failed(&mut self) -> Option<Error> {
+        self.failed.take()
+    }
+
+    fn touch(&mut self, lane: Lane) -> u64 {
+        Self::touch(self, lane)
+    }
+
+    fn careful(&mut self, lane: Lane) -> Option<&mut usize> {
+        self.lanes.get_mut(&lane).map(|kept| &mut kept.careful)
+    }
+
+    fn wait_for_note(&mut self, lane: Lane, number: u64) -> oneshot::Receiver<Written> {
+        if let Some(kept) = self.lanes.get(&lane) {
+            kept.wakers.urgent.notify_one();
+        }
+        self.wait(lane, number, true)
     }
 }
 

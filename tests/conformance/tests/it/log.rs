@@ -153,3 +153,155 @@ async fn a_consumer_is_closed_over_a_connection_that_comes_back() {
     let mut next = model.broker().subscribe(&subscription).await.unwrap();
     assert!(first(&mut *next, Duration::from_millis(500)).await.is_none(), "it is settled");
 }
+
+/// Waits for the lanes, and says whether they came in time.
+async fn gains(consumer: &mut dyn Consumer, wait: Duration) -> bool {
+    let until = tokio::time::Instant::now() + wait;
+    while tokio::time::Instant::now() < until {
+        let signal = consumer.receive(0, Duration::from_millis(50), &mut Vec::new()).await.unwrap();
+        if let Signal::LanesGained(_) = signal {
+            return true;
+        }
+    }
+    false
+}
+
+/// A message in the hand of a consumer that reaches nobody any more.
+async fn held_by_one_that_is_gone(model: &Model, name: &str) -> (Subscription, Box<dyn Consumer>) {
+    let subscription = one_message(model, name).await;
+    let mut consumer = model.broker().subscribe(&subscription).await.unwrap();
+    assert!(first(&mut *consumer, Duration::from_secs(10)).await.is_some());
+    // Until it is noted.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    model.link.is_cut.store(true, Ordering::Release);
+    (subscription, consumer)
+}
+
+/// Found by reading: a server that has not got yet what another one of it stored answers that there is nothing, and the message
+/// was forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unsettled_message_that_cannot_be_read_yet_is_not_forgotten() {
+    let model = Model::new();
+    let (subscription, _gone) = held_by_one_that_is_gone(&model, "behind").await;
+    let other = model.again();
+    other.link.is_behind.store(true, Ordering::Release);
+    let broker = other.broker();
+    let mut heir = broker.subscribe(&subscription).await.unwrap();
+    assert!(first(&mut *heir, Duration::from_millis(1_600)).await.is_none(), "it cannot be read");
+    other.link.is_behind.store(false, Ordering::Release);
+    let delivery = first(&mut *heir, Duration::from_secs(10)).await.expect("it comes when it can be read");
+    assert!(delivery.attempt.number() > 1);
+}
+
+/// One that is gone for good keeps nobody from the lane.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unsettled_message_that_somebody_removed_keeps_nobody_from_its_lane() {
+    let model = Model::new();
+    let (subscription, _gone) = held_by_one_that_is_gone(&model, "removed").await;
+    let other = model.again();
+    let channel = other.broker().channel(&subscription.channel).await.unwrap().unwrap();
+    other.trim(&channel, tidegate_core::Lane(0), 1).await.unwrap();
+    let broker = other.broker();
+    let mut heir = broker.subscribe(&subscription).await.unwrap();
+    assert!(gains(&mut *heir, Duration::from_secs(10)).await);
+    let message = Message::with_id("2", "test", "numbered").with_subject("k");
+    assert!(broker.producer(&channel).await.unwrap().publish(&[message]).await[0].is_stored());
+    let next = first(&mut *heir, Duration::from_secs(10)).await.expect("what comes next");
+    assert_eq!(&*next.message.id, "2");
+}
+
+/// Found by reading: a member that took long to read what was not settled of a lane did not say meanwhile that it lived, and
+/// another one took all of its lanes, which then took as long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_takes_a_lane_over_says_that_it_lives() {
+    let model = Model::new();
+    let (subscription, _gone) = held_by_one_that_is_gone(&model, "long").await;
+    let (slow, other) = (model.again(), model.again());
+    slow.link.is_silent.store(true, Ordering::Release);
+    let slow = slow.broker();
+    let mut heir = slow.subscribe(&subscription).await.unwrap();
+    // By now it has taken the seat of the one that is gone, and reads.
+    assert!(!gains(&mut *heir, Duration::from_millis(1_800)).await);
+    let other = other.broker();
+    let mut late = other.subscribe(&subscription).await.unwrap();
+    assert!(!gains(&mut *late, Duration::from_millis(2_500)).await, "the lane has a member");
+    drop(heir);
+    assert!(gains(&mut *late, Duration::from_secs(10)).await);
+}
+
+/// Found by reading: what a broker's closing cut off had its lanes still, and served them no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_closed_leaves_the_lanes_of_consumers_that_nobody_closed() {
+    let model = Model::new();
+    let subscription = one_message(&model, "cut-off").await;
+    let broker = model.broker();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    let delivery = first(&mut *consumer, Duration::from_secs(10)).await.unwrap();
+    let left = broker.close(Duration::ZERO).await.unwrap();
+    assert_eq!(left.released, 1);
+    let other = model.again().broker();
+    let mut heir = other.subscribe(&subscription).await.unwrap();
+    let again = first(&mut *heir, Duration::from_millis(700)).await.expect("at once, and not behind a lease");
+    assert_eq!(again.message.id, delivery.message.id);
+    let stays = gains(&mut *heir, Duration::from_millis(1_500)).await;
+    assert!(!stays, "nobody took the lane meanwhile, so that it was not gained again");
+    let settled = heir.settler().settle(&[(again.token, Settlement::Ack)]).await;
+    assert!(matches!(settled[..], [Settled::Done]), "{settled:?}");
+    let late = consumer.settler().settle(&[(delivery.token, Settlement::Ack)]).await;
+    assert!(matches!(late[..], [Settled::Lost]), "{late:?}");
+}
+
+/// Found by reading: one that subscribed beside the closing was ended by nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_subscribes_to_a_broker_that_is_being_closed() {
+    let model = Model::new();
+    let subscription = one_message(&model, "closing").await;
+    let broker = model.broker();
+    model.link.slow.store(50, Ordering::Release);
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        broker.close(Duration::ZERO).await.unwrap();
+    };
+    let (subscribed, ()) = tokio::join!(broker.subscribe(&subscription), late);
+    assert_eq!(subscribed.err().map(|error| error.code()), Some(code::STOPPED));
+}
+
+/// Found by reading: a producer forgot what it had sent without an answer, and said that nothing of it could be stored.
+#[tokio::test]
+async fn a_producer_that_does_not_know_says_so_when_it_is_closed() {
+    let model = Model::new();
+    let subscription = one_message(&model, "unknown").await;
+    let broker = model.broker();
+    let channel = broker.channel(&subscription.channel).await.unwrap().unwrap();
+    let message = |id: &str| [Message::with_id(id, "test", "numbered").with_subject("k")];
+    for (is_in_doubt, is_known) in [(true, false), (false, true)] {
+        let mut producer = broker.producer(&channel).await.unwrap();
+        model.data.is_in_doubt.store(is_in_doubt, Ordering::Release);
+        model.data.to_lose.store(1, Ordering::Release);
+        let sent = producer.publish(&message("2")).await;
+        assert!(matches!(sent[..], [tidegate_core::port::Sent::Unknown(_)]), "{sent:?}");
+        // What is published then goes over another connection, and tells nothing of the first.
+        assert!(producer.publish(&message("3")).await[0].is_stored());
+        model.data.is_in_doubt.store(false, Ordering::Release);
+        assert_eq!(producer.close(Duration::from_secs(1)).await.is_ok(), is_known);
+    }
+}
+
+/// Found by reading: behind an owner who died, a call waited for what was to be noted, however long that took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_ends_in_its_time_also_when_nothing_can_be_noted() {
+    let model = Model::new();
+    let (subscription, _gone) = held_by_one_that_is_gone(&model, "noted").await;
+    let other = model.again();
+    let broker = other.broker();
+    let mut heir = broker.subscribe(&subscription).await.unwrap();
+    assert!(gains(&mut *heir, Duration::from_secs(10)).await);
+    other.link.has_no_lanes.store(true, Ordering::Release);
+    let (begin, mut out) = (tokio::time::Instant::now(), Vec::new());
+    for _ in 0..4 {
+        heir.receive(1, Duration::from_millis(50), &mut out).await.unwrap();
+    }
+    assert!(begin.elapsed() < Duration::from_millis(700) && out.is_empty(), "{:?}, {out:?}", begin.elapsed());
+    other.link.has_no_lanes.store(false, Ordering::Release);
+    assert!(first(&mut *heir, Duration::from_secs(10)).await.is_some());
+}

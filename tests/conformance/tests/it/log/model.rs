@@ -52,8 +52,16 @@ pub(super) struct Connection {
     pub(super) is_cut: AtomicBool,
     /// The seats cannot be written.
     pub(super) has_no_seats: AtomicBool,
+    /// The documents of lanes cannot be written.
+    pub(super) has_no_lanes: AtomicBool,
     /// The connection is cut behind the next document of a lane that is written.
     pub(super) is_cut_by_writing: AtomicBool,
+    /// Nothing that is read comes, and nobody says why.
+    pub(super) is_silent: AtomicBool,
+    /// What was stored last is not here yet.
+    pub(super) is_behind: AtomicBool,
+    /// How long each call takes, in milliseconds.
+    pub(super) slow: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +76,9 @@ pub(super) struct Data {
     /// There are no messages any more, nor what they stood in.
     pub(super) is_gone: AtomicBool,
     /// How many answers to appending are to be lost.
-    to_lose: AtomicUsize,
+    pub(super) to_lose: AtomicUsize,
+    /// What was appended without an answer may still be stored.
+    pub(super) is_in_doubt: AtomicBool,
     /// How many calls that append are to be refused.
     pub(super) to_refuse: AtomicUsize,
     /// Of how many calls that write a document one answer is lost.
@@ -111,6 +121,10 @@ impl Model {
 
     async fn reach(&self) -> Result<()> {
         tokio::task::yield_now().await;
+        let slow = self.link.slow.load(Ordering::Acquire);
+        if slow > 0 {
+            self.clock.sleep(Duration::from_millis(slow as u64)).await;
+        }
         if self.data.is_away.load(Ordering::Acquire) || self.link.is_cut.load(Ordering::Acquire) {
             self.clock.sleep(Duration::from_millis(20)).await;
             return Err(Error::new(code::UNREACHABLE, "nobody is there"));
@@ -163,6 +177,9 @@ impl Log for Model {
     ) -> Result<Option<u64>> {
         self.reach().await?;
         if name.starts_with("seats.") && self.link.has_no_seats.load(Ordering::Acquire) {
+            return Err(Error::new(code::UNREACHABLE, "nobody is there"));
+        }
+        if name.starts_with("lane.") && self.link.has_no_lanes.load(Ordering::Acquire) {
             return Err(Error::new(code::UNREACHABLE, "nobody is there"));
         }
         let revision = self.data.revision.fetch_add(1, Ordering::Relaxed) as u64 + 1;
@@ -290,7 +307,10 @@ impl Appender for ModelAppender {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        Ok(())
+        match self.model.data.is_in_doubt.load(Ordering::Acquire) {
+            true => Err(lost()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -314,6 +334,9 @@ impl Reader for ModelReader {
             let mut changed = std::pin::pin!(data.changed.notified());
             changed.as_mut().enable();
             self.model.reach().await?;
+            if self.model.link.is_silent.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
             if data.is_malformed.load(Ordering::Acquire) {
                 return Err(Error::new(code::STREAM_MALFORMED, "an entry is none"));
             }
@@ -322,7 +345,8 @@ impl Reader for ModelReader {
             }
             {
                 let channels = lock(&data.channels);
-                let stored = channels.get(&self.channel.name);
+                let is_behind = self.model.link.is_behind.load(Ordering::Acquire);
+                let stored = channels.get(&self.channel.name).filter(|_| !is_behind);
                 for (lane, after, count) in wanted {
                     let kept = stored.and_then(|stored| stored.lanes.get(lane));
                     let next = kept.into_iter().flat_map(|kept| kept.range(after + 1..)).take(*count);
