@@ -142,6 +142,9 @@ impl Config {
             .set("bootstrap.servers", &self.hosts)
             .set("client.id", "tidegate")
             .set("security.protocol", protocol)
+            // A topic that is gone is gone: what a server makes in its place forgets after a time. Those that write would have it
+            // made, unless they say so.
+            .set("allow.auto.create.topics", "false")
             // A server that is not heard of is given up as fast as a call is.
             .set("socket.timeout.ms", self.timeout.as_millis().max(1_000).to_string())
             .set("socket.keepalive.enable", "true")

@@ -145,6 +145,11 @@ impl Log for KafkaLog {
             |value| value == "false",
             "a server that lacks what was confirmed may take over",
         );
+        warn(
+            "auto.create.topics.enable",
+            |value| value == "false",
+            "a topic that is removed is made again when another program asks for it, and forgets after a time what nobody has settled",
+        );
         let (cluster, count) = (cluster.unwrap_or_else(|| "unknown".to_owned()), servers.len());
         Ok(Effective { version: format!("Kafka, cluster {cluster}, servers: {count}"), warnings })
     }

@@ -46,10 +46,10 @@ pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
         let made = link.admin.create_topics(&[new(topic, partitions, bytes)], &link.options()).await;
         let made = made.map_err(|error| from_driver(error, "make a topic"))?;
         match made.into_iter().next() {
-            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) if topic == name => {
-                check(link, channel).await?;
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
+                check(link, channel, topic, partitions).await?;
             }
-            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | Some(Ok(_)) | None => {}
+            Some(Ok(_)) | None => {}
             // No name of ours is invalid for another reason.
             Some(Err((_, RDKafkaErrorCode::InvalidTopic))) => {
                 let text = format!(
@@ -60,7 +60,16 @@ pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
             }
             Some(Err((_, error))) => return Err(from_code(error, "make a topic").with("topic", topic)),
         }
-        while link.partitions(topic).await? != Some(partitions) {
+        let until = link.clock.elapsed() + link.config.timeout;
+        loop {
+            let found = link.partitions(topic).await?;
+            if found == Some(partitions) {
+                break;
+            }
+            if link.clock.elapsed() >= until {
+                let late = || Error::new(code::TIMED_OUT, "a topic that was made is not seen in time");
+                return Err(found.map_or_else(late, |found| parted(channel, topic, partitions, found)));
+            }
             link.clock.sleep(LOOK).await;
         }
     }
@@ -76,55 +85,57 @@ pub(crate) async fn bytes_max(link: &Arc<Link>, channel: &Channel) -> Result<usi
     Ok(found.and_then(|found| found.parse().ok()).unwrap_or(ours).min(ours))
 }
 
-/// Whether a topic that somebody else made can carry a channel.
-async fn check(link: &Arc<Link>, channel: &Channel) -> Result<()> {
-    if let Some(found) = link.partitions(channel.name.as_str()).await? {
-        lanes(channel, found)?;
+/// Whether a topic that somebody else made can carry a channel, or its documents.
+async fn check(link: &Arc<Link>, channel: &Channel, topic: &str, partitions: u32) -> Result<()> {
+    if let Some(found) = link.partitions(topic).await?.filter(|found| *found != partitions) {
+        return Err(parted(channel, topic, partitions, found));
     }
-    let Some(found) = link.settings(ResourceSpecifier::Topic(channel.name.as_str())).await? else {
+    let Some(found) = link.settings(ResourceSpecifier::Topic(topic)).await? else {
         return Ok(());
     };
     for (setting, wanted) in [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")]
     {
         let value = found.get(setting).and_then(|entry| entry.value.clone());
         if let Some(value) = value.filter(|value| value != wanted) {
-            let difference = Difference::ChannelDiffers {
-                channel: channel.name.clone(),
-                setting,
-                wanted: wanted.to_owned(),
-                found: value,
-            };
-            return Err(difference.error().hint(
-                "the topic was made by somebody else, and would lose messages that nobody has settled: alter its setting",
+            return Err(differs(channel, topic, setting, wanted.to_owned(), value).hint(
+                "the topic was made by somebody else, and would forget what is still needed: alter its setting",
             ));
         }
     }
     Ok(())
 }
 
-/// Whether a topic has as many partitions as its channel has lanes.
-///
-/// # Errors
-/// `channel-differs`: keys would change their lanes.
-pub(crate) fn lanes(channel: &Channel, found: u32) -> Result<()> {
-    if found == channel.lanes {
-        return Ok(());
+/// That a topic has other partitions than it is to have.
+fn parted(channel: &Channel, topic: &str, wanted: u32, found: u32) -> Error {
+    if topic == channel.name.as_str() {
+        return differs(channel, topic, "lanes", wanted.to_string(), found.to_string()).hint(
+            "somebody changed the partitions of its topic: make another channel with as many lanes, and move to it",
+        );
     }
-    let difference = Difference::ChannelDiffers {
-        channel: channel.name.clone(),
-        setting: "lanes",
-        wanted: channel.lanes.to_string(),
-        found: found.to_string(),
-    };
-    Err(difference.error().hint(
-        "somebody changed the partitions of its topic: make another channel with as many lanes, and move to it",
-    ))
+    differs(channel, topic, "partitions", wanted.to_string(), found.to_string()).hint(
+        "the topic was made by somebody else, or by the server itself (auto.create.topics.enable): delete it if nobody needs it, or give the channel another name",
+    )
+}
+
+fn differs(channel: &Channel, topic: &str, setting: &'static str, wanted: String, found: String) -> Error {
+    let name = channel.name.clone();
+    if topic == name.as_str() {
+        return Difference::ChannelDiffers { channel: name, setting, wanted, found }.error();
+    }
+    let text = format!(
+        "the topic {topic}, of what is settled on channel {name}, has {setting} {found}, and {wanted} is asked for"
+    );
+    Error::new(code::CHANNEL_DIFFERS, text)
 }
 
 /// Looks whether the topic of a channel is there as it was made.
+///
+/// # Errors
+/// `channel-missing`; `channel-differs` if it has not as many partitions as the channel has lanes: keys would change theirs.
 pub(crate) async fn verify(link: &Arc<Link>, channel: &Channel) -> Result<()> {
     match link.partitions(channel.name.as_str()).await? {
-        Some(found) => lanes(channel, found),
+        Some(found) if found == channel.lanes => Ok(()),
+        Some(found) => Err(parted(channel, channel.name.as_str(), channel.lanes, found)),
         None => Err(Difference::ChannelMissing(channel.name.clone()).error()),
     }
 }

@@ -162,13 +162,15 @@ async fn unsafe_settings_are_named() {
     assert!(flushed.len() == 1 && flushed[0].starts_with(lonely), "{flushed:?}");
     let options = Options::default()
         .with_setting("log.flush.interval.messages", 9_223_372_036_854_775_807_i64)
-        .with_setting("unclean.leader.election.enable", true);
+        .with_setting("unclean.leader.election.enable", true)
+        .with_setting("auto.create.topics.enable", true);
     let unsafe_ones = warnings(options, "").await;
-    assert_eq!(unsafe_ones.len(), 3, "{unsafe_ones:?}");
+    assert_eq!(unsafe_ones.len(), 4, "{unsafe_ones:?}");
     let starts = [
         lonely,
         "log.flush.interval.messages is 9223372036854775807: ",
         "unclean.leader.election.enable is true: ",
+        "auto.create.topics.enable is true: ",
     ];
     assert!(
         unsafe_ones.iter().zip(starts).all(|(warning, start)| warning.starts_with(start)),
@@ -218,6 +220,95 @@ async fn a_channel_whose_topics_somebody_deletes_is_missing() {
     let until = tokio::time::Instant::now() + PATIENCE;
     while broker.producer(&channel).await.err().map(|error| error.code()) != Some(code::CHANNEL_MISSING) {
         assert!(tokio::time::Instant::now() < until);
+    }
+}
+
+/// What becomes of a producer and a consumer whose topics somebody deletes: what each of them is told, for the topic of
+/// messages, that of documents, and both.
+async fn told_without_topics(server: &str, mark: &str) -> Vec<(String, String, String)> {
+    let broker = open(&format!("{server}?timeout_ms=2000&lease_ms=1500&grace_ms=200")).unwrap();
+    let deleting = admin(server);
+    let asker: BaseConsumer = plain(server).create().unwrap();
+    let there = |topic: &String| {
+        let all = tokio::task::block_in_place(|| asker.fetch_metadata(None, PATIENCE).unwrap());
+        all.topics().iter().any(|known| known.name() == topic)
+    };
+    let mut told = Vec::new();
+    for (name, gone) in
+        [("messages", &[""][..]), ("documents", &["_tidegate."]), ("both", &["", "_tidegate."])]
+    {
+        let channel = Channel::new(format!("{name}-{mark}")).unwrap().with_lanes(1);
+        let subscription = Subscription::new(&channel, "s").unwrap();
+        broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+        let mut producer = broker.producer(&channel).await.unwrap();
+        let mut consumer = broker.subscribe(&subscription).await.unwrap();
+        assert!(producer.publish(&[message("k")]).await[0].is_stored());
+        take(&mut *consumer, 1).await;
+        // It is believed now that everything is as it was made.
+        assert!(producer.publish(&[message("k")]).await[0].is_stored());
+        let gone: Vec<String> = gone.iter().map(|before| format!("{before}{}", channel.name)).collect();
+        let names: Vec<&str> = gone.iter().map(String::as_str).collect();
+        deleting.delete_topics(&names, &AdminOptions::new()).await.unwrap();
+        while gone.iter().any(there) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // For longer than a lease, so that both write.
+        let until = tokio::time::Instant::now() + 6 * SECOND;
+        let (mut published, mut received) = (String::new(), String::new());
+        while tokio::time::Instant::now() < until {
+            let sent = producer.publish(&[message("k")]).await.remove(0);
+            assert!(name == "documents" || !sent.is_stored(), "{name}: there is no topic, and {sent:?}");
+            published = match sent {
+                Sent::Stored { .. } => "stored".to_owned(),
+                Sent::Refused(error) | Sent::Unknown(error) => error.code().to_string(),
+            };
+            match consumer.receive(10, SECOND / 5, &mut Vec::new()).await {
+                Ok(Signal::Cancelled(error)) => received = format!("cancelled: {}", error.code()),
+                Err(error) if received.is_empty() => received = error.code().to_string(),
+                _ => {}
+            }
+            let again: Vec<&String> = gone.iter().filter(|topic| there(topic)).collect();
+            assert!(again.is_empty(), "{name}: made again: {again:?}");
+        }
+        told.push((name.to_owned(), published, received));
+    }
+    told
+}
+
+/// A server makes topics by itself, as it comes, with its own retention: for whoever asks for one and says that it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_somebody_deletes_are_not_made_again() {
+    let Some(shared) = shared().await else { return };
+    let options = Options::default().with_setting("auto.create.topics.enable", true);
+    let server = Server::start(SERVICE, options).await.unwrap();
+    let told = told_without_topics(&server.url(), "by-itself").await;
+    for (name, published, received) in &told {
+        assert!(*published == code::CHANNEL_MISSING.to_string() && !received.is_empty(), "{name}: {told:?}");
+    }
+    assert_eq!(told, told_without_topics(&shared.url(), &shared.name("x")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_kept_in_no_topic_that_loses_them() {
+    let Some(server) = shared().await else { return };
+    let broker = open(&format!("{}?timeout_ms=2000", server.url())).unwrap();
+    for (name, partitions, retention, said) in [
+        ("wide", 3, "-1", "has partitions 3, and 1 is asked for"),
+        ("forgetful", 1, "86400000", "retention.ms 86400000"),
+    ] {
+        let channel = Channel::new(server.name(name)).unwrap();
+        let documents = format!("_tidegate.{}", channel.name);
+        let topic =
+            NewTopic::new(&documents, partitions, TopicReplication::Fixed(1)).set("retention.ms", retention);
+        admin(&server.url()).create_topics([&topic], &AdminOptions::new()).await.unwrap()[0]
+            .as_ref()
+            .unwrap();
+        let topology = Topology::of(&channel);
+        let applied = tokio::time::timeout(PATIENCE, broker.apply(&topology, Apply::Create));
+        let error = applied.await.expect("it is looked for without an end").unwrap_err();
+        assert_eq!((error.code(), error.verdict()), (code::CHANNEL_DIFFERS, Verdict::Never), "{error:?}");
+        assert!(error.message().contains(&documents) && error.message().contains(said), "{error:?}");
+        assert!(error.hint_text().is_some(), "{error:?}");
     }
 }
 
