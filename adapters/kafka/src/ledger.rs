@@ -40,11 +40,19 @@ pub(crate) struct Ledger {
     inner: Mutex<Inner>,
     /// More was read.
     changed: Notify,
-    /// One looks for the end of the topic, for all who have asked until then: how many have, and up to whom it was done.
-    looking: tokio::sync::Mutex<u64>,
+    /// One looks for the end of the topic, for all who have asked until then.
+    looking: tokio::sync::Mutex<Looked>,
+    /// How many have asked.
     asked: AtomicU64,
     tasks: Mutex<Scope>,
     records_max: i64,
+}
+
+/// How many had asked when the end of the topic was looked for last, and where it was.
+#[derive(Default)]
+struct Looked {
+    of: u64,
+    end: i64,
 }
 
 struct Inner {
@@ -75,7 +83,7 @@ impl Ledger {
             topic: topics::documents(channel),
             inner: Mutex::new(inner),
             changed: Notify::new(),
-            looking: tokio::sync::Mutex::new(0),
+            looking: tokio::sync::Mutex::default(),
             asked: AtomicU64::new(0),
             tasks: Mutex::default(),
             records_max,
@@ -95,49 +103,50 @@ impl Ledger {
 
     /// A document, as it is there now.
     pub(crate) async fn document(&self, name: &str) -> Result<Option<Document>> {
-        self.catch_up().await?;
-        let inner = self.lock();
-        Ok(if inner.is_gone { None } else { inner.state.documents.get(name).cloned() })
-    }
-
-    /// Reads up to what is the end of the topic now.
-    async fn catch_up(&self) -> Result<()> {
-        let mine = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut done = self.looking.lock().await;
-        if *done >= mine {
-            return Ok(());
-        }
-        let all = self.asked.load(Ordering::Acquire);
-        let end = self.link.offsets(&self.topic, 1, Offset::End).await;
-        let end = match end {
-            Ok(end) => end.first().copied().flatten().unwrap_or(0),
-            Err(error) if is_gone(&self.link, &self.topic, &error).await => {
-                self.lock().is_gone = true;
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
+        let end = self.end().await?;
         let read = async {
             loop {
                 let changed = self.changed.notified();
                 {
                     let inner = self.lock();
-                    if inner.is_gone || inner.state.is_whole() && inner.state.next >= end {
-                        return;
+                    if inner.is_gone {
+                        return None;
+                    }
+                    // In one look: what was read up to there may be forgotten in the next moment, to be read anew.
+                    if let Some(found) = inner.state.document(name, end) {
+                        return found.cloned();
                     }
                 }
                 changed.await;
             }
         };
         tokio::select! {
-            () = read => {}
+            found = read => Ok(found),
             () = self.link.clock.sleep(self.link.config.timeout) => {
                 let error = Error::new(code::TIMED_OUT, "the documents of a channel cannot be read in time");
-                return Err(error.with("topic", &self.topic).verdict_is(Verdict::Retry));
+                Err(error.with("topic", &self.topic).verdict_is(Verdict::Retry))
             }
         }
-        *done = all;
-        Ok(())
+    }
+
+    /// Where the topic ends now.
+    async fn end(&self) -> Result<i64> {
+        let mine = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut looked = self.looking.lock().await;
+        if looked.of >= mine {
+            return Ok(looked.end);
+        }
+        let of = self.asked.load(Ordering::Acquire);
+        let end = match self.link.offsets(&self.topic, 1, Offset::End).await {
+            Ok(end) => end.first().copied().flatten().unwrap_or(0),
+            Err(error) if is_gone(&self.link, &self.topic, &error).await => {
+                self.lock().is_gone = true;
+                0
+            }
+            Err(error) => return Err(error),
+        };
+        *looked = Looked { of, end };
+        Ok(end)
     }
 
     /// Writes a document, or removes it, if it is what is expected: the revision, or `None` if it was something else.
@@ -333,6 +342,9 @@ async fn read(ledger: &Weak<Ledger>, link: &Arc<Link>, topic: &str) -> Result<()
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use rdkafka::mocking::MockCluster;
     use tidegate_core::{Channel, Endpoint};
     use tidegate_services::broker::{Broker, shared};
 
@@ -376,5 +388,41 @@ mod tests {
         assert!(begin[0].unwrap() > 0, "nothing old was removed");
         assert!(late.write("count", None, Expected::Anything).await.unwrap().is_some());
         assert!(late.document("count").await.unwrap().is_none());
+    }
+
+    /// Whoever has to begin anew, since others have removed what it had not read, knows of no document for a while. Here it begins
+    /// anew all the time.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_document_is_missing_while_the_topic_is_read_anew() {
+        let (cluster, name) = (MockCluster::new(1).unwrap(), Name::new("orders").unwrap());
+        cluster.create_topic(&topics::documents(&name), 1, 1).unwrap();
+        let endpoint = Endpoint::parse(&format!("kafka://{}", cluster.bootstrap_servers())).unwrap();
+        let ledger = Ledger::open(Arc::new(Link::new(Config::of(&endpoint).unwrap()).unwrap()), &name);
+        let value = Some(Bytes::from_static(b"1"));
+        let written = ledger.write("count", value.clone(), Expected::Nothing).await.unwrap();
+        assert_eq!(written, Some(1));
+        let record = Record::Write { name: "count".to_owned(), value, expected: Expected::Nothing, by: 7 };
+        let is_over = Arc::new(AtomicBool::new(false));
+        let again = std::thread::spawn({
+            let (ledger, is_over) = (Arc::clone(&ledger), Arc::clone(&is_over));
+            move || {
+                while !is_over.load(Ordering::Acquire) {
+                    ledger.lock().state = State::new(0);
+                    std::thread::sleep(Duration::from_micros(50));
+                    ledger.lock().state.take(0, Some(record.clone()));
+                    ledger.changed.notify_waiters();
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        });
+        let mut missing = 0;
+        for _ in 0..50 {
+            // One looks for the end for all of them; until the last one has its turn, it began anew.
+            let asked = futures::future::join_all((0..1_000).map(|_| ledger.document("count"))).await;
+            missing += asked.into_iter().filter(|found| found.as_ref().unwrap().is_none()).count();
+        }
+        is_over.store(true, Ordering::Release);
+        again.join().unwrap();
+        assert_eq!(missing, 0, "of 50,000");
     }
 }

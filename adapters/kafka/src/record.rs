@@ -151,6 +151,11 @@ impl State {
         self.held.is_none()
     }
 
+    /// A document as it is behind every record before `end`; `None` if it is not known yet, since not all of them were read.
+    pub(crate) fn document(&self, name: &str, end: i64) -> Option<Option<&Document>> {
+        (self.is_whole() && self.next >= end).then(|| self.documents.get(name))
+    }
+
     /// Takes the next record; `None` is one that is not ours. How writings ended that are decided by it.
     pub(crate) fn take(&mut self, offset: i64, record: Option<Record>) -> Vec<Verdict> {
         self.next = offset + 1;
@@ -259,6 +264,24 @@ mod tests {
         assert_eq!(&state.documents["a"].value[..], b"y");
         assert_eq!(state.take(4, Some(write("a", None, Expected::Anything, 4))), verdict(4, Some(5)));
         assert!(state.documents.is_empty() && state.next == 5);
+    }
+
+    #[test]
+    fn what_is_not_read_yet_is_not_taken_for_missing() {
+        let mut state = State::new(0);
+        assert_eq!((state.document("a", 0), state.document("a", 1)), (Some(None), None));
+        state.take(0, Some(write("a", Some("x"), Expected::Nothing, 1)));
+        assert!(state.document("a", 1).is_some_and(|found| found.is_some()));
+        assert_eq!((state.document("b", 1), state.document("a", 2)), (Some(None), None));
+        let snapshot = state.snapshot_after(0, 0).unwrap();
+        // It begins behind what is removed: without the snapshot it knows nothing, wherever it has read to.
+        let mut state = State::new(1);
+        assert_eq!(state.document("a", 1), None);
+        state.take(1, Some(write("b", Some("y"), Expected::Nothing, 2)));
+        assert_eq!(state.document("a", 2), None);
+        state.take(2, Some(snapshot));
+        assert!(state.document("a", 3).is_some_and(|found| found.is_some()));
+        assert!(state.document("b", 3).is_some_and(|found| found.is_some()));
     }
 
     /// Whoever begins behind a snapshot's place comes to the same documents, with snapshots that others wrote meanwhile.
