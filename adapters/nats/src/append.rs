@@ -29,7 +29,12 @@ const NEVER: u64 = i64::MAX as u64;
 /// Of how many messages that have no room it is asked at once whether they are stored.
 const ASKED_MAX: usize = 32;
 
-type Ack = Pin<Box<dyn Future<Output = std::result::Result<PublishAck, PublishError>> + Send>>;
+/// What was sent and is not answered.
+struct Open {
+    ack: Pin<Box<dyn Future<Output = std::result::Result<PublishAck, PublishError>> + Send>>,
+    since: Instant,
+    subject: String,
+}
 
 pub(crate) struct NatsAppender {
     config: Arc<Config>,
@@ -37,7 +42,7 @@ pub(crate) struct NatsAppender {
     /// Its own, so that one producer's messages keep their order.
     link: Link,
     /// What was sent and is not answered, in the order of sending; that of a call that was dropped too.
-    sent: VecDeque<Ack>,
+    sent: VecDeque<Open>,
     /// Why an answer did not come. Then those that are not here by now are not waited for, and nothing more is sent: what
     /// is under way may still be stored.
     unknown: Option<Error>,
@@ -95,20 +100,21 @@ impl NatsAppender {
             // Ids are looked at before this.
             false => publish.expected_last_sequence(NEVER),
         };
-        let sent = self.link.context.send_publish(subject(&self.channel.name, Some(lane)), publish).await;
-        let ack = sent.map_err(|error| from_publish(error, "append messages"))?;
-        self.sent.push_back(ack.into_future());
+        let (since, subject) = (Instant::now(), subject(&self.channel.name, Some(lane)));
+        let sent = self.link.context.send_publish(subject.clone(), publish).await;
+        let ack = sent.map_err(|error| from_publish(error, "append messages"))?.into_future();
+        self.sent.push_back(Open { ack, since, subject });
         Ok(())
     }
 
     /// The answer to the first message that was sent and is not answered; without one if it is not there.
     async fn answer(&mut self) -> Option<Result<Option<PublishAck>>> {
-        let ack = self.sent.front_mut()?;
+        let first = self.sent.front_mut()?;
         let answer = match self.unknown {
-            Some(_) => tokio::time::timeout(Duration::ZERO, ack).await,
-            None => Ok(ack.await),
+            Some(_) => tokio::time::timeout(Duration::ZERO, &mut first.ack).await,
+            None => Ok((&mut first.ack).await),
         };
-        self.sent.pop_front();
+        let Open { since, subject, .. } = self.sent.pop_front()?;
         let answer = answer.unwrap_or_else(|_| Err(PublishErrorKind::TimedOut.into()));
         match answer {
             Ok(ack) => {
@@ -120,7 +126,8 @@ impl NatsAppender {
             }
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Some(Ok(None)),
             Err(error) => {
-                let error = self.link.explain(from_publish(error, "append messages"));
+                let error = from_publish(error, "append messages");
+                let error = self.link.explain(error, since, |forbidden| forbidden == subject);
                 self.kept = None;
                 self.is_careful = true;
                 if error.verdict() == Verdict::Unknown {

@@ -13,14 +13,19 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event, ServerError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Result};
+use tokio::time::Instant;
 
 use crate::config::{Config, Login};
 use crate::error::{from_connect, from_request, from_server};
 
 /// How long a connection may take to be there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of what the server says by itself is known.
+const SAID_MAX: usize = 256;
+/// What stands before all that is asked of JetStream.
+pub(crate) const API: &str = "$JS.API.";
 /// Nobody listens there.
 const NOWHERE: &str = "127.0.0.1:0";
 
@@ -29,8 +34,16 @@ const NOWHERE: &str = "127.0.0.1:0";
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) context: Context,
-    /// What the server said last that belongs to no request: what is forbidden, for one.
-    said: Arc<Mutex<Option<String>>>,
+    /// What the server said that belongs to no request: what is forbidden, for one. Each text once, with when it was said last,
+    /// and the latest at the end.
+    said: Arc<Mutex<Vec<(Instant, String)>>>,
+}
+
+/// Which subject may not be published to, if this is what the server says.
+fn forbidden(said: &str) -> Option<&str> {
+    const BEGIN: &str = "permissions violation for publish to \"";
+    let (begin, subject) = said.split_at_checked(BEGIN.len())?;
+    subject.strip_suffix('"').filter(|_| begin.eq_ignore_ascii_case(BEGIN))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -39,11 +52,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Link {
     pub(crate) async fn open(config: &Config) -> Result<Self> {
-        let said = Arc::new(Mutex::new(None));
+        let said = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&said);
         let options = options(config)?.event_callback(move |event| {
             if let Event::ServerError(ServerError::Other(text)) = event {
-                *lock(&heard) = Some(text);
+                hear(&mut lock(&heard), text);
             }
             async {}
         });
@@ -67,14 +80,18 @@ impl Link {
         self.client().connection_state() != State::Connected
     }
 
-    /// Says with an error of a request that was not answered what the server said meanwhile.
-    pub(crate) fn explain(&self, error: Error) -> Error {
-        match lock(&self.said).take() {
-            Some(said) if said.to_lowercase().contains("permissions violation") => {
-                Error::new(code::ACCESS_DENIED, "the user may not do this").because(said)
-            }
-            Some(said) => error.with("server", said),
-            None => error,
+    /// Says with an error of a request that was not answered what the server has said since then. It was refused only if it is
+    /// its subject that may not be published to: whatever else is said, it may have been done.
+    pub(crate) fn explain(&self, error: Error, since: Instant, is_its: impl Fn(&str) -> bool) -> Error {
+        if error.verdict() != Verdict::Unknown {
+            return error;
+        }
+        let said = lock(&self.said);
+        let mut later = said.iter().rev().take_while(|(at, _)| *at >= since).map(|(_, text)| text).peekable();
+        let Some(last) = later.peek().copied() else { return error };
+        match later.find(|text| forbidden(text).is_some_and(&is_its)) {
+            Some(text) => Error::new(code::ACCESS_DENIED, "the user may not do this").because(text.clone()),
+            None => error.with("server", last),
         }
     }
 
@@ -85,10 +102,11 @@ impl Link {
         request: &(impl Serialize + Sync + ?Sized),
         operation: &'static str,
     ) -> Result<std::result::Result<T, jetstream::Error>> {
+        let since = Instant::now();
         match self.context.request(subject.to_owned(), request).await {
             Ok(Response::Ok(answer)) => Ok(Ok(answer)),
             Ok(Response::Err { error }) => Ok(Err(error)),
-            Err(error) => Err(self.failed(&error, operation)),
+            Err(error) => Err(self.failed(&error, since, subject, operation)),
         }
     }
 
@@ -111,6 +129,7 @@ impl Link {
         operation: &'static str,
     ) -> Result<Option<StreamMessage>> {
         let invalid = |error| Error::new(code::INTERNAL, "a stream has an unfit name").because(error);
+        let (since, asked) = (Instant::now(), format!("STREAM.MSG.GET.{stream}"));
         let stream = self.context.get_stream_no_info(stream).await.map_err(invalid)?;
         let request = stream.raw_message_builder();
         let request = match from {
@@ -130,7 +149,7 @@ impl Link {
                 _ => {
                     let source = std::error::Error::source(&error);
                     match source.and_then(|source| source.downcast_ref()) {
-                        Some(error) => Err(self.failed(error, operation)),
+                        Some(error) => Err(self.failed(error, since, &asked, operation)),
                         None => Err(Error::new(code::STREAM_MALFORMED, "an answer cannot be read")
                             .with("operation", operation)
                             .because(error)),
@@ -140,9 +159,25 @@ impl Link {
         }
     }
 
-    fn failed(&self, error: &jetstream::context::RequestError, operation: &'static str) -> Error {
-        self.explain(from_request(error, self.client().server_info().jetstream, operation))
+    fn failed(
+        &self,
+        error: &jetstream::context::RequestError,
+        since: Instant,
+        asked: &str,
+        operation: &'static str,
+    ) -> Error {
+        let error = from_request(error, self.client().server_info().jetstream, operation);
+        self.explain(error, since, |subject| subject.strip_prefix(API) == Some(asked))
     }
+}
+
+/// Keeps what the server said.
+fn hear(said: &mut Vec<(Instant, String)>, text: String) {
+    said.retain(|(_, known)| *known != text);
+    if said.len() == SAID_MAX {
+        said.remove(0);
+    }
+    said.push((Instant::now(), text));
 }
 
 fn options(config: &Config) -> Result<ConnectOptions> {
@@ -216,5 +251,35 @@ impl Shared {
     /// Forgets the connection: what is asked for next opens another one.
     pub(crate) fn lose(&self) {
         *lock(&self.open) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_that_is_forbidden_is_read_as_the_server_says_it() {
+        for (said, subject) in [
+            ("Permissions Violation for Publish to \"tidegate.a.1\"", Some("tidegate.a.1")),
+            ("permissions violation for publish to \"tidegate.a.1\"", Some("tidegate.a.1")),
+            ("Permissions Violation for Publish to \"", None),
+            ("Permissions Violation for Subscription to \"_INBOX.a.*\"", None),
+            ("Permissions Violation for Publish with Reply of \"tidegate.a.1\"", None),
+            ("ü", None),
+        ] {
+            assert_eq!(forbidden(said), subject, "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_what_the_server_says_the_latest_is_kept() {
+        let mut said = Vec::new();
+        for number in 0..SAID_MAX + 2 {
+            hear(&mut said, number.to_string());
+            hear(&mut said, "again".to_owned());
+        }
+        let texts: Vec<&str> = said.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!((said.len(), texts[0], texts[SAID_MAX - 1]), (SAID_MAX, "3", "again"));
     }
 }

@@ -17,6 +17,7 @@ use tidegate_core::log::{Appender, Document, Log, Reader};
 use tidegate_core::port::Effective;
 use tidegate_core::unsettled::Place;
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
+use tokio::time::Instant;
 
 use crate::append::NatsAppender;
 use crate::codec::{stream, subject};
@@ -243,16 +244,20 @@ impl Log for NatsLog {
         expected: Option<u64>,
     ) -> Result<Option<u64>> {
         let link = self.shared.get(&self.config).await?;
+        let (since, key) = (Instant::now(), key(channel, name));
         let publish =
             PublishMessage::build().payload(value).expected_last_subject_sequence(expected.unwrap_or(0));
-        let written = match link.context.send_publish(key(channel, name), publish).await {
+        let written = match link.context.send_publish(key.clone(), publish).await {
             Ok(ack) => ack.await,
             Err(error) => Err(error),
         };
         let written = match written {
             Ok(ack) => Ok(Some(ack.sequence)),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
-            Err(error) => Err(link.explain(from_publish(error, "write a document"))),
+            Err(error) => {
+                let error = from_publish(error, "write a document");
+                Err(link.explain(error, since, |subject| subject == key))
+            }
         };
         self.is_cut(&written);
         written

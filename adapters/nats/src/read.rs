@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::codec::{Delivered, decode, stream, subject};
 use crate::config::Config;
-use crate::connect::Link;
+use crate::connect::{API, Link};
 use crate::error::from_server;
 
 /// How long the server keeps what a consumer asked for, how often it says meanwhile that it is there, and behind how long a
@@ -55,7 +55,7 @@ struct Reading {
     messages: VecDeque<Fetched>,
     /// How many messages were asked for and have not come.
     asked: usize,
-    /// When the server was heard of last.
+    /// When the server was heard of last, or asked.
     heard: Instant,
     /// The server has the consumer; and it is gone, or something of it is.
     is_made: bool,
@@ -110,6 +110,7 @@ impl NatsReader {
             ..pull::Config::default()
         };
         let wanted = serde_json::json!({ "stream_name": stream, "config": wanted.into_consumer_config() });
+        let heard = Instant::now();
         self.send(asked, format!("{}.{consumer}.{MADE}", lane.0), wanted.to_string()).await?;
         let kept = self.lanes.remove(&lane).filter(|reading| reading.passed == after);
         let reading = Reading {
@@ -119,7 +120,7 @@ impl NatsReader {
             passed: after,
             messages: kept.map(|reading| reading.messages).unwrap_or_default(),
             asked: 0,
-            heard: Instant::now(),
+            heard,
             is_made: false,
             is_lost: false,
             answer: Answer::Unasked,
@@ -130,7 +131,7 @@ impl NatsReader {
 
     /// Sends a request to JetStream; its answer comes to this subject of ours.
     async fn send(&self, asked: String, answer: String, what: String) -> Result<()> {
-        let (client, asked) = (self.link.client(), format!("$JS.API.{asked}"));
+        let (client, asked) = (self.link.client(), format!("{API}{asked}"));
         let sent = match answer.is_empty() {
             true => client.publish(asked, what.into()).await,
             false => client.publish_with_reply(asked, format!("{}.{answer}", self.inbox), what.into()).await,
@@ -149,9 +150,10 @@ impl NatsReader {
         };
         let asked = format!("CONSUMER.MSG.NEXT.{}.{}", stream(&self.channel), reading.consumer);
         let answer = format!("{}.{}.{batch}", lane.0, reading.consumer);
+        let heard = Instant::now();
         self.send(asked, answer, what.to_string()).await?;
         let Some(reading) = self.lanes.get_mut(&lane) else { return Ok(()) };
-        (reading.answer, reading.heard) = (Answer::Open, Instant::now());
+        (reading.answer, reading.heard) = (Answer::Open, heard);
         reading.asked += batch;
         Ok(())
     }
@@ -291,7 +293,9 @@ impl Reader for NatsReader {
                 Err(_) if waits => break,
                 Err(_) => {
                     let late = Error::new(code::TIMED_OUT, "the server did not answer in time");
-                    return Err(self.link.explain(late));
+                    let readings = wanted.iter().filter_map(|(lane, ..)| self.lanes.get(lane));
+                    let since = readings.map(|reading| reading.heard).min().unwrap_or(until);
+                    return Err(self.link.explain(late, since, |subject| subject.starts_with(API)));
                 }
             }
         }

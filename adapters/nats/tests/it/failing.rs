@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Sent;
-use tidegate_core::{Apply, Channel, Error, Message, Topology};
+use tidegate_core::{Apply, Channel, Error, Lane, Message, Subscription, Topology};
 use tidegate_services::broker::Options;
 use tokio::time::Instant;
 
@@ -142,6 +142,40 @@ async fn what_a_user_may_not_do_is_told() {
     let sent = broker.producer(&channel).await.unwrap().publish(&messages(0..1)).await;
     let error = sent[0].error().unwrap();
     assert_eq!(error.code(), code::ACCESS_DENIED, "{error:?}");
+}
+
+/// Of two messages one is stored, and the answer to it does not come, while the other one may not be published.
+#[tokio::test]
+async fn what_may_not_be_done_with_one_message_is_not_said_of_another() {
+    let users = r#"{ users: [ { user: user, password: secret, permissions: { publish: { deny: "tidegate.half.1" } } } ] }"#;
+    let Some(server) = server(Options::default().with_setting("authorization", users)).await else { return };
+    let login = async_nats::ConnectOptions::with_user_and_password("user".to_owned(), "secret".to_owned());
+    let beside = login.connect(format!("127.0.0.1:{}", server.port())).await.unwrap();
+    let beside = async_nats::jetstream::new(beside);
+    let silent = async_nats::jetstream::stream::Config {
+        name: "tidegate-half".to_owned(),
+        subjects: vec!["tidegate.half.*".to_owned()],
+        no_ack: true,
+        ..Default::default()
+    };
+    let mut stream = beside.create_stream(silent).await.unwrap();
+    let broker = open(&format!("nats://user:secret@127.0.0.1:{}?timeout_ms=1000", server.port()));
+    let channel = Channel::new("half").unwrap().with_lanes(2);
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let message_to = |lane: u32| {
+        let message = |number: u64| messages(0..1).remove(0).with_subject(number.to_string());
+        (0..).map(message).find(|message| message.lane(2) == Lane(lane)).unwrap()
+    };
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let sent = producer.publish(&[message_to(0), message_to(1)]).await;
+    assert_eq!(stream.info().await.unwrap().state.messages, 1);
+    assert!(matches!(&sent[0], Sent::Unknown(error) if error.code() == code::TIMED_OUT), "{sent:?}");
+    assert!(format!("{:?}", sent[0]).contains("tidegate.half.1"), "what was said is not kept back: {sent:?}");
+    assert!(matches!(&sent[1], Sent::Refused(error) if error.code() == code::ACCESS_DENIED), "{sent:?}");
+    // Whatever was said before is of no later message.
+    let sent = broker.producer(&channel).await.unwrap().publish(&[message_to(0)]).await;
+    assert!(matches!(&sent[0], Sent::Unknown(error) if error.code() == code::TIMED_OUT), "{sent:?}");
 }
 
 #[tokio::test]
