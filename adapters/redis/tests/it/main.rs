@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Broker, Consumer, Sent, Settlement};
-use tidegate_core::{Apply, Channel, Endpoint, Error, Message, Subscription, Topology};
+use tidegate_core::{Apply, Channel, Endpoint, Error, Lane, Message, Subscription, Topology};
 use tidegate_services::broker::{Broker as Service, Options, Server};
 use tidegate_services::skipped;
 use tokio::time::Instant;
@@ -155,4 +155,56 @@ async fn a_server_that_is_short_of_memory_is_told_so() {
     while let Some(error) = producer.publish(&more).await[0].error() {
         assert!(Instant::now() < until, "there is room, and nothing is taken: {error:?}");
     }
+}
+
+/// The first message of a lane, of which there is no stream yet, on a server that others have filled.
+#[tokio::test]
+async fn a_lane_that_has_nothing_is_refused_for_want_of_memory() {
+    let Some(server) = server(Options::default().with_setting("maxmemory", "20mb")).await else { return };
+    let broker = open(&format!("{}?patience_ms=500", server.url()));
+    let (channel, _) = channel(&*broker, "empty").await;
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let beside = redis::Client::open(server.url()).unwrap();
+    let mut beside = beside.get_multiplexed_async_connection().await.unwrap();
+    let mut bytes = 1 << 20;
+    // Down to the least: whatever was freed meanwhile has no room for a message then.
+    for number in 0..10_000 {
+        let set = redis::cmd("SET").arg(format!("others:{number}")).arg("x".repeat(bytes)).to_owned();
+        if set.exec_async(&mut beside).await.is_err() {
+            if bytes == 1 {
+                break;
+            }
+            bytes /= 2;
+        }
+    }
+    let sent = producer.publish(&messages(0..1, 10)).await;
+    let Sent::Refused(error) = &sent[0] else { panic!("{sent:?}") };
+    assert_eq!((error.code(), error.verdict()), (code::LIMIT_REACHED, Verdict::Retry), "{error:?}");
+    assert_eq!(error.message(), "the server has no memory left");
+    redis::cmd("FLUSHALL").exec_async(&mut beside).await.unwrap();
+}
+
+/// What is stored of a batch is known to be, whatever becomes of the rest. Here somebody has used up the places of a lane.
+#[tokio::test]
+async fn a_lane_that_takes_nothing_leaves_the_others_as_they_are() {
+    let Some(server) = server(Options::default()).await else { return };
+    let broker = open(&format!("{}?patience_ms=500", server.url()));
+    let channel = Channel::new("half").unwrap().with_lanes(2);
+    let subscription = Subscription::new(&channel, "s").unwrap();
+    broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+    let beside = redis::Client::open(server.url()).unwrap();
+    let mut beside = beside.get_multiplexed_async_connection().await.unwrap();
+    let last = format!("{0}-{0}", u64::MAX);
+    let add = redis::cmd("XADD").arg("tidegate:{half}:lane:1").arg(last).arg("a").arg("b").to_owned();
+    add.exec_async(&mut beside).await.unwrap();
+    let message_to = |lane: u32| {
+        let message =
+            |number: u64| messages(number..number + 1, 1).remove(0).with_subject(number.to_string());
+        (0..).map(message).find(|message| message.lane(2) == Lane(lane)).unwrap()
+    };
+    let batch = [message_to(0), message_to(1)];
+    let sent = broker.producer(&channel).await.unwrap().publish(&batch).await;
+    assert!(sent[0].is_stored() && !sent[1].is_stored(), "{sent:?}");
+    let sent = broker.producer(&channel).await.unwrap().publish(&batch[..1]).await;
+    assert!(matches!(sent[0], Sent::Stored { duplicate: true, .. }), "{sent:?}");
 }
