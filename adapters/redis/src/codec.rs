@@ -100,8 +100,23 @@ pub(crate) fn bytes(value: Value) -> Result<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
         Value::SimpleString(text) => Ok(text.into_bytes()),
-        other => Err(Error::new(code::STREAM_MALFORMED, format!("{other:?} came where bytes were expected"))),
+        other => Err(unexpected(&other, "bytes were")),
     }
+}
+
+/// Something else came than was expected; it is not shown, since it may be what stands in a message.
+pub(crate) fn unexpected(came: &Value, expected: &'static str) -> Error {
+    let kind = match came {
+        Value::Nil => "nothing",
+        Value::Int(_) => "a number",
+        Value::BulkString(_) => "bytes",
+        Value::SimpleString(_) | Value::Okay | Value::VerbatimString { .. } => "text",
+        Value::Array(_) | Value::Set(_) => "a list",
+        Value::Map(_) => "a map",
+        Value::ServerError(_) => "an error",
+        _ => "something else",
+    };
+    Error::new(code::STREAM_MALFORMED, format!("{kind} came where {expected} expected"))
 }
 
 pub(crate) fn text(value: Value) -> Result<String> {

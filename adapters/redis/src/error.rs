@@ -2,7 +2,7 @@
 
 use std::io;
 
-use redis::RedisError;
+use redis::{ErrorKind, RedisError};
 use tidegate_core::Error;
 use tidegate_core::error::{Code, Verdict, code};
 
@@ -29,8 +29,15 @@ pub(crate) fn from_connect(error: RedisError) -> Error {
 fn said(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
+        // The driver would show the answer, which may be what stands in a message.
+        _ if is_unread(error) => error.category().to_owned(),
         _ => error.to_string(),
     }
+}
+
+/// Whether there is an answer that cannot be read.
+fn is_unread(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Parse | ErrorKind::UnexpectedReturnType)
 }
 
 /// The code, whether it may have been done, and what happened in a sentence.
@@ -40,10 +47,10 @@ fn meaning(error: &RedisError) -> (Code, Verdict, &'static str) {
     }
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
-        || error.to_string().contains("certificate");
+        || !is_unread(error) && error.to_string().contains("certificate");
     if is_tls {
         (code::TLS_FAILED, Verdict::Never, "no trusted connection to the server")
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed {
+    } else if error.kind() == ErrorKind::AuthenticationFailed {
         (code::ACCESS_DENIED, Verdict::Never, "the server refuses the user or the password")
     } else if error.is_timeout() {
         (code::TIMED_OUT, Verdict::Unknown, "the server did not answer in time")

@@ -13,7 +13,7 @@ use tidegate_core::port::Attempt;
 use tidegate_core::unsettled::Place;
 use tidegate_core::{Error, Lane, Message, Name, Result};
 
-use crate::codec::{decode, entry_id, place, stored_at, text};
+use crate::codec::{decode, entry_id, place, stored_at, text, unexpected};
 use crate::config::Config;
 use crate::connect::{Shared, open};
 use crate::error::from_driver;
@@ -93,7 +93,8 @@ impl Reader for RedisReader {
             let (Some(name), Some(entries)) = (stream.next(), stream.next()) else { continue };
             let name = text(name)?;
             let lane = name.rsplit(':').next().and_then(|lane| lane.parse().ok()).map(Lane);
-            let lane = lane.ok_or_else(|| malformed(format!("a stream is called {name}")))?;
+            let malformed = || Error::new(code::STREAM_MALFORMED, format!("a stream is called {name}"));
+            let lane = lane.ok_or_else(malformed)?;
             for entry in list(entries)? {
                 let mut entry = list(entry)?.into_iter();
                 let (Some(id), Some(fields)) = (entry.next(), entry.next()) else { continue };
@@ -113,14 +114,38 @@ impl RedisReader {
     }
 }
 
-fn malformed(what: String) -> Error {
-    Error::new(code::STREAM_MALFORMED, what)
-}
-
 fn list(value: Value) -> Result<Vec<Value>> {
     match value {
         Value::Array(list) => Ok(list),
         Value::Nil => Ok(Vec::new()),
-        other => Err(malformed(format!("{other:?} came where a list was expected"))),
+        other => Err(unexpected(&other, "a list was")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::RedisError;
+
+    use super::*;
+    use crate::codec::bytes;
+
+    /// Errors are logged.
+    #[test]
+    fn no_error_says_what_stands_in_a_message() {
+        let body = || Value::BulkString(b"s3cret".to_vec());
+        let answer = || Value::Map(vec![(body(), body())]);
+        let unread: std::result::Result<u64, RedisError> =
+            redis::from_redis_value(Value::Array(vec![body()])).map_err(RedisError::from);
+        for (error, kind) in [
+            (list(body()).unwrap_err(), "bytes"),
+            (list(answer()).unwrap_err(), "a map"),
+            (bytes(answer()).unwrap_err(), "a map"),
+            (bytes(Value::Array(vec![body()])).unwrap_err(), "a list"),
+            (from_driver(unread.unwrap_err(), "read"), "not what was expected"),
+        ] {
+            let shown = format!("{error:?} {}", error.line());
+            assert!(!shown.contains("s3cret") && !shown.contains("115, 51"), "{shown}");
+            assert!(shown.contains(kind), "{shown}");
+        }
     }
 }
