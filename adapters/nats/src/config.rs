@@ -1,10 +1,12 @@
 //! What a URL says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Pace, Result, Settings};
 
@@ -89,6 +91,7 @@ impl Config {
                 _ => config.take(&name, &value)?,
             }
         }
+        config.check_certificates()?;
         if let Some(user) = user {
             // What stands there alone is a token for other programs, and would be shown here.
             let password = password.ok_or_else(|| {
@@ -98,6 +101,21 @@ impl Config {
             config.login = Login::Password { user, password };
         }
         Ok(config)
+    }
+
+    /// Looks once whether the files can be used: the driver, which reads them for each connection, would not say which one.
+    fn check_certificates(&self) -> Result<()> {
+        let failed = |file: &Path, error: pem::Error| {
+            let text = format!("the certificate or key {} cannot be read", file.display());
+            Error::new(code::TLS_FAILED, text).because(error.to_string())
+        };
+        for file in [&self.ca, &self.certificate.0].into_iter().flatten() {
+            CertificateDer::from_pem_file(file).map_err(|error| failed(file, error))?;
+        }
+        if let Some(file) = &self.certificate.1 {
+            PrivateKeyDer::from_pem_file(file).map_err(|error| failed(file, error))?;
+        }
+        Ok(())
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<()> {
@@ -140,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_url_is_taken_apart_and_its_password_is_not_shown() {
-        let url = "tls://me:p%40ss@[::1]:7000?ca=/ca.pem&lease_ms=900&dedupe_s=5&replicas=3&servers=b:1,c:2";
+        let url = "tls://me:p%40ss@[::1]:7000?lease_ms=900&dedupe_s=5&replicas=3&servers=b:1,c:2";
         let config = config(url).unwrap();
         assert_eq!(config.servers, ["[::1]:7000", "b:1", "c:2"]);
         assert!(
@@ -186,6 +204,20 @@ mod tests {
             let error = config(url).unwrap_err();
             assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");
             assert!(!format!("{error:?}").contains("t0ken"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_read_before_anything_is_asked_for() {
+        for (settings, file) in [
+            ("ca=/no/such", "/no/such"),
+            ("ca=/dev/null", "/dev/null"),
+            ("cert=/no/such&key=/dev/null", "/no/such"),
+        ] {
+            let error = config(&format!("tls://h?{settings}")).unwrap_err();
+            assert_eq!(error.code(), code::TLS_FAILED, "{settings}: {error:?}");
+            assert_eq!(error.message(), format!("the certificate or key {file} cannot be read"));
+            assert!(std::error::Error::source(&error).is_some(), "{error:?}");
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Connections, and what is asked over them.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -199,19 +198,12 @@ fn options(config: &Config) -> Result<ConnectOptions> {
             options.credentials(text).map_err(unfit)?
         }
     };
-    let readable = |file: &Path| match std::fs::File::open(file) {
-        Ok(_) => Ok(file.to_owned()),
-        Err(error) => {
-            let text = format!("the certificate or key {} cannot be read", file.display());
-            Err(Error::new(code::TLS_FAILED, text).because(error))
-        }
-    };
     if let Some(file) = &config.ca {
-        options = options.add_root_certificates(readable(file)?);
+        options = options.add_root_certificates(file.clone());
     }
     match &config.certificate {
         (Some(certificate), Some(key)) => {
-            options = options.add_client_certificate(readable(certificate)?, readable(key)?);
+            options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         (None, None) => {}
         _ => {

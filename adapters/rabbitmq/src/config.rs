@@ -1,7 +1,12 @@
 //! What a URL says.
 
+use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tidegate_core::error::code;
 use tidegate_core::queue::Access;
 use tidegate_core::{Endpoint, Error, Result};
@@ -14,12 +19,46 @@ pub(crate) const GUEST: &str = "guest";
 const RIPE: Duration = Duration::from_millis(4_000);
 
 /// Where the server is, and how to talk to it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) access: Access,
+    /// The certificates that are trusted beside the system's, and the client's own: what stands in the files, which are not
+    /// looked at again.
+    pub(crate) certificates: OwnedTLSConfig,
     pub(crate) virtual_host: String,
     /// How long a queue has to be there before it is relied on.
     pub(crate) ripe: Duration,
+}
+
+/// Without the password and the key.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+/// What stands in a file of certificates, or in that of a key.
+fn read(file: &Path, has: impl FnOnce(&[u8]) -> std::result::Result<(), pem::Error>) -> Result<String> {
+    let failed = |error: String| {
+        let text = format!("the certificate or key {} cannot be read", file.display());
+        Error::new(code::TLS_FAILED, text).because(error)
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    has(text.as_bytes()).map_err(|error| failed(error.to_string()))?;
+    Ok(text)
+}
+
+fn certificates(access: &Access) -> Result<OwnedTLSConfig> {
+    let certificate = |file: &Path| read(file, |text| CertificateDer::from_pem_slice(text).map(drop));
+    let cert_chain = access.ca.as_deref().map(certificate).transpose()?;
+    let identity = match &access.certificate {
+        Some((own, key)) => Some(OwnedIdentity::PKCS8 {
+            pem: certificate(own)?.into(),
+            key: read(key, |text| PrivateKeyDer::from_pem_slice(text).map(drop))?.into(),
+        }),
+        None => None,
+    };
+    Ok(OwnedTLSConfig { identity, cert_chain })
 }
 
 impl Config {
@@ -34,7 +73,8 @@ impl Config {
             }
         };
         let virtual_host = if access.path.is_empty() { "/".to_owned() } else { access.path.clone() };
-        Ok(Self { access, virtual_host, ripe })
+        let certificates = certificates(&access)?;
+        Ok(Self { access, certificates, virtual_host, ripe })
     }
 
     /// How often both sides say that they are there, in seconds: who is not heard of for two of them is gone.
@@ -71,5 +111,19 @@ mod tests {
         assert_eq!((config.ripe, config.heartbeat()), (Duration::ZERO, 2));
         let error = self::config("amqp://h?ripe_ms=x").unwrap_err();
         assert!(error.code() == code::URL_INVALID && error.message().contains("ripe_ms"), "{error}");
+    }
+
+    #[test]
+    fn certificates_are_read_before_anything_is_asked_for() {
+        for (settings, file) in [
+            ("ca=/no/such", "/no/such"),
+            ("ca=/dev/null", "/dev/null"),
+            ("cert=/no/such&key=/dev/null", "/no/such"),
+        ] {
+            let error = config(&format!("amqps://h?{settings}")).unwrap_err();
+            assert_eq!(error.code(), code::TLS_FAILED, "{settings}: {error:?}");
+            assert_eq!(error.message(), format!("the certificate or key {file} cannot be read"));
+            assert!(std::error::Error::source(&error).is_some(), "{error:?}");
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tidegate_core::error::{Verdict, code};
@@ -70,34 +69,12 @@ pub(crate) fn uri(config: &Config) -> AMQPUri {
     }
 }
 
-/// The certificates that are trusted beside the system's, and the client's own.
-pub(crate) fn certificates(config: &Config) -> Result<OwnedTLSConfig> {
-    let read = |file: &std::path::Path| {
-        std::fs::read(file).map_err(|error| {
-            let text = format!("the certificate or key {} cannot be read", file.display());
-            Error::new(code::TLS_FAILED, text).because(error)
-        })
-    };
-    let cert_chain = match &config.access.ca {
-        Some(file) => Some(String::from_utf8(read(file)?).map_err(|error| {
-            let text = format!("the authority's certificate {} is no PEM", file.display());
-            Error::new(code::TLS_FAILED, text).because(error)
-        })?),
-        None => None,
-    };
-    let identity = match &config.access.certificate {
-        Some((certificate, key)) => Some(OwnedIdentity::PKCS8 { pem: read(certificate)?, key: read(key)? }),
-        None => None,
-    };
-    Ok(OwnedTLSConfig { identity, cert_chain })
-}
-
 /// Opens a connection.
 pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Connection> {
-    let certificates = certificates(config)?;
     let properties =
         ConnectionProperties::default().with_connection_name(format!("tidegate {purpose}").into());
     let runtime = lapin::runtime::default_runtime().map_err(|error| from_connect(&error))?;
+    let certificates = config.certificates.clone();
     let connecting = Connection::connect_uri_with_config(uri(config), properties, certificates, runtime);
     let connecting = async {
         match tokio::time::timeout(config.access.timeout, connecting).await {

@@ -7,7 +7,7 @@ use tidegate_core::Result;
 use tidegate_core::port::Effective;
 
 use crate::config::{Config, GUEST};
-use crate::connect::{certificates, uri};
+use crate::connect::uri;
 
 /// How a client begins.
 const HELLO: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -51,8 +51,7 @@ pub(crate) async fn probe(config: &Config, connection: &Connection) -> Result<Ef
 async fn greeting(config: &Config) -> Result<Vec<u8>> {
     let failed = |error| crate::error::from_connect(&lapin::Error::from(error));
     let runtime = lapin::runtime::default_runtime().map_err(|error| crate::error::from_connect(&error))?;
-    let certificates = certificates(config)?;
-    let opened = uri(config).connect_with_config_async(certificates.as_ref(), &runtime).await;
+    let opened = uri(config).connect_with_config_async(config.certificates.as_ref(), &runtime).await;
     let mut stream = opened.map_err(failed)?;
     stream.write_all(HELLO).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;

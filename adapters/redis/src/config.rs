@@ -1,10 +1,12 @@
 //! What a URL says.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
+use redis::TlsCertificates;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Pace, Result, Settings};
 
@@ -18,7 +20,8 @@ pub(crate) struct Config {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
     pub(crate) has_tls: bool,
-    pub(crate) ca: Option<PathBuf>,
+    /// What stands in the files, which are not looked at again.
+    pub(crate) certificates: TlsCertificates,
     pub(crate) dedupe: Duration,
     pub(crate) timeout: Duration,
     pub(crate) settings: Settings,
@@ -35,6 +38,16 @@ impl std::fmt::Debug for Config {
 
 fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(code::URL_INVALID, what)
+}
+
+/// What stands in a file of certificates.
+fn certificate(file: &str) -> Result<Vec<u8>> {
+    let failed = |error: String| {
+        Error::new(code::TLS_FAILED, format!("the certificate or key {file} cannot be read")).because(error)
+    };
+    let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    CertificateDer::from_pem_slice(&pem).map_err(|error| failed(error.to_string()))?;
+    Ok(pem)
 }
 
 impl Config {
@@ -58,7 +71,7 @@ impl Config {
             user: Some(decoded(url.username())?).filter(|user| !user.is_empty()),
             password: url.password().map(decoded).transpose()?,
             has_tls: endpoint.scheme() == "rediss",
-            ca: None,
+            certificates: TlsCertificates { client_tls: None, root_cert: None },
             dedupe: Duration::from_secs(60),
             timeout: Duration::from_secs(5),
             settings: Settings::default(),
@@ -79,7 +92,7 @@ impl Config {
             number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
         };
         match name {
-            "ca" => self.ca = Some(value.into()),
+            "ca" => self.certificates.root_cert = Some(certificate(value)?),
             "password-file" => {
                 let text = std::fs::read_to_string(value);
                 let text = text.map_err(|error| {
@@ -109,10 +122,10 @@ mod tests {
 
     #[test]
     fn a_url_is_taken_apart_and_its_password_is_not_shown() {
-        let config = config("rediss://me:p%40ss@[::1]:7000/2?ca=/ca.pem&lease_ms=900&dedupe_s=5").unwrap();
+        let config = config("rediss://me:p%40ss@[::1]:7000/2?lease_ms=900&dedupe_s=5").unwrap();
         assert_eq!((&*config.host, config.port, config.database), ("::1", 7000, 2));
         assert_eq!((config.user.as_deref(), config.password.as_deref()), (Some("me"), Some("p@ss")));
-        assert!(config.has_tls && config.ca.is_some());
+        assert!(config.has_tls);
         assert_eq!((config.dedupe.as_secs(), config.settings.lease.as_millis()), (5, 900));
         assert!(
             !format!("{config:?}").contains("p@ss") && !format!("{config:?}").contains("p%40"),
@@ -131,6 +144,16 @@ mod tests {
         ] {
             let error = config(url).unwrap_err();
             assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_read_before_anything_is_asked_for() {
+        for (settings, file) in [("ca=/no/such", "/no/such"), ("ca=/dev/null", "/dev/null")] {
+            let error = config(&format!("rediss://h?{settings}")).unwrap_err();
+            assert_eq!(error.code(), code::TLS_FAILED, "{settings}: {error:?}");
+            assert_eq!(error.message(), format!("the certificate or key {file} cannot be read"));
+            assert!(std::error::Error::source(&error).is_some(), "{error:?}");
         }
     }
 }

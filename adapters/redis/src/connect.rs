@@ -4,10 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo,
-    TlsCertificates,
-};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 
@@ -46,15 +43,7 @@ fn client(config: &Config) -> Result<Client> {
     if !config.has_tls {
         return Client::open(info).map_err(invalid);
     }
-    let root_cert = match &config.ca {
-        None => None,
-        Some(file) => Some(std::fs::read(file).map_err(|error| {
-            let text = format!("the authority's certificate {} cannot be read", file.display());
-            Error::new(code::TLS_FAILED, text).because(error)
-        })?),
-    };
-    let certificates = TlsCertificates { client_tls: None, root_cert };
-    Client::build_with_tls(info, certificates)
+    Client::build_with_tls(info, config.certificates.clone())
         .map_err(|error| Error::new(code::TLS_FAILED, "the certificates cannot be used").because(error))
 }
 

@@ -44,7 +44,8 @@ pub const BROKER_SCHEMES: &[&str] = &["redis", "rediss"];
 /// `lease_ms`, `grace_ms` and `patience_ms` as everywhere.
 ///
 /// # Errors
-/// `url-invalid` if the URL cannot be read, or a setting is none.
+/// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read; `tls-failed` if it is one of
+/// certificates.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
     let settings = config.settings;
