@@ -159,7 +159,7 @@ impl Appender for KafkaAppender {
         if self.producer.in_flight_count() == 0 {
             return Ok(());
         }
-        let (producer, timeout) = (FutureProducer::clone(&self.producer), self.link.config.timeout);
+        let (producer, timeout) = (FutureProducer::clone(&self.producer), self.link.config.answer_max());
         let flushed = tokio::task::spawn_blocking(move || producer.flush(timeout)).await;
         match flushed {
             Ok(flushed) => {

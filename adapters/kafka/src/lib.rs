@@ -47,8 +47,8 @@ pub const BROKER_SCHEMES: &[&str] = &["kafka", "kafkas"];
 
 /// Opens a broker by its URL: `kafka://user:password@host:9092`, or `kafkas://` with TLS, which is verified.
 ///
-/// Behind a `?` may stand `hosts=HOST:PORT,…` (more servers to ask first), `ca=FILE` (the certificate of the servers'
-/// authority), `certificate=FILE` and `key=FILE` (the client's own), `password-file=FILE`, `sasl` (`scram-sha-256`, which is
+/// Behind a `?` may stand `servers=HOST:PORT,…` (more servers to ask first), `ca=FILE` (the certificate of the servers'
+/// authority), `cert=FILE` and `key=FILE` (the client's own), `password-file=FILE`, `sasl` (`scram-sha-256`, which is
 /// the default for a user, `scram-sha-512` or `plain`), `replicas` (how many servers keep a channel that is made; the servers'
 /// default else), `timeout_ms` (how long an answer may take, 10,000), and `lease_ms`, `grace_ms` and `patience_ms` as
 /// everywhere.

@@ -85,8 +85,8 @@ impl Link {
     /// How long whatever is asked for beside may take.
     pub(crate) fn options(&self) -> AdminOptions {
         AdminOptions::new()
-            .request_timeout(Some(self.config.timeout))
-            .operation_timeout(Some(self.config.timeout))
+            .request_timeout(Some(self.config.answer_max()))
+            .operation_timeout(Some(self.config.answer_max()))
     }
 
     /// Asks until there is an answer, or it is known that there will be none.

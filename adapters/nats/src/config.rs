@@ -20,7 +20,7 @@ pub(crate) struct Config {
     pub(crate) has_tls: bool,
     pub(crate) ca: Option<PathBuf>,
     /// The client's own certificate, and its key.
-    pub(crate) certificate: (Option<PathBuf>, Option<PathBuf>),
+    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) replicas: usize,
     pub(crate) dedupe: Duration,
     pub(crate) timeout: Duration,
@@ -54,9 +54,9 @@ fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(code::URL_INVALID, what)
 }
 
-fn read(name: &str, file: &str) -> Result<String> {
+fn read(what: &str, file: &str) -> Result<String> {
     let text = std::fs::read_to_string(file);
-    text.map_err(|error| invalid(format!("the file {file} of {name} cannot be read")).because(error))
+    text.map_err(|error| invalid(format!("the {what}'s file {file} cannot be read")).because(error))
 }
 
 impl Config {
@@ -67,7 +67,7 @@ impl Config {
             text.map(String::from).map_err(|_| invalid("the user or the password is no UTF-8"))
         };
         let host = url.host_str().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| invalid("a nats URL names a host: nats://host:4222"))?;
+        let host = host.ok_or_else(|| invalid("a URL of nats names a host: nats://host:4222"))?;
         let user = Some(decoded(url.username())?).filter(|user| !user.is_empty());
         let mut password = url.password().map(decoded).transpose()?;
         let mut config = Self {
@@ -76,21 +76,30 @@ impl Config {
             login: Login::Nobody,
             has_tls: endpoint.scheme() == "tls",
             ca: None,
-            certificate: (None, None),
+            certificate: None,
             replicas: 1,
             dedupe: Duration::from_secs(120),
             timeout: Duration::from_secs(5),
             settings: Settings::default(),
             pace: Arc::default(),
         };
+        let (mut certificate, mut key) = (None, None);
         for (name, value) in url.query_pairs() {
             match &*name {
+                "cert" => certificate = Some(PathBuf::from(&*value)),
+                "key" => key = Some(PathBuf::from(&*value)),
                 "password-file" => {
-                    password = Some(read(&name, &value)?.trim_end_matches(['\n', '\r']).to_owned());
+                    let text = read("password", &value)?;
+                    password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
                 }
                 _ => config.take(&name, &value)?,
             }
         }
+        config.certificate = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(invalid("cert=FILE and key=FILE belong together")),
+        };
         config.check_certificates()?;
         if let Some(user) = user {
             // What stands there alone is a token for other programs, and would be shown here.
@@ -109,11 +118,12 @@ impl Config {
             let text = format!("the certificate or key {} cannot be read", file.display());
             Error::new(code::TLS_FAILED, text).because(error.to_string())
         };
-        for file in [&self.ca, &self.certificate.0].into_iter().flatten() {
+        let own = self.certificate.as_ref();
+        for file in self.ca.iter().chain(own.map(|(certificate, _)| certificate)) {
             CertificateDer::from_pem_file(file).map_err(|error| failed(file, error))?;
         }
-        if let Some(file) = &self.certificate.1 {
-            PrivateKeyDer::from_pem_file(file).map_err(|error| failed(file, error))?;
+        if let Some((_, key)) = own {
+            PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error))?;
         }
         Ok(())
     }
@@ -129,18 +139,16 @@ impl Config {
         match name {
             "servers" => self.servers.extend(value.split(',').map(str::to_owned)),
             "ca" => self.ca = Some(value.into()),
-            "cert" => self.certificate.0 = Some(value.into()),
-            "key" => self.certificate.1 = Some(value.into()),
-            "token-file" => self.login = Login::Token(read(name, value)?.trim().to_owned()),
-            "nkey" => self.login = Login::Nkey(read(name, value)?.trim().to_owned()),
-            "creds" => self.login = Login::Credentials(read(name, value)?),
+            "token-file" => self.login = Login::Token(read("token", value)?.trim().to_owned()),
+            "nkey" => self.login = Login::Nkey(read("seed", value)?.trim().to_owned()),
+            "creds" => self.login = Login::Credentials(read("credentials", value)?),
             "replicas" => self.replicas = usize::try_from(number()?).unwrap_or(usize::MAX),
             "dedupe_s" => self.dedupe = Duration::from_secs(number()?),
             "timeout_ms" => self.timeout = Duration::from_millis(number()?),
             _ => {
-                return Err(invalid(format!("a nats URL has no setting {name}")).hint(
-                    "servers, ca, cert, key, password-file, token-file, nkey, creds, replicas, dedupe_s, timeout_ms, \
-                     lease_ms, grace_ms and patience_ms are known",
+                return Err(invalid(format!("a URL of nats has no setting {name}")).hint(
+                    "known are servers, ca, cert, key, password-file, token-file, nkey, creds, replicas, dedupe_s, \
+                     timeout_ms, lease_ms, grace_ms, patience_ms",
                 ));
             }
         }
@@ -195,8 +203,12 @@ mod tests {
     #[test]
     fn what_is_no_setting_is_refused_by_name() {
         for (url, named) in [
-            ("nats://h?lease=1", "lease"),
-            ("nats://h?dedupe_s=0", "dedupe_s"),
+            ("nats://h?lease=1", "a URL of nats has no setting lease"),
+            ("nats://h?dedupe_s=0", "dedupe_s=0 is no number above 0"),
+            ("nats://h?timeout_ms=0", "timeout_ms=0 is no number above 0"),
+            ("tls://h?key=/k", "cert=FILE and key=FILE belong together"),
+            ("nats://me@h?password-file=/no/such", "the password's file /no/such cannot be read"),
+            ("nats://", "a URL of nats names a host: nats://host:4222"),
             ("nats://h?replicas=x", "replicas"),
             ("nats://h?creds=/no/such", "/no/such"),
             ("nats://t0ken@h", "no password"),

@@ -201,15 +201,8 @@ fn options(config: &Config) -> Result<ConnectOptions> {
     if let Some(file) = &config.ca {
         options = options.add_root_certificates(file.clone());
     }
-    match &config.certificate {
-        (Some(certificate), Some(key)) => {
-            options = options.add_client_certificate(certificate.clone(), key.clone());
-        }
-        (None, None) => {}
-        _ => {
-            let text = "a client's certificate needs both cert=FILE and key=FILE";
-            return Err(Error::new(code::TLS_FAILED, text));
-        }
+    if let Some((certificate, key)) = &config.certificate {
+        options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     Ok(options)
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use redis::TlsCertificates;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use redis::{ClientTlsConfig, TlsCertificates};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Pace, Result, Settings};
 
@@ -40,13 +40,13 @@ fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(code::URL_INVALID, what)
 }
 
-/// What stands in a file of certificates.
-fn certificate(file: &str) -> Result<Vec<u8>> {
+/// What stands in a file of certificates, or in that of a key.
+fn read<T: PemObject>(file: &str) -> Result<Vec<u8>> {
     let failed = |error: String| {
         Error::new(code::TLS_FAILED, format!("the certificate or key {file} cannot be read")).because(error)
     };
     let pem = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
-    CertificateDer::from_pem_slice(&pem).map_err(|error| failed(error.to_string()))?;
+    T::from_pem_slice(&pem).map_err(|error| failed(error.to_string()))?;
     Ok(pem)
 }
 
@@ -57,7 +57,8 @@ impl Config {
             let text = percent_decode_str(text).decode_utf8();
             text.map(String::from).map_err(|_| invalid("the user or the password is no UTF-8"))
         };
-        let host = url.host_str().ok_or_else(|| invalid("a redis URL names a host: redis://host:6379"))?;
+        let host = url.host_str().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| invalid("a URL of redis names a host: redis://host:6379"))?;
         let database = match url.path().trim_matches('/') {
             "" => 0,
             path => path.parse().map_err(|_| invalid(format!("{path:?} is no number of a database")))?,
@@ -77,8 +78,26 @@ impl Config {
             settings: Settings::default(),
             pace: Arc::default(),
         };
+        let (mut certificate, mut key) = (None, None);
         for (name, value) in url.query_pairs() {
-            config.take(&name, &value)?;
+            match &*name {
+                "cert" => certificate = Some(value),
+                "key" => key = Some(value),
+                _ => config.take(&name, &value)?,
+            }
+        }
+        let own = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(invalid("cert=FILE and key=FILE belong together")),
+        };
+        if let Some((certificate, key)) = own {
+            if !config.has_tls {
+                return Err(invalid("a certificate of the client needs TLS").hint("write rediss://"));
+            }
+            let (client_cert, client_key) =
+                (read::<CertificateDer<'_>>(&certificate)?, read::<PrivateKeyDer<'_>>(&key)?);
+            config.certificates.client_tls = Some(ClientTlsConfig { client_cert, client_key });
         }
         Ok(config)
     }
@@ -92,7 +111,7 @@ impl Config {
             number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
         };
         match name {
-            "ca" => self.certificates.root_cert = Some(certificate(value)?),
+            "ca" => self.certificates.root_cert = Some(read::<CertificateDer<'_>>(value)?),
             "password-file" => {
                 let text = std::fs::read_to_string(value);
                 let text = text.map_err(|error| {
@@ -103,8 +122,8 @@ impl Config {
             "dedupe_s" => self.dedupe = Duration::from_secs(number()?),
             "timeout_ms" => self.timeout = Duration::from_millis(number()?),
             _ => {
-                return Err(invalid(format!("a redis URL has no setting {name}")).hint(
-                    "ca, password-file, dedupe_s, timeout_ms, lease_ms, grace_ms and patience_ms are known",
+                return Err(invalid(format!("a URL of redis has no setting {name}")).hint(
+                    "known are ca, cert, key, password-file, dedupe_s, timeout_ms, lease_ms, grace_ms, patience_ms",
                 ));
             }
         }
@@ -136,8 +155,12 @@ mod tests {
     #[test]
     fn what_is_no_setting_is_refused_by_name() {
         for (url, named) in [
-            ("redis://h?lease=1", "lease"),
-            ("redis://h?dedupe_s=0", "dedupe_s"),
+            ("redis://h?lease=1", "a URL of redis has no setting lease"),
+            ("redis://h?dedupe_s=0", "dedupe_s=0 is no number above 0"),
+            ("redis://h?timeout_ms=0", "timeout_ms=0 is no number above 0"),
+            ("rediss://h?cert=/c", "cert=FILE and key=FILE belong together"),
+            ("redis://h?cert=/c&key=/k", "a certificate of the client needs TLS"),
+            ("redis:///0", "a URL of redis names a host: redis://host:6379"),
             ("redis://h?lease_ms=x", "lease_ms"),
             ("redis://h/x", "x"),
             ("redis://h?password-file=/no/such", "/no/such"),
@@ -149,7 +172,11 @@ mod tests {
 
     #[test]
     fn certificates_are_read_before_anything_is_asked_for() {
-        for (settings, file) in [("ca=/no/such", "/no/such"), ("ca=/dev/null", "/dev/null")] {
+        for (settings, file) in [
+            ("ca=/no/such", "/no/such"),
+            ("ca=/dev/null", "/dev/null"),
+            ("cert=/no/such&key=/dev/null", "/no/such"),
+        ] {
             let error = config(&format!("rediss://h?{settings}")).unwrap_err();
             assert_eq!(error.code(), code::TLS_FAILED, "{settings}: {error:?}");
             assert_eq!(error.message(), format!("the certificate or key {file} cannot be read"));

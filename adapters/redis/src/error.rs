@@ -19,8 +19,13 @@ pub(crate) fn from_connect(error: RedisError) -> Error {
         code::ACCESS_DENIED | code::TLS_FAILED | code::VERSION_UNSUPPORTED => (code, sentence),
         _ => (code::UNREACHABLE, "the server does not answer"),
     };
-    let error = Error::new(code, sentence).with("operation", "connect").because(said(&error));
+    let said = said(&error);
+    let asks_for_one = said.contains("CertificateRequired");
+    let error = Error::new(code, sentence).with("operation", "connect").because(said);
     match code {
+        code::TLS_FAILED if asks_for_one => {
+            error.hint("the server wants a certificate of the client's own: ?cert=FILE&key=FILE")
+        }
         code::TLS_FAILED => error.hint("name the certificate of the server's authority with ?ca=FILE"),
         _ => error,
     }
@@ -47,7 +52,7 @@ fn meaning(error: &RedisError) -> (Code, Verdict, &'static str) {
     }
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
-        || !is_unread(error) && error.to_string().contains("certificate");
+        || !is_unread(error) && error.to_string().to_lowercase().contains("certificate");
     if is_tls {
         (code::TLS_FAILED, Verdict::Never, "no trusted connection to the server")
     } else if error.kind() == ErrorKind::AuthenticationFailed {

@@ -39,9 +39,9 @@ pub const BROKER_SCHEMES: &[&str] = &["redis", "rediss"];
 
 /// Opens a broker by its URL: `redis://user:password@host:6379/0`, or `rediss://` with TLS, which is verified.
 ///
-/// Behind a `?` may stand `ca=FILE` (the certificate of the server's authority), `password-file=FILE`, `dedupe_s` (for how
-/// many seconds ids of messages are known at least, 60), `timeout_ms` (how long an answer may take, 5,000), and
-/// `lease_ms`, `grace_ms` and `patience_ms` as everywhere.
+/// Behind a `?` may stand `ca=FILE` (the certificate of the server's authority), `cert=FILE` and `key=FILE` (the client's
+/// own), `password-file=FILE`, `dedupe_s` (for how many seconds ids of messages are known at least, 60), `timeout_ms` (how
+/// long an answer may take, 5,000), and `lease_ms`, `grace_ms` and `patience_ms` as everywhere.
 ///
 /// # Errors
 /// `url-invalid` if the URL cannot be read, a setting is none, or a file cannot be read; `tls-failed` if it is one of

@@ -99,6 +99,20 @@ async fn tls_is_verified() {
 }
 
 #[tokio::test]
+async fn a_client_shows_its_certificate_to_a_server_that_asks_for_one() {
+    let options = Options::default().with_tls().with_setting("tls-auth-clients", "yes");
+    let Some(server) = server(options).await else { return };
+    let url = format!("{}?ca={}", server.url(), server.authority_certificate().unwrap().display());
+    // The server's own is by the authority that it trusts.
+    let own = |name: &str| server.data_folder().with_file_name(name).display().to_string();
+    let certified = format!("{url}&cert={}&key={}", own("server.crt"), own("server.key"));
+    assert!(open(&certified).probe().await.unwrap().version.starts_with("Redis "));
+    let error = refused(&url).await;
+    assert_eq!((error.code(), error.verdict()), (code::TLS_FAILED, Verdict::Never), "{error:?}");
+    assert!(error.hint_text().unwrap().contains("?cert=FILE&key=FILE"), "{error:?}");
+}
+
+#[tokio::test]
 async fn settings_that_lose_messages_are_named() {
     let risky = Options::default()
         .with_setting("appendonly", "no")
