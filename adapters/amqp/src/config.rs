@@ -1,22 +1,25 @@
 //! What a URL says.
 
+use std::time::Duration;
+
+use tidegate_core::access::{Access, Scheme};
 use tidegate_core::error::code;
-use tidegate_core::queue::Access;
 use tidegate_core::{Endpoint, Error, Result};
 
+use crate::connect::tls;
 use crate::server::Server;
 
 /// Where the server is, and how to talk to it.
 pub(crate) fn access(server: Server, endpoint: &Endpoint) -> Result<Access> {
-    let scheme = server.scheme();
-    let own: &[&'static str] = match server {
-        Server::Artemis => &[],
-        Server::Classic => &["openwire"],
+    let (names, own): (_, &'static [&'static str]) = match server {
+        Server::Artemis => (("artemis", "artemiss"), &[]),
+        Server::Classic => (("activemq", "activemqs"), &["openwire"]),
     };
-    let access = Access::of(endpoint, scheme, own)?;
-    if !access.path.is_empty() {
-        return Err(Error::new(code::URL_INVALID, format!("a URL of {scheme} has no path"))
-            .hint("channels are named where they are used"));
+    let scheme = Scheme { names, ports: (5672, 5671), timeout: Duration::from_secs(5), own };
+    let access = Access::of(endpoint, &scheme)?.without_path(&scheme)?;
+    if access.has_tls {
+        // Read for each connection, and looked at once before anything is asked for.
+        tls(&access)?;
     }
     if let Some(port) = access.own.get("openwire")
         && port.parse::<u16>().is_err()

@@ -117,7 +117,7 @@ impl Appender for KafkaAppender {
         }
         self.room -= sent.len() as u64;
         let mut answers = Vec::with_capacity(batch.len());
-        let mut late = std::pin::pin!(self.link.clock.sleep(self.link.config.timeout));
+        let mut late = std::pin::pin!(self.link.clock.sleep(self.link.config.access.timeout));
         let mut is_late = false;
         for sent in sent {
             let future = match sent {

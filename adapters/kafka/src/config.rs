@@ -3,34 +3,26 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use rdkafka::ClientConfig;
+use tidegate_core::access::{Access, Scheme};
 use tidegate_core::error::code;
-use tidegate_core::{Endpoint, Error, Result, Settings};
+use tidegate_core::{Endpoint, Error, Result};
 
 /// Where the servers are, and how to talk to them.
 #[derive(Clone)]
 pub(crate) struct Config {
-    pub(crate) location: String,
+    pub(crate) access: Access,
     /// The first servers to ask, each with its port.
     pub(crate) servers: String,
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<String>,
     pub(crate) mechanism: &'static str,
-    pub(crate) has_tls: bool,
-    pub(crate) ca: Option<String>,
-    /// A certificate of the client's own, and its key.
-    pub(crate) certificate: Option<(String, String)>,
     /// How many servers keep a channel that is made; the servers' own default else.
     pub(crate) replicas: i32,
-    pub(crate) timeout: Duration,
-    pub(crate) settings: Settings,
 }
 
 /// Without the password.
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("location", &self.location).finish_non_exhaustive()
+        f.debug_struct("Config").field("access", &self.access).finish_non_exhaustive()
     }
 }
 
@@ -40,113 +32,49 @@ fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
 
 impl Config {
     pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
-        let url = endpoint.url()?;
-        let decoded = |text: &str| {
-            let text = percent_decode_str(text).decode_utf8();
-            text.map(String::from).map_err(|_| invalid("the user or the password is no UTF-8"))
-        };
-        let host = url.host_str().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| invalid("a URL of kafka names a host: kafka://host:9092"))?;
-        let mut config = Self {
-            location: endpoint.to_string(),
-            servers: format!("{host}:{}", url.port().unwrap_or(9092)),
-            user: Some(decoded(url.username())?).filter(|user| !user.is_empty()),
-            password: url.password().map(decoded).transpose()?,
-            mechanism: "SCRAM-SHA-256",
-            has_tls: endpoint.scheme() == "kafkas",
-            ca: None,
-            certificate: None,
-            replicas: -1,
+        let scheme = Scheme {
+            names: ("kafka", "kafkas"),
+            ports: (9092, 9092),
             timeout: Duration::from_secs(10),
-            settings: Settings::default(),
+            own: &["servers", "sasl", "replicas"],
         };
-        if !matches!(url.path(), "" | "/") {
-            return Err(invalid("a URL of kafka has no path").hint("channels are named where they are used"));
-        }
-        let (mut certificate, mut key) = (None, None);
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "cert" => certificate = Some(value.into_owned()),
-                "key" => key = Some(value.into_owned()),
-                _ => config.take(&name, &value)?,
+        let access = Access::of(endpoint, &scheme)?.without_path(&scheme)?;
+        let others = access.own.get("servers").map_or_else(String::new, |others| format!(",{others}"));
+        let servers = access.server() + &others;
+        let mechanism = match access.own.get("sasl").map(String::as_str) {
+            None | Some("scram-sha-256") => "SCRAM-SHA-256",
+            Some("scram-sha-512") => "SCRAM-SHA-512",
+            Some("plain") => "PLAIN",
+            Some(other) => {
+                return Err(invalid(format!("sasl={other} is no known mechanism"))
+                    .hint("scram-sha-256, scram-sha-512 and plain are known"));
             }
-        }
-        config.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err(invalid("cert=FILE and key=FILE belong together")),
         };
-        if config.certificate.is_some() && !config.has_tls {
-            return Err(invalid("a certificate of the client needs TLS").hint("write kafkas://"));
-        }
+        let many = |_| invalid("replicas are more than a topic of Kafka can have");
+        let replicas = match access.number("replicas")? {
+            None => -1,
+            Some(replicas) => i16::try_from(replicas).map_err(many)?.into(),
+        };
         // The library does not say which file it was.
-        let own = config.certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
-        for file in config.ca.iter().chain(own) {
+        let own = access.certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
+        for file in access.ca.iter().chain(own) {
             std::fs::File::open(file).map_err(|error| {
-                let text = format!("the certificate or key {file} cannot be read");
+                let text = format!("the certificate or key {} cannot be read", file.display());
                 Error::new(code::TLS_FAILED, text).because(error)
             })?;
         }
-        Ok(config)
-    }
-
-    fn take(&mut self, name: &str, value: &str) -> Result<()> {
-        if self.settings.take(name, value)? {
-            return Ok(());
-        }
-        let number = || {
-            let number = value.parse::<u64>().ok().filter(|number| *number > 0);
-            number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
-        };
-        match name {
-            "servers" => {
-                self.servers.push(',');
-                self.servers.push_str(value);
-            }
-            "ca" => self.ca = Some(value.into()),
-            "password-file" => {
-                let text = std::fs::read_to_string(value);
-                let text = text.map_err(|error| {
-                    invalid(format!("the password's file {value} cannot be read")).because(error)
-                })?;
-                self.password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
-            }
-            "sasl" => {
-                self.mechanism = match value {
-                    "scram-sha-256" => "SCRAM-SHA-256",
-                    "scram-sha-512" => "SCRAM-SHA-512",
-                    "plain" => "PLAIN",
-                    _ => {
-                        return Err(invalid(format!("{name}={value} is no known mechanism"))
-                            .hint("scram-sha-256, scram-sha-512 and plain are known"));
-                    }
-                }
-            }
-            "replicas" => {
-                let replicas = i16::try_from(number()?);
-                let many = |_| invalid(format!("{name}={value} is more than a topic of Kafka can have"));
-                self.replicas = replicas.map_err(many)?.into();
-            }
-            "timeout_ms" => self.timeout = Duration::from_millis(number()?),
-            _ => {
-                return Err(invalid(format!("a URL of kafka has no setting {name}")).hint(
-                    "known are servers, ca, cert, key, password-file, sasl, replicas, timeout_ms, lease_ms, grace_ms, \
-                     patience_ms",
-                ));
-            }
-        }
-        Ok(())
+        Ok(Self { access, servers, mechanism, replicas })
     }
 
     /// How long the library is told to wait for an answer: it takes no more than five minutes.
     pub(crate) fn answer_max(&self) -> Duration {
-        self.timeout.min(Duration::from_secs(300))
+        self.access.timeout.min(Duration::from_secs(300))
     }
 
     /// What every client is given.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
-        let protocol = match (self.user.is_some(), self.has_tls) {
+        let protocol = match (self.access.user.is_some(), self.access.has_tls) {
             (false, false) => "PLAINTEXT",
             (false, true) => "SSL",
             (true, false) => "SASL_PLAINTEXT",
@@ -166,15 +94,17 @@ impl Config {
             .set("reconnect.backoff.max.ms", "2000")
             // How it says why a connection ended.
             .set("log.connection.close", "false");
-        if let Some(ca) = self.ca.as_ref().filter(|_| self.has_tls) {
-            client.set("ssl.ca.location", ca);
+        if let Some(ca) = self.access.ca.as_ref().filter(|_| self.access.has_tls) {
+            client.set("ssl.ca.location", ca.to_string_lossy());
         }
-        if let Some((certificate, key)) = &self.certificate {
-            client.set("ssl.certificate.location", certificate).set("ssl.key.location", key);
+        if let Some((certificate, key)) = &self.access.certificate {
+            client
+                .set("ssl.certificate.location", certificate.to_string_lossy())
+                .set("ssl.key.location", key.to_string_lossy());
         }
-        if let Some(user) = &self.user {
+        if let Some(user) = &self.access.user {
             client.set("sasl.mechanism", self.mechanism).set("sasl.username", user);
-            client.set("sasl.password", self.password.as_deref().unwrap_or_default());
+            client.set("sasl.password", self.access.password.as_deref().unwrap_or_default());
         }
         client
     }
@@ -227,8 +157,14 @@ mod tests {
         );
         let config = config.unwrap();
         assert_eq!(config.servers, "h1:7000,h2:7000,h3");
-        assert_eq!((config.user.as_deref(), config.password.as_deref()), (Some("me"), Some("p@ss")));
-        assert_eq!((config.replicas, config.settings.lease.as_millis(), config.mechanism), (3, 900, "PLAIN"));
+        assert_eq!(
+            (config.access.user.as_deref(), config.access.password.as_deref()),
+            (Some("me"), Some("p@ss"))
+        );
+        assert_eq!(
+            (config.replicas, config.access.settings.lease.as_millis(), config.mechanism),
+            (3, 900, "PLAIN")
+        );
         let client = config.client();
         assert_eq!(client.get("security.protocol"), Some("SASL_SSL"));
         assert_eq!(client.get("ssl.ca.location"), Some("/dev/null"));
@@ -237,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_user_is_asked_for_by_scram_and_nobody_by_nothing() {
-        let client = config("kafka://me@[::1]").unwrap().client();
+        let client = config("kafka://me:secret@[::1]").unwrap().client();
         assert_eq!(client.get("bootstrap.servers"), Some("[::1]:9092"));
         assert_eq!(
             (client.get("security.protocol"), client.get("sasl.mechanism")),

@@ -122,7 +122,7 @@ impl Ledger {
         };
         tokio::select! {
             found = read => Ok(found),
-            () = self.link.clock.sleep(self.link.config.timeout) => {
+            () = self.link.clock.sleep(self.link.config.access.timeout) => {
                 let error = Error::new(code::TIMED_OUT, "the documents of a channel cannot be read in time");
                 Err(error.with("topic", &self.topic).verdict_is(Verdict::Retry))
             }
@@ -183,7 +183,7 @@ impl Ledger {
             biased;
             told = &mut told => told.map_err(|_| Error::new(code::STOPPED, "the broker was closed")),
             error = failed => Err(error),
-            () = self.link.clock.sleep(self.link.config.timeout) => {
+            () = self.link.clock.sleep(self.link.config.access.timeout) => {
                 Err(Error::new(code::TIMED_OUT, "a document could not be written in time"))
             }
         };

@@ -57,6 +57,6 @@ pub const BROKER_SCHEMES: &[&str] = &["kafka", "kafkas"];
 /// `url-invalid` if the URL cannot be read, or a setting is none; `tls-failed` if a certificate cannot be.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
-    let settings = config.settings;
+    let settings = config.access.settings;
     Ok(Arc::new(LogBroker::new(KafkaLog::new(Link::new(config)?), settings, SystemClock::shared())))
 }

@@ -106,7 +106,7 @@ impl Link {
         operation: &'static str,
         call: impl Fn(&BaseConsumer<Heard>, Duration) -> KafkaResult<T>,
     ) -> Result<T> {
-        let until = self.clock.elapsed() + self.config.timeout;
+        let until = self.clock.elapsed() + self.config.access.timeout;
         let mut attempt = ATTEMPTS.0;
         loop {
             let begin = self.clock.elapsed();
@@ -129,7 +129,7 @@ impl Link {
             }
             let now = self.clock.elapsed();
             if now >= until {
-                return Err(self.heard.unreachable(operation, self.config.has_tls, &error));
+                return Err(self.heard.unreachable(operation, self.config.access.has_tls, &error));
             }
             // Some failures come at once.
             std::thread::sleep(Duration::from_millis(20).saturating_sub(now - begin));

@@ -96,7 +96,7 @@ impl KafkaLog {
 #[async_trait]
 impl Log for KafkaLog {
     fn location(&self) -> String {
-        self.link.config.location.clone()
+        self.link.config.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {

@@ -229,7 +229,7 @@ impl Reader for KafkaReader {
                 |(lane, ..): &(Lane, Place, usize)| self.lanes.get(lane).is_none_or(|tail| tail.is_at_end);
             let time = match wait.is_zero() {
                 true if wanted.iter().all(is_at_end) => return Ok(()),
-                true => self.link.config.timeout,
+                true => self.link.config.access.timeout,
                 false if left.is_zero() => return Ok(()),
                 false => left,
             };

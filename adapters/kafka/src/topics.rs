@@ -60,7 +60,7 @@ pub(crate) async fn create(link: &Arc<Link>, channel: &Channel) -> Result<()> {
             }
             Some(Err((_, error))) => return Err(from_code(error, "make a topic").with("topic", topic)),
         }
-        let until = link.clock.elapsed() + link.config.timeout;
+        let until = link.clock.elapsed() + link.config.access.timeout;
         loop {
             let found = link.partitions(topic).await?;
             if found == Some(partitions) {

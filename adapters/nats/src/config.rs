@@ -1,32 +1,23 @@
 //! What a URL says.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tidegate_core::access::{Access, Scheme};
 use tidegate_core::error::code;
-use tidegate_core::{Endpoint, Error, Pace, Result, Settings};
+use tidegate_core::{Endpoint, Error, Result};
 
 /// Where the servers are, and how to talk to them.
 #[derive(Clone)]
 pub(crate) struct Config {
-    pub(crate) location: String,
+    pub(crate) access: Access,
     /// `HOST:PORT` of each.
     pub(crate) servers: Vec<String>,
     pub(crate) login: Login,
-    pub(crate) has_tls: bool,
-    pub(crate) ca: Option<PathBuf>,
-    /// The client's own certificate, and its key.
-    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) replicas: usize,
     pub(crate) dedupe: Duration,
-    pub(crate) timeout: Duration,
-    pub(crate) settings: Settings,
-    /// How often connections are asked for.
-    pub(crate) pace: Arc<Pace>,
 }
 
 /// Who asks. What stands in it is secret.
@@ -46,7 +37,7 @@ pub(crate) enum Login {
 /// Without secrets.
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("location", &self.location).finish_non_exhaustive()
+        f.debug_struct("Config").field("access", &self.access).finish_non_exhaustive()
     }
 }
 
@@ -61,54 +52,32 @@ fn read(what: &str, file: &str) -> Result<String> {
 
 impl Config {
     pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
-        let url = endpoint.url()?;
-        let decoded = |text: &str| {
-            let text = percent_decode_str(text).decode_utf8();
-            text.map(String::from).map_err(|_| invalid("the user or the password is no UTF-8"))
-        };
-        let host = url.host_str().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| invalid("a URL of nats names a host: nats://host:4222"))?;
-        let user = Some(decoded(url.username())?).filter(|user| !user.is_empty());
-        let mut password = url.password().map(decoded).transpose()?;
-        let mut config = Self {
-            location: endpoint.to_string(),
-            servers: vec![format!("{host}:{}", url.port().unwrap_or(4222))],
-            login: Login::Nobody,
-            has_tls: endpoint.scheme() == "tls",
-            ca: None,
-            certificate: None,
-            replicas: 1,
-            dedupe: Duration::from_secs(120),
+        let scheme = Scheme {
+            names: ("nats", "tls"),
+            ports: (4222, 4222),
             timeout: Duration::from_secs(5),
-            settings: Settings::default(),
-            pace: Arc::default(),
+            own: &["servers", "token-file", "nkey", "creds", "replicas", "dedupe_s"],
         };
-        let (mut certificate, mut key) = (None, None);
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "cert" => certificate = Some(PathBuf::from(&*value)),
-                "key" => key = Some(PathBuf::from(&*value)),
-                "password-file" => {
-                    let text = read("password", &value)?;
-                    password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
-                }
-                _ => config.take(&name, &value)?,
-            }
-        }
-        config.certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err(invalid("cert=FILE and key=FILE belong together")),
+        let access = Access::of(endpoint, &scheme)?.without_path(&scheme)?;
+        let mut servers = vec![access.server()];
+        let others = access.own.get("servers").into_iter().flat_map(|others| others.split(','));
+        servers.extend(others.map(str::to_owned));
+        let own = |name| access.own.get(name);
+        let login = if let (Some(user), Some(password)) = (&access.user, &access.password) {
+            Login::Password { user: user.clone(), password: password.clone() }
+        } else if let Some(file) = own("token-file") {
+            Login::Token(read("token", file)?.trim().to_owned())
+        } else if let Some(file) = own("nkey") {
+            Login::Nkey(read("seed", file)?.trim().to_owned())
+        } else if let Some(file) = own("creds") {
+            Login::Credentials(read("credentials", file)?)
+        } else {
+            Login::Nobody
         };
+        let replicas = usize::try_from(access.number("replicas")?.unwrap_or(1)).unwrap_or(usize::MAX);
+        let dedupe = Duration::from_secs(access.number("dedupe_s")?.unwrap_or(120));
+        let config = Self { access, servers, login, replicas, dedupe };
         config.check_certificates()?;
-        if let Some(user) = user {
-            // What stands there alone is a token for other programs, and would be shown here.
-            let password = password.ok_or_else(|| {
-                invalid("the URL names a user and no password")
-                    .hint("name the file of the password with ?password-file=FILE, that of a token with ?token-file=FILE and no user")
-            })?;
-            config.login = Login::Password { user, password };
-        }
         Ok(config)
     }
 
@@ -118,39 +87,12 @@ impl Config {
             let text = format!("the certificate or key {} cannot be read", file.display());
             Error::new(code::TLS_FAILED, text).because(error.to_string())
         };
-        let own = self.certificate.as_ref();
-        for file in self.ca.iter().chain(own.map(|(certificate, _)| certificate)) {
+        let own = self.access.certificate.as_ref();
+        for file in self.access.ca.iter().chain(own.map(|(certificate, _)| certificate)) {
             CertificateDer::from_pem_file(file).map_err(|error| failed(file, error))?;
         }
         if let Some((_, key)) = own {
             PrivateKeyDer::from_pem_file(key).map_err(|error| failed(key, error))?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, name: &str, value: &str) -> Result<()> {
-        if self.settings.take(name, value)? {
-            return Ok(());
-        }
-        let number = || {
-            let number = value.parse::<u64>().ok().filter(|number| *number > 0);
-            number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
-        };
-        match name {
-            "servers" => self.servers.extend(value.split(',').map(str::to_owned)),
-            "ca" => self.ca = Some(value.into()),
-            "token-file" => self.login = Login::Token(read("token", value)?.trim().to_owned()),
-            "nkey" => self.login = Login::Nkey(read("seed", value)?.trim().to_owned()),
-            "creds" => self.login = Login::Credentials(read("credentials", value)?),
-            "replicas" => self.replicas = usize::try_from(number()?).unwrap_or(usize::MAX),
-            "dedupe_s" => self.dedupe = Duration::from_secs(number()?),
-            "timeout_ms" => self.timeout = Duration::from_millis(number()?),
-            _ => {
-                return Err(invalid(format!("a URL of nats has no setting {name}")).hint(
-                    "known are servers, ca, cert, key, password-file, token-file, nkey, creds, replicas, dedupe_s, \
-                     timeout_ms, lease_ms, grace_ms, patience_ms",
-                ));
-            }
         }
         Ok(())
     }
@@ -171,10 +113,10 @@ mod tests {
         assert_eq!(config.servers, ["[::1]:7000", "b:1", "c:2"]);
         assert!(
             config.login == Login::Password { user: "me".to_owned(), password: "p@ss".to_owned() }
-                && config.has_tls
+                && config.access.has_tls
         );
         assert_eq!(
-            (config.replicas, config.dedupe.as_secs(), config.settings.lease.as_millis()),
+            (config.replicas, config.dedupe.as_secs(), config.access.settings.lease.as_millis()),
             (3, 5, 900)
         );
         let shown = format!("{config:?}");
@@ -212,6 +154,7 @@ mod tests {
             ("nats://h?replicas=x", "replicas"),
             ("nats://h?creds=/no/such", "/no/such"),
             ("nats://t0ken@h", "no password"),
+            ("nats://h/orders", "a URL of nats has no path"),
         ] {
             let error = config(url).unwrap_err();
             assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");

@@ -59,15 +59,15 @@ impl Link {
             }
             async {}
         });
-        let scheme = if config.has_tls { "tls" } else { "nats" };
+        let scheme = if config.access.has_tls { "tls" } else { "nats" };
         let servers: Vec<String> =
             config.servers.iter().map(|server| format!("{scheme}://{server}")).collect();
         // Large, and not to be part of everything that asks for a connection.
         let connecting = Box::pin(async { options.connect(servers).await.map_err(from_connect) });
-        let client = config.pace.attempt(connecting).await?;
+        let client = config.access.pace.attempt(connecting).await?;
         let lost = |error| Error::new(code::UNREACHABLE, "the connection was lost at once").because(error);
         client.set_server_pool(NOWHERE).await.map_err(lost)?;
-        let context = ContextBuilder::new().timeout(config.timeout).build(client);
+        let context = ContextBuilder::new().timeout(config.access.timeout).build(client);
         Ok(Self { context, said })
     }
 
@@ -183,8 +183,8 @@ fn options(config: &Config) -> Result<ConnectOptions> {
     let mut options = ConnectOptions::new()
         .name("tidegate")
         .connection_timeout(CONNECT_TIMEOUT)
-        .request_timeout(Some(config.timeout))
-        .require_tls(config.has_tls)
+        .request_timeout(Some(config.access.timeout))
+        .require_tls(config.access.has_tls)
         .ignore_discovered_servers()
         .max_reconnects(config.servers.len().max(1));
     options = match &config.login {
@@ -198,10 +198,10 @@ fn options(config: &Config) -> Result<ConnectOptions> {
             options.credentials(text).map_err(unfit)?
         }
     };
-    if let Some(file) = &config.ca {
+    if let Some(file) = &config.access.ca {
         options = options.add_root_certificates(file.clone());
     }
-    if let Some((certificate, key)) = &config.certificate {
+    if let Some((certificate, key)) = &config.access.certificate {
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     Ok(options)

@@ -54,6 +54,6 @@ pub const BROKER_SCHEMES: &[&str] = &["nats", "tls"];
 /// certificates.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
-    let settings = config.settings;
+    let settings = config.access.settings;
     Ok(Arc::new(LogBroker::new(NatsLog::new(config), settings, SystemClock::shared())))
 }

@@ -171,7 +171,7 @@ impl NatsLog {
 #[async_trait]
 impl Log for NatsLog {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.config.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {

@@ -77,7 +77,7 @@ impl NatsReader {
         let inbox = link.client().new_inbox();
         let arriving = link.client().subscribe(format!("{inbox}.*.*.*")).await;
         let arriving = arriving.map_err(|error| lost().because(error))?;
-        let (channel, lanes, timeout) = (channel.clone(), BTreeMap::new(), config.timeout);
+        let (channel, lanes, timeout) = (channel.clone(), BTreeMap::new(), config.access.timeout);
         Ok(Self { channel, link, inbox, arriving, lanes, timeout })
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tidegate_core::access::{Access, Scheme};
 use tidegate_core::error::code;
-use tidegate_core::queue::Access;
 use tidegate_core::{Endpoint, Error, Result};
 
 /// Who a server without users of its own lets in from the same machine.
@@ -63,7 +63,13 @@ fn certificates(access: &Access) -> Result<OwnedTLSConfig> {
 
 impl Config {
     pub(crate) fn of(endpoint: &Endpoint) -> Result<Self> {
-        let access = Access::of(endpoint, "amqp", &["ripe_ms"])?;
+        let scheme = Scheme {
+            names: ("amqp", "amqps"),
+            ports: (5672, 5671),
+            timeout: Duration::from_secs(5),
+            own: &["ripe_ms"],
+        };
+        let access = Access::of(endpoint, &scheme)?;
         let ripe = match access.own.get("ripe_ms").map(|value| (value, value.parse())) {
             None => RIPE,
             Some((_, Ok(millis))) => Duration::from_millis(millis),

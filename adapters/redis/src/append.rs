@@ -29,7 +29,7 @@ pub(crate) struct RedisAppender {
 
 impl RedisAppender {
     pub(crate) async fn open(config: Arc<Config>, channel: &Channel) -> Result<Self> {
-        let mut connection = open(&config, config.timeout).await?;
+        let mut connection = open(&config, config.access.timeout).await?;
         // So that the first batch is not sent twice.
         let loaded = APPEND.prepare_invoke().load_async(&mut connection).await;
         loaded.map_err(|error| from_driver(error, "load a script"))?;

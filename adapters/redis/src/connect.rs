@@ -21,26 +21,26 @@ pub(crate) async fn open(config: &Config, timeout: Duration) -> Result<Multiplex
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(timeout));
     let connecting = client.get_multiplexed_async_connection_with_config(&settings);
-    config.pace.attempt(async { connecting.await.map_err(from_connect) }).await
+    config.access.pace.attempt(async { connecting.await.map_err(from_connect) }).await
 }
 
 fn client(config: &Config) -> Result<Client> {
     let mut info = RedisConnectionInfo::default().set_db(config.database).set_lib_name("tidegate", "0");
-    if let Some(user) = &config.user {
+    if let Some(user) = &config.access.user {
         info = info.set_username(user);
     }
-    if let Some(password) = &config.password {
+    if let Some(password) = &config.access.password {
         info = info.set_password(password);
     }
-    let (host, port) = (config.host.clone(), config.port);
-    let address = if config.has_tls {
+    let (host, port) = (config.access.host.clone(), config.access.port);
+    let address = if config.access.has_tls {
         ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
     } else {
         ConnectionAddr::Tcp(host, port)
     };
     let invalid = |error| Error::new(code::URL_INVALID, "the redis URL cannot be used").because(error);
     let info = address.into_connection_info().map_err(invalid)?.set_redis_settings(info);
-    if !config.has_tls {
+    if !config.access.has_tls {
         return Client::open(info).map_err(invalid);
     }
     Client::build_with_tls(info, config.certificates.clone())
@@ -68,7 +68,7 @@ impl Shared {
         if let Some(open) = self.lock().clone() {
             return Ok(open);
         }
-        let open = open(config, config.timeout).await?;
+        let open = open(config, config.access.timeout).await?;
         *self.lock() = Some(open.clone());
         Ok(open)
     }

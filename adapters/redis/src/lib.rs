@@ -48,6 +48,6 @@ pub const BROKER_SCHEMES: &[&str] = &["redis", "rediss"];
 /// certificates.
 pub fn open_broker(endpoint: &Endpoint) -> Result<Arc<dyn Broker>> {
     let config = Config::of(endpoint)?;
-    let settings = config.settings;
+    let settings = config.access.settings;
     Ok(Arc::new(LogBroker::new(RedisLog::new(config), settings, SystemClock::shared())))
 }

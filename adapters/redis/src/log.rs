@@ -103,7 +103,7 @@ impl RedisLog {
 #[async_trait]
 impl Log for RedisLog {
     fn location(&self) -> String {
-        self.config.location.clone()
+        self.config.access.location.clone()
     }
 
     fn capabilities(&self) -> &'static Capabilities {

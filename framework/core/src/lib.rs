@@ -3,6 +3,7 @@
 //! This crate says what things are; it opens no socket, holds no file and knows no driver. An adapter depends on it
 //! alone. Start with [`port`]: what an adapter implements.
 
+pub mod access;
 pub mod capability;
 pub mod changes;
 pub mod channel;

@@ -20,13 +20,11 @@
 //! of the queue is never changed. How often something was tried only the owner knows: systems count what they handed over,
 //! which is more. So the owner notes it in the book of the lane, where the next owner finds it.
 //!
-//! - `access`: what the URLs of such systems have in common
 //! - `slot`: a value that one at a time holds
 //! - `record`: what stands in the record of a channel and in a book
 //! - `broker`, `producer`, `consumer`, `settle`: the ports
 //! - `shared`, `member`, `owner`: what a consumer's task does beside it
 
-mod access;
 mod broker;
 mod consumer;
 mod member;
@@ -43,7 +41,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use access::Access;
 pub use broker::QueueBroker;
 pub use record::place_of_undecodable;
 pub use slot::{Copy, Line, Number};

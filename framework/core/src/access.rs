@@ -1,4 +1,4 @@
-//! Where a server is, and who asks it: what the URLs of brokers of queues have in common.
+//! Where a server is, and who asks it: what the URLs of brokers have in common.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +14,22 @@ use crate::error::{Error, Result, code};
 use crate::pace::Pace;
 use crate::settings::Settings;
 
-/// The ports of AMQP, without TLS and with it.
-const PORTS: (u16, u16) = (5672, 5671);
 /// What may stand in each URL.
 const KNOWN: [&str; 8] =
     ["ca", "cert", "key", "password-file", "timeout_ms", "lease_ms", "grace_ms", "patience_ms"];
+
+/// What the URLs of one kind of server are like.
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
+    /// The scheme without TLS, and that with it.
+    pub names: (&'static str, &'static str),
+    /// The ports, if none is named.
+    pub ports: (u16, u16),
+    /// How long an answer may take, if nothing is said about it.
+    pub timeout: Duration,
+    /// The names of the adapter's own settings.
+    pub own: &'static [&'static str],
+}
 
 /// Where a server is, who asks it, and how long that may take.
 #[derive(Clone)]
@@ -63,34 +74,41 @@ fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(code::URL_INVALID, what)
 }
 
+fn number(name: &str, value: &str) -> Result<u64> {
+    let number = value.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
+}
+
 fn decoded(text: &str) -> Result<String> {
     let text = percent_decode_str(text).decode_utf8();
     text.map(String::from).map_err(|_| invalid("the user, the password or the path is no UTF-8"))
 }
 
 impl Access {
-    /// Reads a URL of the scheme `plain`, or that with an `s` behind it for TLS. `own` are the names of the adapter's settings.
+    /// Reads a URL.
     ///
     /// # Errors
-    /// `url-invalid` if something cannot be read, is no setting, or lacks what belongs to it.
-    pub fn of(endpoint: &Endpoint, plain: &str, own: &[&'static str]) -> Result<Self> {
+    /// `url-invalid` if something cannot be read, is no setting, stands there twice, or lacks what belongs to it.
+    pub fn of(endpoint: &Endpoint, scheme: &Scheme) -> Result<Self> {
         let url = endpoint.url()?;
+        let (plain, tls) = scheme.names;
         let host = url.host_str().filter(|host| !host.is_empty());
-        let host =
-            host.ok_or_else(|| invalid(format!("a URL of {plain} names a host: {plain}://host:5672")))?;
-        let has_tls = endpoint.scheme().strip_prefix(plain) == Some("s");
+        let host = host.ok_or_else(|| {
+            invalid(format!("a URL of {plain} names a host: {plain}://host:{}", scheme.ports.0))
+        })?;
+        let has_tls = endpoint.scheme() == tls;
         let mut access = Self {
             location: endpoint.to_string(),
             // An address of IPv6 stands in brackets in a URL.
             host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: url.port().unwrap_or(if has_tls { PORTS.1 } else { PORTS.0 }),
+            port: url.port().unwrap_or(if has_tls { scheme.ports.1 } else { scheme.ports.0 }),
             path: decoded(url.path().trim_start_matches('/'))?,
             user: Some(decoded(url.username())?).filter(|user| !user.is_empty()),
             password: url.password().map(decoded).transpose()?,
             has_tls,
             ca: None,
             certificate: None,
-            timeout: Duration::from_secs(5),
+            timeout: scheme.timeout,
             settings: Settings::default(),
             own: BTreeMap::new(),
             pace: Arc::default(),
@@ -102,11 +120,13 @@ impl Access {
                 "key" => key = Some(PathBuf::from(&*value)),
                 _ if access.take(&name, &value)? => {}
                 _ => {
-                    let known = own.iter().find(|known| **known == name).ok_or_else(|| {
+                    let known = scheme.own.iter().find(|known| **known == name).ok_or_else(|| {
                         invalid(format!("a URL of {plain} has no setting {name}"))
-                            .hint(format!("known are {}", [&KNOWN, own].concat().join(", ")))
+                            .hint(format!("known are {}", [scheme.own, &KNOWN].concat().join(", ")))
                     })?;
-                    access.own.insert(known, value.into_owned());
+                    if access.own.insert(known, value.into_owned()).is_some() {
+                        return Err(invalid(format!("the setting {name} stands there twice")));
+                    }
                 }
             }
         }
@@ -116,13 +136,42 @@ impl Access {
             _ => return Err(invalid("cert=FILE and key=FILE belong together")),
         };
         if access.certificate.is_some() && !has_tls {
-            return Err(invalid("a certificate of the client needs TLS").hint(format!("write {plain}s://")));
+            return Err(invalid("a certificate of the client needs TLS").hint(format!("write {tls}://")));
         }
         if access.user.is_some() && access.password.is_none() {
             return Err(invalid("the URL names a user and no password")
                 .hint("name the file of the password with ?password-file=FILE"));
         }
         Ok(access)
+    }
+
+    /// The same, where a path says nothing.
+    ///
+    /// # Errors
+    /// `url-invalid` if there is one.
+    pub fn without_path(self, scheme: &Scheme) -> Result<Self> {
+        if self.path.is_empty() {
+            return Ok(self);
+        }
+        Err(invalid(format!("a URL of {} has no path", scheme.names.0))
+            .hint("channels are named where they are used"))
+    }
+
+    /// The server as `HOST:PORT`.
+    pub fn server(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// A setting of the adapter's own that is a number.
+    ///
+    /// # Errors
+    /// `url-invalid` if it is none, or 0.
+    pub fn number(&self, name: &str) -> Result<Option<u64>> {
+        self.own.get(name).map(|value| number(name, value)).transpose()
     }
 
     /// Whether whoever listens on the way can read everything, as a sentence.
@@ -143,11 +192,7 @@ impl Access {
                 })?;
                 self.password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
             }
-            "timeout_ms" => {
-                let number = value.parse().ok().filter(|number| *number > 0);
-                let number = number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))?;
-                self.timeout = Duration::from_millis(number);
-            }
+            "timeout_ms" => self.timeout = Duration::from_millis(number(name, value)?),
             _ => return self.settings.take(name, value),
         }
         Ok(true)
@@ -158,8 +203,15 @@ impl Access {
 mod tests {
     use super::*;
 
+    const SCHEME: Scheme = Scheme {
+        names: ("amqp", "amqps"),
+        ports: (5672, 5671),
+        timeout: Duration::from_secs(5),
+        own: &["own"],
+    };
+
     fn access(url: &str) -> Result<Access> {
-        Access::of(&Endpoint::parse(url).unwrap(), "amqp", &["own"])
+        Access::of(&Endpoint::parse(url).unwrap(), &SCHEME)
     }
 
     #[test]
@@ -168,6 +220,7 @@ mod tests {
             access("amqps://me:p%40ss@[::1]:7000/a%2Fb?ca=/ca.pem&cert=/c&key=/k&lease_ms=1500&own=1")
                 .unwrap();
         assert_eq!((&*access.host, access.port, &*access.path), ("::1", 7000, "a/b"));
+        assert_eq!((access.server(), access.number("own").unwrap()), ("[::1]:7000".to_owned(), Some(1)));
         assert_eq!((access.user.as_deref(), access.password.as_deref()), (Some("me"), Some("p@ss")));
         assert!(access.has_tls && access.ca.is_some() && access.certificate.is_some());
         assert_eq!(access.settings.lease.as_millis(), 1_500);
@@ -194,8 +247,10 @@ mod tests {
     #[test]
     fn what_is_no_setting_is_refused_by_name() {
         for (url, named) in [
-            ("amqp://h?lease=1", "lease"),
-            ("amqp://h?timeout_ms=0", "timeout_ms"),
+            ("amqp://", "a URL of amqp names a host: amqp://host:5672"),
+            ("amqp://h?lease=1", "a URL of amqp has no setting lease"),
+            ("amqp://h?own=1&own=2", "the setting own stands there twice"),
+            ("amqp://h?timeout_ms=0", "timeout_ms=0 is no number above 0"),
             ("amqp://h?lease_ms=x", "lease_ms"),
             ("amqp://h?password-file=/no/such", "/no/such"),
             ("amqps://h?cert=/c", "belong together"),
@@ -206,5 +261,8 @@ mod tests {
             assert!(error.code() == code::URL_INVALID && error.message().contains(named), "{url}: {error}");
             assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
         }
+        let error = access("amqp://h/orders").unwrap().without_path(&SCHEME).unwrap_err();
+        assert_eq!(error.message(), "a URL of amqp has no path");
+        assert!(access("amqp://h/").unwrap().without_path(&SCHEME).is_ok());
     }
 }
