@@ -126,7 +126,7 @@ const JOINED: &[Joined] = &[
         open: tidegate_amqp::open_broker,
         client: client::amqp::client,
         package: "fe2o3-amqp",
-        messages: 100_000,
+        messages: 10_000,
         has_watermill: false,
         carries: false,
         short: &["publish", "consume"],

@@ -9,7 +9,7 @@ use super::{PATIENCE, Stand, consume, message, service};
 use crate::Result;
 use crate::ground::rate;
 use crate::load::{Load, Seen};
-use crate::peers::watermill::Doing;
+use crate::peers::watermill::{Doing, Watermill};
 use crate::report::{Row, Samples};
 
 const BESIDE_BARE: f64 = 0.85;
@@ -34,17 +34,17 @@ pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for load in stand.loads() {
         let (mut own, mut bare, mut watermill) = (Pair::default(), Pair::default(), Pair::default());
+        let mut failed = None;
         for (run, counts) in stand.size.runs() {
             let name = |side: &str| format!("{side}-{}-{run}", load.bytes);
             own.push_if(counts, of_ours(stand, load, &name("ours")).await?);
             bare.push_if(counts, of_bare(stand, load, &name("bare")).await?);
             if let Some(Ok(program)) = &stand.watermill {
-                let (url, topic) = (stand.server.url(), name("watermill"));
-                stand.client.create(&topic).await?;
-                let publish = program.run(&url, Doing::Publish, &topic, load).await?;
-                let consume = program.run(&url, Doing::Consume, &topic, load).await?;
-                watermill.push_if(counts, (publish, consume));
-                stand.client.remove(&topic).await?;
+                // A peer that cannot do it now and then is measured by its other runs.
+                match of_watermill(stand, program, load, &name("watermill")).await {
+                    Ok(pair) => watermill.push_if(counts, pair),
+                    Err(error) => failed = Some(error),
+                }
             }
         }
         for (work, own, bare, watermill) in [
@@ -57,7 +57,11 @@ pub(super) async fn run(stand: &Stand) -> Result<Vec<Row>> {
             rows.push(row.with_note(&*note));
             if let Some(found) = &stand.watermill {
                 let row = Row::new(&work, unit, own, "Watermill", watermill, BESIDE_WATERMILL);
-                rows.push(row.measured_or(found).with_note(&*note));
+                let row = row.measured_or(found).with_note(&*note);
+                rows.push(match &failed {
+                    Some(error) => row.with_note(format!("a run of Watermill failed: {error}")),
+                    None => row,
+                });
             }
         }
     }
@@ -95,4 +99,16 @@ async fn of_bare(stand: &Stand, load: Load, topic: &str) -> Result<(f64, f64)> {
     consume(stand, topic, &seen).await?;
     stand.client.remove(topic).await?;
     Ok((publish, seen.rate()))
+}
+
+async fn of_watermill(stand: &Stand, program: &Watermill, load: Load, topic: &str) -> Result<(f64, f64)> {
+    let url = stand.server.url();
+    stand.client.create(topic).await?;
+    let publish = program.run(&url, Doing::Publish, topic, load).await;
+    let consume = match &publish {
+        Ok(_) => program.run(&url, Doing::Consume, topic, load).await,
+        Err(_) => Ok(0.0),
+    };
+    stand.client.remove(topic).await?;
+    Ok((publish?, consume?))
 }
