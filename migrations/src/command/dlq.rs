@@ -16,33 +16,37 @@ pub(super) async fn dlq(verb: &Dlq, registry: &Registry, json: bool) -> Result<E
     match verb {
         Dlq::List { letters, chosen } => {
             let mut dead = open(letters, registry).await?;
-            let listed: Vec<_> = dead.read().await?.filter(|letter| chosen.has(letter)).cloned().collect();
-            dead.close().await?;
-            list(&listed, letters, json);
+            let listed = read(&mut dead, |letter| chosen.has(letter)).await;
+            list(&close(dead, listed).await?, letters, json);
         }
         Dlq::Show { letters, id } => {
             let mut dead = open(letters, registry).await?;
-            let found = dead.read().await?.find(|letter| *letter.id == **id).cloned();
-            dead.close().await?;
-            show(&found.ok_or_else(|| missing(letters, id))?, json);
+            let found = read(&mut dead, |letter| *letter.id == **id).await;
+            let found = close(dead, found).await?;
+            show(found.first().ok_or_else(|| missing(letters, id))?, json);
         }
         Dlq::Replay { letters, chosen, all } => {
             chosen.require(*all, "replay")?;
             let mut dead = open(letters, registry).await?;
-            dead.read().await?.for_each(drop);
-            let count = dead.replay(|letter| chosen.has(letter)).await?;
-            dead.close().await?;
-            done("replayed", count, letters, json);
+            let replayed = async {
+                dead.read().await?.for_each(drop);
+                dead.replay(|letter| chosen.has(letter)).await
+            };
+            let replayed = replayed.await;
+            done("replayed", close(dead, replayed).await?, letters, json);
         }
         Dlq::Edit { letters, id, body } => {
-            let read = std::fs::read(body).map_err(|error| {
+            let with = std::fs::read(body).map_err(|error| {
                 let text = format!("the body {} cannot be read", body.display());
                 Error::new(code::CONFIG_INVALID, text).because(error)
             })?;
             let mut dead = open(letters, registry).await?;
-            dead.read().await?.for_each(drop);
-            let count = dead.replay_with(id, &read.into()).await?;
-            dead.close().await?;
+            let replayed = async {
+                dead.read().await?.for_each(drop);
+                dead.replay_with(id, &with.into()).await
+            };
+            let replayed = replayed.await;
+            let count = close(dead, replayed).await?;
             if count == 0 {
                 return Err(missing(letters, id));
             }
@@ -52,13 +56,15 @@ pub(super) async fn dlq(verb: &Dlq, registry: &Registry, json: bool) -> Result<E
             chosen.require(*all, "purge")?;
             require_answer("a purge", *yes)?;
             let mut dead = open(letters, registry).await?;
-            let count = dead.read().await?.filter(|letter| chosen.has(letter)).count();
-            if count > 0 {
-                agree(*yes, &format!("Take {count} dead letters of {} away for ever?", letters.channel))?;
-            }
-            let count = dead.purge(|letter| chosen.has(letter)).await?;
-            dead.close().await?;
-            done("purged", count, letters, json);
+            let purged = async {
+                let count = dead.read().await?.filter(|letter| chosen.has(letter)).count();
+                if count > 0 {
+                    agree(*yes, &format!("Take {count} dead letters of {} away for ever?", letters.channel))?;
+                }
+                dead.purge(|letter| chosen.has(letter)).await
+            };
+            let purged = purged.await;
+            done("purged", close(dead, purged).await?, letters, json);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -68,6 +74,18 @@ async fn open(letters: &Letters, registry: &Registry) -> Result<DeadLetters> {
     let broker = registry.open_broker(&Endpoint::parse(&letters.broker)?)?;
     let channel = Name::new(letters.channel.as_str())?;
     DeadLetters::open(&*broker, &channel, letters.limit as usize, SystemClock::shared()).await
+}
+
+/// The dead letters that are meant.
+async fn read(dead: &mut DeadLetters, is_meant: impl Fn(&Message) -> bool) -> Result<Vec<Message>> {
+    Ok(dead.read().await?.filter(|letter| is_meant(letter)).cloned().collect())
+}
+
+/// Gives back what is in hand, however it ended: nobody else has it until then.
+async fn close<T>(dead: DeadLetters, ended: Result<T>) -> Result<T> {
+    let closed = dead.close().await;
+    let ended = ended?;
+    closed.map(|()| ended)
 }
 
 fn missing(letters: &Letters, id: &str) -> Error {

@@ -3,7 +3,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Endpoint, Message};
+use tidegate_core::{Channel, Endpoint, Message, SystemClock};
+use tidegate_runtime::dead_letter::DeadLetters;
 use tidegate_runtime::{Failure, Handlers, Policy, Running, Service};
 
 use crate::tidegate;
@@ -149,4 +150,26 @@ async fn what_cannot_be_done_is_said() {
         "TG0001 config-invalid: a purge has to be agreed to, and nobody can be asked",
         &["give --yes"],
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_somebody_else_has_the_dead_letters_is_said_and_not_that_there_are_none() {
+    let shop = Shop::open().await;
+    let service = shop.start().await;
+    shop.place(&["a1"]).await;
+    until(|| service.counted().dead == 1).await;
+    service.drain(Duration::from_secs(5)).await.unwrap();
+    let of = &shop.orders.name;
+    let mut other = DeadLetters::open(&*shop.broker, of, 10, SystemClock::shared()).await.unwrap();
+    assert_eq!(other.read().await.unwrap().count(), 1);
+    shop.ask("list", &[]).failed(
+        6,
+        "TG0033 lease-held: somebody else has the dead letters of channel orders in hand",
+        &["waited: 15s", "another `tidegate dlq`", "until its lease is over"],
+    );
+    other.close().await.unwrap();
+    // Neither that one nor the one that was refused is in the way now.
+    let began = std::time::Instant::now();
+    assert_eq!(shop.ids(), ["a1"]);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }

@@ -1,5 +1,6 @@
 //! Looks at dead letters, and decides about them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +14,17 @@ use crate::claim;
 use crate::publisher::Publisher;
 use crate::receiver::Receiver;
 
-/// How long the first dead letter may take to come, and each further one.
+/// How long the lane may take to be had: a lease, for which one that was killed keeps it, and the time to notice that.
+const LANE_WAIT: Duration = Duration::from_secs(15);
+/// How long the first dead letter may take to come then, and each further one.
 const WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(500));
+/// How many are replayed or taken away together.
+const BATCH: usize = 256;
 /// How long a message that is replayed is tried.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The dead letters of one channel, in the order in which they came, in the hand of whoever looks at them: another one who
-/// looks meanwhile sees none.
+/// looks meanwhile is told that somebody does.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -49,6 +54,8 @@ pub struct DeadLetters {
     back: Publisher,
     held: Vec<Delivery>,
     limit: usize,
+    /// Where they are, for people.
+    place: (Name, String),
 }
 
 impl std::fmt::Debug for DeadLetters {
@@ -80,27 +87,60 @@ impl DeadLetters {
             back: Publisher::open(broker, &from).with_clock(clock).with_patience(PATIENCE).await?,
             held: Vec::new(),
             limit,
+            place: (of.clone(), broker.location()),
         })
     }
 
     /// Those that are there.
     ///
     /// # Errors
-    /// As [`Receiver::next`].
+    /// `lease-held` if somebody else looks at them, also one that was killed until its lease is over. Otherwise as
+    /// [`Receiver::next`].
+    ///
+    /// # Cancel safety
+    /// A dropped call loses nothing: the next one goes on.
     pub async fn read(&mut self) -> Result<impl Iterator<Item = &Message>> {
         while self.held.len() < self.limit {
+            if !self.receiver.has_lanes() {
+                // What was held comes again, to whoever has the lane.
+                self.held.clear();
+            }
+            if !self.receiver.join(LANE_WAIT).await? {
+                return Err(self.held_elsewhere());
+            }
             let wait = if self.held.is_empty() { WAITS.0 } else { WAITS.1 };
-            let Some(delivery) = self.receiver.next(wait).await? else { break };
-            self.held.push(delivery);
+            match self.receiver.next(wait).await? {
+                Some(delivery) => {
+                    // The same, of an ownership of the lane that went and came meanwhile.
+                    self.held.retain(|held| held.token.epoch == delivery.token.epoch);
+                    self.held.push(delivery);
+                }
+                None if self.receiver.has_lanes() => break,
+                // Nobody knows what is there.
+                None => {}
+            }
         }
         Ok(self.held.iter().map(|delivery| &delivery.message))
+    }
+
+    fn held_elsewhere(&self) -> Error {
+        let (channel, broker) = &self.place;
+        let what = format!("somebody else has the dead letters of channel {channel} in hand");
+        Error::new(code::LEASE_HELD, what)
+            .with("waited", format!("{LANE_WAIT:?}"))
+            .with("broker", broker)
+            .hint("another `tidegate dlq`, or a program that reads them, is at it: let it end, or stop it; one that was killed has them until its lease is over (lease_ms of the broker's address, 10 seconds)")
     }
 
     /// Has these tried again by the subscription that could not handle them, in their order: how many. Those of a subject
     /// that stay keep later ones of it waiting.
     ///
     /// # Errors
-    /// As [`Publisher::publish`]. Those that were replayed until then are no dead letters any more.
+    /// As [`Publisher::publish`], for the first that is not stored. Those that are stored are no dead letters any more.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have replayed some of them, and these may be dead letters still: called again, it replays them as the same
+    /// messages.
     pub async fn replay(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
         // What somebody else put there belongs nowhere: it can be purged alone.
         let is_ours = |letter: &Message| which(letter) && origin(letter).is_ok();
@@ -111,6 +151,9 @@ impl DeadLetters {
     ///
     /// # Errors
     /// As [`replay`](Self::replay).
+    ///
+    /// # Cancel safety
+    /// As [`replay`](Self::replay), with the same body.
     pub async fn replay_with(&mut self, id: &str, body: &Bytes) -> Result<usize> {
         let edited = |letter: &Message| {
             let (_, mut message) = replay(letter)?;
@@ -128,6 +171,9 @@ impl DeadLetters {
     ///
     /// # Errors
     /// As [`replay`](Self::replay).
+    ///
+    /// # Cancel safety
+    /// A dropped call may have taken some of them away; call it again.
     pub async fn purge(&mut self, which: impl Fn(&Message) -> bool) -> Result<usize> {
         let release = |letter: &Message| match (&letter.subject, origin(letter)) {
             (Some(_), Ok(_)) => release(letter).map(|(_, message)| Some(message)),
@@ -141,15 +187,28 @@ impl DeadLetters {
         mut which: impl FnMut(&Message) -> bool,
         instead: impl Fn(&Message) -> Result<Option<Message>>,
     ) -> Result<usize> {
-        let mut taken = 0;
-        while let Some(at) = self.held.iter().position(|delivery| which(&delivery.message)) {
-            if let Some(message) = instead(&self.held[at].message)? {
-                self.back.publish(&[message]).await?;
+        let mut chosen = Vec::new();
+        for Delivery { message, token, .. } in &self.held {
+            if which(message) {
+                chosen.push((*token, instead(message)?));
             }
-            // If that is not known to be done it comes again, and so does its copy.
-            let delivery = self.held.remove(at);
-            self.receiver.settle(&[delivery.token]).await?;
-            taken += 1;
+        }
+        let mut taken = 0;
+        for batch in chosen.chunks(BATCH) {
+            let messages: Vec<_> = batch.iter().filter_map(|(_, message)| message.clone()).collect();
+            let mut answers = self.back.publish_each(&messages).await.into_iter();
+            let (mut done, mut result) = (BTreeSet::new(), Ok(()));
+            for (token, message) in batch {
+                match message.as_ref().and_then(|_| answers.next()).unwrap_or(Ok(())) {
+                    Ok(()) => _ = done.insert(*token),
+                    Err(error) => result = result.and(Err(error)),
+                }
+            }
+            // What is not known to be settled comes again, and so does its copy.
+            self.held.retain(|delivery| !done.contains(&delivery.token));
+            self.receiver.settle(&done.iter().copied().collect::<Vec<_>>()).await?;
+            taken += done.len();
+            result?;
         }
         Ok(taken)
     }

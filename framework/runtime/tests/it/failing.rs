@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tidegate_core::port::Attempt;
 use tidegate_runtime::{Failure, Handlers, Json, Policy, Service, State};
 
+use super::watched::Watched;
 use super::*;
 
 /// Orders that fail, and what was seen.
@@ -293,4 +294,96 @@ async fn a_message_stays_as_long_as_dead_letters_cannot_be_stored() {
     eventually("both are dead letters", || service.counted().dead == 2).await;
     assert_eq!(ids(&world.dead().await), ["bad:1", "bad:2"]);
     drain(service).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_at_dead_letters_beside_another_is_told_so_and_has_them_behind_that_one() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::skip().with_attempts(1)).await;
+    world.place(&["bad:1", "bad:2"]).await;
+    eventually("two dead letters", || service.counted().dead == 2).await;
+    drain(service).await;
+    let mut first = world.letters().await;
+    assert_eq!(first.read().await.unwrap().count(), 2);
+    let began = world.clock.elapsed();
+    let mut second = world.letters().await;
+    let error = second.read().await.map(drop).unwrap_err();
+    let text = "TG0033 lease-held: somebody else has the dead letters of channel orders in hand";
+    assert_eq!(error.to_string(), text);
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("another `tidegate dlq`") && hint.contains("until its lease is over"), "{hint}");
+    assert!(world.clock.elapsed() - began >= Duration::from_secs(10), "as long as a lease");
+    let (letters, ()) = futures::join!(second.read(), async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        first.close().await.unwrap();
+    });
+    assert_eq!(letters.unwrap().count(), 2);
+    let began = world.clock.elapsed();
+    second.replay(|_| true).await.unwrap();
+    assert_eq!(second.read().await.unwrap().count(), 0, "there are none");
+    assert!(world.clock.elapsed() - began < Duration::from_secs(3), "who has the lane knows that soon");
+    second.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_before_a_reconnection_is_a_dead_letter_once() {
+    let world = World::new().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::skip().with_attempts(1)).await;
+    world.place(&["bad:1", "bad:2"]).await;
+    eventually("two dead letters", || service.counted().dead == 2).await;
+    drain(service).await;
+    let mut letters = world.letters().await;
+    assert_eq!(letters.read().await.unwrap().count(), 2);
+    world.memory.cut();
+    assert_eq!(ids(&letters.read().await.unwrap().cloned().collect::<Vec<_>>()), ["bad:1", "bad:2"]);
+    assert_eq!(letters.purge(|_| true).await.unwrap(), 2);
+    letters.close().await.unwrap();
+    assert!(world.dead().await.is_empty(), "they were settled as they are in hand now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_are_replayed_in_their_order_and_many_at_once() {
+    let (world, calls) = Watched::world().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::skip().with_attempts(1)).await;
+    let orders: Vec<String> = (0..600).map(|number| format!("bad:{number}")).collect();
+    world.place(&orders.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    eventually("they are dead letters", || service.counted().dead == 600).await;
+    desk.is_broken.store(false, Ordering::Relaxed);
+    let counts = || (calls.count("publish orders"), calls.count("settle orders.dead"));
+    let mut letters = world.letters().await;
+    let dead = ids(&letters.read().await.unwrap().cloned().collect::<Vec<_>>()).len();
+    let before = counts();
+    assert_eq!((dead, letters.replay(|letter| *letter.id != *"bad:7").await.unwrap()), (600, 599));
+    let (published, settled) = (counts().0 - before.0, counts().1 - before.1);
+    assert!(published <= 3 && settled <= 3, "{published} calls of publish and {settled} of settle");
+    assert_eq!(ids(&letters.read().await.unwrap().cloned().collect::<Vec<_>>()), ["bad:7"]);
+    letters.close().await.unwrap();
+    eventually("they are handled", || service.counted().handled == 599).await;
+    let expected: Vec<_> = orders.iter().filter(|order| **order != "bad:7").cloned().collect();
+    assert_eq!(desk.seen.all(), expected);
+    drain(service).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_replayed_stays_and_the_others_are_not_replayed_twice() {
+    let (world, calls) = Watched::world().await;
+    let desk = Desk::default();
+    let service = start(&world, &desk, Policy::skip().with_attempts(1)).await;
+    world.place(&["bad:1", "bad:2", "bad:3"]).await;
+    eventually("they are dead letters", || service.counted().dead == 3).await;
+    desk.is_broken.store(false, Ordering::Relaxed);
+    let mut letters = world.letters().await;
+    letters.read().await.unwrap().for_each(drop);
+    calls.refuse("bad:2");
+    let error = letters.replay(|_| true).await.unwrap_err();
+    assert_eq!(error.code(), tidegate_core::error::code::MESSAGE_INVALID);
+    assert_eq!(ids(&letters.read().await.unwrap().cloned().collect::<Vec<_>>()), ["bad:2"]);
+    letters.close().await.unwrap();
+    eventually("the others are handled", || service.counted().handled == 2).await;
+    drain(service).await;
+    assert_eq!(desk.seen.all(), ["bad:1", "bad:3"]);
+    assert_eq!(ids(&world.dead().await), ["bad:2"]);
 }

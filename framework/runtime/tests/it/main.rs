@@ -12,6 +12,7 @@ mod prioritizing;
 mod scheduling;
 #[cfg(feature = "otlp")]
 mod telling;
+mod watched;
 mod watching;
 
 use std::sync::atomic::{AtomicI64, Ordering};
