@@ -80,6 +80,10 @@ impl Bridge {
     ///
     /// # Errors
     /// As [`Service::start`], and `channel-differs` if the other side has the channel with other settings.
+    ///
+    /// # Cancel safety
+    /// A dropped call carries nothing. What it made stays: the channel on the other side, and on this side the subscription, which keeps
+    /// what is published for whoever starts the bridge next.
     pub async fn start(self, from: &Arc<dyn Broker>, to: &dyn Broker) -> Result<(Running, Arc<Carried>)> {
         to.apply(&Topology::of(&self.channel), Apply::Create).await?;
         let sender = Sender::open(to, &self.channel)
@@ -90,12 +94,12 @@ impl Bridge {
         let policy =
             Policy::block().with_pauses(PAUSES.0, PAUSES.1).with_time_limit(PATIENCE.saturating_mul(3));
         let handlers = Handlers::new()
-            .handle(carry(self.sites, sender, Arc::clone(&carried)))
+            .handle(carry(self.sites, sender.clone(), Arc::clone(&carried)))
             .with_concurrency(CONCURRENCY)
             .with_policy(policy);
         let service =
             Service::new(self.name).with_clock(self.clock).pass_claims().on(&self.channel, handlers);
-        Ok((service.start(from).await?, carried))
+        Ok((service.start(from).await?.closing([sender]), carried))
     }
 }
 

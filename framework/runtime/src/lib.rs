@@ -49,6 +49,7 @@ mod service;
 #[cfg(feature = "otlp")]
 mod telemetry;
 mod trace;
+mod wait;
 
 pub use aggregate::{Aggregator, Ending};
 pub use bridge::{Bridge, Carried, VIA};

@@ -10,7 +10,7 @@ use tidegate_core::{Clock, Error, Message, Name, Result};
 use tokio::sync::Mutex;
 
 use crate::call::{CALL, FAILED, REPLIES, REPLY_TO, reply_channel};
-use crate::sender::Sender;
+use crate::sender::{Sender, close_all};
 
 /// How long a reply is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,6 +72,12 @@ impl Outbox {
             self.senders.lock().await.remove(to.as_str());
         }
         sent
+    }
+
+    /// Ends its senders.
+    pub(crate) async fn close(&self, deadline: Duration) {
+        let senders = std::mem::take(&mut *self.senders.lock().await);
+        close_all(senders.into_values(), deadline).await;
     }
 
     async fn sender(&self, to: &str) -> Result<Sender> {

@@ -1,17 +1,18 @@
 //! Sends from many tasks at once, in windows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt as _};
-use tidegate_core::error::code;
+use futures::future::{BoxFuture, FutureExt as _, join_all};
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Broker;
-use tidegate_core::{Channel, Error, Message, Name, Result, Scope};
-use tokio::sync::{mpsc, oneshot};
+use tidegate_core::{Channel, Clock, Error, Message, Name, Result, Scope};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span};
 
 use crate::claim::Claims;
 use crate::publisher::{Opening, Publisher};
-use crate::trace;
+use crate::{trace, wait};
 
 /// How many messages are published together.
 const WINDOW: usize = 1_024;
@@ -20,7 +21,8 @@ const WINDOW: usize = 1_024;
 ///
 /// What a handler sends belongs to the trace of the message that it handles, as [`Trace`](crate::Trace) says.
 ///
-/// Dropping the last copy ends it; what was not answered then is unknown.
+/// [`close`](Self::close) ends it with an answer for everything that it was given. Dropping the last copy ends it as well; what was
+/// not answered then is unknown.
 #[derive(Clone, Debug)]
 pub struct Sender {
     inner: Arc<Inner>,
@@ -32,7 +34,10 @@ struct Inner {
     channel: Channel,
     system: Arc<str>,
     waiting: mpsc::Sender<Waiting>,
-    _task: Scope,
+    clock: Arc<dyn Clock>,
+    /// By when it is to be at its end, by the clock.
+    end: watch::Sender<Option<Duration>>,
+    task: Mutex<Scope>,
 }
 
 #[derive(Debug)]
@@ -49,12 +54,16 @@ impl<'b> IntoFuture for Opening<'b, Sender> {
         async move {
             let Self { broker, channel, clock, patience, .. } = self;
             let system = trace::system(&broker.location());
-            let publisher =
-                Publisher::open(broker, channel).with_clock(clock).with_patience(patience).await?;
+            let publisher = Publisher::open(broker, channel)
+                .with_clock(Arc::clone(&clock))
+                .with_patience(patience)
+                .await?;
             let (waiting, taken) = mpsc::channel(WINDOW);
+            let (end, ends) = watch::channel(None);
             let mut task = Scope::new();
-            task.spawn(publish(publisher, taken));
-            let inner = Inner { channel: channel.clone(), system, waiting, _task: task };
+            task.spawn(publish(publisher, taken, ends, Arc::clone(&clock)));
+            let (channel, task) = (channel.clone(), Mutex::new(task));
+            let inner = Inner { channel, system, waiting, clock, end, task };
             Ok(Sender { inner: Arc::new(inner), claims: None })
         }
         .boxed()
@@ -85,7 +94,11 @@ impl Sender {
     /// Returns when the message is stored. Messages that one task sends one behind the other are stored in that order.
     ///
     /// # Errors
-    /// What the broker, or the store of large bodies, answered last. If the error's verdict is unknown the message may be stored: send it again as it is.
+    /// What the broker, or the store of large bodies, answered last; `stopped` if the sender was closed. If the error's verdict is
+    /// unknown the message may be stored: send it again as it is.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves its message unknown: it may be stored, also later. Send it again as it is, before newer ones.
     pub async fn send(&self, message: Message) -> Result<()> {
         let (answer, span) = self.enqueue(message).await?;
         answered(answer, span).await
@@ -95,6 +108,9 @@ impl Sender {
     ///
     /// # Errors
     /// As [`send`](Self::send), for the first that is not; the others may be stored.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves each of its messages unknown, as [`send`](Self::send) does; those at the end may not have been taken.
     pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<()> {
         let mut answers = Vec::new();
         for message in messages {
@@ -113,43 +129,115 @@ impl Sender {
         if let Some(claims) = &self.claims {
             claims.put(&mut message).instrument(span.clone()).await?;
         }
-        self.inner.waiting.send(Waiting { message, tell }).await.map_err(|_| ended())?;
+        let refused = |_| Error::new(code::STOPPED, "the sender has ended, and the message was not sent");
+        self.inner.waiting.send(Waiting { message, tell }).await.map_err(refused)?;
         Ok((told, span))
+    }
+
+    /// Ends it, for everybody who has a copy: it takes nothing more, and what it has is published and answered until the deadline.
+    /// Afterwards nothing of it is stored any more.
+    ///
+    /// # Errors
+    /// `timed-out` if something is not answered at the deadline: that is unknown, and whoever waits for it is told so. Otherwise as
+    /// [`Publisher::close`]. Of several calls one is told.
+    ///
+    /// # Cancel safety
+    /// A dropped call has begun it: nothing more is taken, and by the deadline it has ended. Call it again to wait for that.
+    pub async fn close(&self, deadline: Duration) -> Result<()> {
+        let end = self.inner.clock.elapsed() + deadline;
+        self.inner.end.send_if_modified(|known| {
+            let is_sooner = known.is_none_or(|known| end < known);
+            *known = if is_sooner { Some(end) } else { *known };
+            is_sooner
+        });
+        self.inner.task.lock().await.next().await.unwrap_or(Ok(()))
     }
 }
 
+/// Ends senders whose work is done, all at once. What is not answered then was not settled either, and comes again.
+pub(crate) async fn close_all(senders: impl IntoIterator<Item = Sender>, deadline: Duration) {
+    let close = |sender: Sender| async move {
+        if let Err(error) = sender.close(deadline).await {
+            tracing::warn!(%error, channel = %sender.channel(), "a sender did not end in time");
+        }
+    };
+    join_all(senders.into_iter().map(close)).await;
+}
+
 async fn answered(answer: oneshot::Receiver<Result<()>>, span: Span) -> Result<()> {
-    let answer = answer.instrument(span.clone()).await.unwrap_or_else(|_| Err(ended()));
+    let unanswered = || {
+        let what = "the sender ended before the broker answered: the message may be stored";
+        Error::new(code::STOPPED, what).verdict_is(Verdict::Unknown)
+    };
+    let answer = answer.instrument(span.clone()).await.unwrap_or_else(|_| Err(unanswered()));
     if let Err(error) = &answer {
         span.record("error.type", error.code().name());
     }
     answer
 }
 
-fn ended() -> Error {
-    Error::new(code::STOPPED, "the sender has ended")
-}
-
-async fn publish(mut publisher: Publisher, mut taken: mpsc::Receiver<Waiting>) -> Result<()> {
+async fn publish(
+    mut publisher: Publisher,
+    mut taken: mpsc::Receiver<Waiting>,
+    mut ends: watch::Receiver<Option<Duration>>,
+    clock: Arc<dyn Clock>,
+) -> Result<()> {
     let (mut window, mut messages, mut tell) = (Vec::new(), Vec::new(), Vec::new());
-    while taken.recv_many(&mut window, WINDOW).await > 0 {
+    let mut end = None;
+    loop {
+        tokio::select! {
+            biased;
+            known = told(&mut ends), if end.is_none() => {
+                // What was taken before is still received.
+                taken.close();
+                end = Some(known);
+                continue;
+            }
+            count = taken.recv_many(&mut window, WINDOW) => if count == 0 { break },
+        }
         for waiting in window.drain(..) {
             messages.push(waiting.message);
             tell.push(waiting.tell);
         }
-        for (tell, answer) in tell.drain(..).zip(publisher.publish_each(&messages).await) {
+        let answers = tokio::select! {
+            biased;
+            answers = publisher.publish_each(&messages) => answers,
+            () = over(&mut ends, &*clock) => {
+                let what = format!("{} messages were not answered when the sender had to end", messages.len() + taken.len());
+                if let Err(error) = publisher.close(Duration::ZERO).await {
+                    tracing::debug!(%error, "what a sender published last did not come to its end");
+                }
+                return Err(Error::new(code::TIMED_OUT, what)
+                    .hint("they may be stored: send them again as they are"));
+            }
+        };
+        for (tell, answer) in tell.drain(..).zip(answers) {
             // Whoever does not wait any more does not want to know.
             let _ = tell.send(answer);
         }
         messages.clear();
     }
-    Ok(())
+    let left = end.map_or(Duration::ZERO, |end| end.saturating_sub(clock.elapsed()));
+    publisher.close(left).await
+}
+
+/// By when it is to end, once that is said. Cancel safe.
+async fn told(ends: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    match ends.wait_for(Option::is_some).await.ok().and_then(|end| *end) {
+        Some(end) => end,
+        // Nobody is there who could say it.
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when it has to be at its end. Cancel safe.
+async fn over(ends: &mut watch::Receiver<Option<Duration>>, clock: &dyn Clock) {
+    let end = told(ends).await;
+    wait::until(clock, end).await;
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::future::join_all;
     use tidegate_core::{Apply, Subscription, SystemClock, Topology};
     use tidegate_memory::MemoryBroker;
@@ -185,5 +273,54 @@ mod tests {
             ids.insert(delivery.message.id);
         }
         assert_eq!(ids.len(), 199);
+    }
+
+    async fn full(messages_max: u64) -> (MemoryBroker, Sender) {
+        let broker = MemoryBroker::default();
+        let channel = Channel::new("orders").unwrap().with_lanes(1).with_limits(messages_max, 1 << 20);
+        let subscription = Subscription::new(&channel, "all").unwrap();
+        broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+        let sender = Sender::open(&broker, &channel).with_patience(Duration::from_secs(60)).await.unwrap();
+        (broker, sender)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_is_closed_answers_what_it_has_and_takes_nothing_more() {
+        let (broker, sender) = full(1_000).await;
+        broker.lose_answers(3);
+        let (copy, mut scope) = (sender.clone(), Scope::new());
+        scope.spawn(async move {
+            copy.send_all((0..100).map(|n| Message::with_id(n.to_string(), "s", "t"))).await
+        });
+        tokio::task::yield_now().await;
+        sender.close(Duration::from_secs(30)).await.unwrap();
+        scope.join().await.unwrap();
+        assert_eq!(broker.kept(sender.channel()), 100);
+        let late = sender.clone().send(Message::with_id("late", "s", "t")).await.unwrap_err();
+        assert_eq!((late.code(), late.verdict()), (code::STOPPED, Verdict::Never));
+        assert_eq!(broker.kept(sender.channel()), 100);
+        sender.close(Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_ends_by_its_deadline_and_what_it_has_is_unknown_then() {
+        let (_broker, sender) = full(1).await;
+        let clock = SystemClock::shared();
+        let began = clock.elapsed();
+        let message = |id| Message::with_id(id, "s", "t");
+        sender.send(message("1")).await.unwrap();
+        let waits = sender.send(message("2"));
+        let ended = async {
+            tokio::task::yield_now().await;
+            // Whoever does not wait for the end has begun it all the same.
+            assert!(sender.close(Duration::from_secs(2)).now_or_never().is_none());
+            sender.close(Duration::from_secs(20)).await
+        };
+        let (unanswered, ended) = futures::join!(waits, ended);
+        let ended = ended.unwrap_err();
+        assert_eq!(ended.code(), code::TIMED_OUT);
+        assert!(ended.to_string().contains("1 messages were not answered"), "{ended}");
+        assert_eq!(unanswered.unwrap_err().verdict(), Verdict::Unknown);
+        assert_eq!((clock.elapsed() - began).as_secs(), 2);
     }
 }

@@ -262,11 +262,16 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
     ///
     /// # Errors
     /// `config-invalid` if something is missing or stands twice, `capability-missing` if the broker cannot do what is asked
-    /// of it, `channel-missing` or `channel-differs` if the broker has other channels.
+    /// of it, `channel-missing` or `channel-differs` if the broker has other channels; otherwise as the broker.
+    ///
+    /// # Cancel safety
+    /// A dropped call handles nothing. Channels and subscriptions may have been made; they stay, and the subscriptions keep what is
+    /// published for whoever starts the service next.
     pub async fn start(self, broker: &Arc<dyn Broker>) -> Result<Running> {
         let (stop, stopped) = watch::channel(None);
         let mut workers = Vec::new();
         let mut meters = Vec::new();
+        let mut senders = Vec::new();
         let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
@@ -280,12 +285,12 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 Exhausted::Block => None,
                 Exhausted::ParkKey | Exhausted::Skip => {
                     let dead = dead_letter::channel(&channel.name)?;
-                    Some(
-                        Sender::open(&**broker, &dead)
-                            .with_clock(Arc::clone(&clock))
-                            .with_patience(PATIENCE)
-                            .await?,
-                    )
+                    let sender = Sender::open(&**broker, &dead)
+                        .with_clock(Arc::clone(&clock))
+                        .with_patience(PATIENCE)
+                        .await?;
+                    senders.push(sender.clone());
+                    Some(sender)
                 }
             };
             let parked = match (&store, policy.exhausted) {
@@ -338,7 +343,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         for worker in workers {
             tasks.spawn(worker.run());
         }
-        Ok(Running::new(name, tasks, stop, meters, metrics, clock))
+        Ok(Running::new(name, tasks, stop, meters, metrics, outbox, clock).closing(senders))
     }
 
     /// Looks at everything that can be wrong before the broker is asked.

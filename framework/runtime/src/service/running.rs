@@ -10,6 +10,8 @@ use tokio::sync::watch;
 
 use crate::delivery::{Counted, Meter};
 use crate::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::sender::{Sender, close_all};
 
 /// A service that handles messages. Dropping it is a crash: what is in hand comes again elsewhere.
 pub struct Running {
@@ -19,6 +21,9 @@ pub struct Running {
     stop: watch::Sender<Option<Duration>>,
     meters: Vec<Arc<Meter>>,
     metrics: Metrics,
+    outbox: Arc<Outbox>,
+    /// What its handlers send with, to be ended behind them.
+    senders: Vec<Sender>,
     clock: Arc<dyn Clock>,
 }
 
@@ -38,9 +43,16 @@ impl Running {
         stop: watch::Sender<Option<Duration>>,
         meters: Vec<Arc<Meter>>,
         metrics: Metrics,
+        outbox: Arc<Outbox>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { name, tasks, stop, meters, metrics, clock }
+        Self { name, tasks, stop, meters, metrics, outbox, senders: Vec::new(), clock }
+    }
+
+    /// Ends these too, when everything is handled.
+    pub(crate) fn closing(mut self, senders: impl IntoIterator<Item = Sender>) -> Self {
+        self.senders.extend(senders);
+        self
     }
 
     /// What it has done so far.
@@ -58,6 +70,9 @@ impl Running {
     /// # Errors
     /// What ended a consumer in a way that does not pass, as when its subscription was unregistered. The others are
     /// drained then.
+    ///
+    /// # Cancel safety
+    /// A dropped call is a crash, as dropping the service is: what is in hand comes again elsewhere.
     pub async fn until(mut self, signal: impl Future<Output = ()>, deadline: Duration) -> Result<()> {
         let ended = tokio::select! {
             () = signal => Ok(()),
@@ -66,17 +81,24 @@ impl Running {
         ended.and(self.drain(deadline).await)
     }
 
-    /// Takes no more messages, lets handlers end until the deadline, settles what they did and releases the rest.
+    /// Takes no more messages, lets handlers end until the deadline, settles what they did and releases the rest. Then the
+    /// senders of dead letters and replies are closed.
     ///
     /// # Errors
     /// As [`until`](Self::until).
+    ///
+    /// # Cancel safety
+    /// As [`until`](Self::until).
     pub async fn drain(self, deadline: Duration) -> Result<()> {
-        self.stop.send_replace(Some(self.clock.elapsed() + deadline));
+        let end = self.clock.elapsed() + deadline;
+        self.stop.send_replace(Some(end));
         let mut tasks = self.tasks;
         let mut result = Ok(());
         while let Some(ended) = tasks.next().await {
             result = result.and(ended);
         }
+        let left = end.saturating_sub(self.clock.elapsed());
+        futures::join!(close_all(self.senders, left), self.outbox.close(left));
         result
     }
 }

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use tidegate_core::error::code;
 use tidegate_runtime::{Bridge, Filter, Handlers, Policy, Router, Sender, Service};
 
+use super::watched::Watched;
 use super::*;
 
 /// Everything that comes to a subscription until nothing has come for a while: the numbers of each order.
@@ -87,4 +88,17 @@ async fn messages_are_sent_where_they_belong_and_others_become_dead_letters() {
         .collect();
     assert!(dead["odd:2"].contains("no route takes messages of the kind order.placed.v1"), "{dead:?}");
     assert!(dead["strange"].contains("message.data.number >= 10"), "{dead:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_that_is_drained_ends_what_it_carries_with() {
+    let (here, (there, calls)) = (World::new().await, Watched::world().await);
+    let bridge = Bridge::new(&here.orders, "west", "east").unwrap();
+    let (bridge, carried) = bridge.start(&here.broker, &*there.broker).await.unwrap();
+    there.subscribe("all").await;
+    calls.delay("publish orders", Duration::from_secs(3));
+    here.place(&["a:1"]).await;
+    eventually("it is on its way", || calls.count("publish orders") == 1).await;
+    drain(bridge).await;
+    assert_eq!((carried.carried(), calls.count("close orders")), (1, 1));
 }
