@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tidegate_core::error::code;
-use tidegate_core::port::{StateStore, Timer, Timers};
+use tidegate_core::port::{Due, StateStore, Timer, Timers};
 use tidegate_core::{Clock, Error, FlowName, Message, Result, Scope, SystemClock};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -290,14 +290,18 @@ impl Aggregator {
     async fn look(&self) -> Result<()> {
         let Some((_, timers)) = &self.time else { return Ok(()) };
         for due in timers.due(&self.flow, self.clock.now(), TAKEN.0, TAKEN.1).await? {
-            let over: Over = serde_json::from_str(&due.timer.value).map_err(unread)?;
-            match self.end(&over).await {
-                Ok(()) => _ = timers.done(&self.flow, due.number).await?,
-                Err(error) => {
-                    tracing::warn!(%error, name = self.name, "a group whose time is over could not be sent, and is tried again");
-                }
+            // One that fails keeps none of the others waiting.
+            if let Err(error) = self.complete(&**timers, &due).await {
+                tracing::warn!(%error, name = self.name, timer = due.timer.id, "a group whose time is over could not be sent, and is tried again");
             }
         }
+        Ok(())
+    }
+
+    async fn complete(&self, timers: &dyn Timers, due: &Due) -> Result<(), Failure> {
+        let over: Over = serde_json::from_str(&due.timer.value).map_err(unread)?;
+        self.end(&over).await?;
+        timers.done(&self.flow, due.number).await?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use tidegate_core::error::code;
-use tidegate_core::port::{Lease, Stored};
+use tidegate_core::port::{Lease, Stored, Timer, Timers};
 use tidegate_core::{Error, FlowName, Result};
 use tidegate_runtime::{Aggregator, Failure, Handlers, Policy, Sender, Service};
 
@@ -174,4 +174,31 @@ async fn no_call_that_fails_loses_a_message_or_counts_one_twice() {
         drain(collecting).await;
         assert_eq!(groups(&seen), ["a: a:1 a:2", "a: a:3 a:4", "b: b:1 b:2"], "{fails_at} {has_effect}");
     }
+}
+
+#[tokio::test]
+async fn a_timer_that_cannot_be_read_holds_up_no_other_group() {
+    let world = World::new().await;
+    let (timers, clock) = (Arc::new(MemoryStore::new("t")), Arc::new(HandClock::default()));
+    let (aggregator, collecting, seen) = aggregator(&world, Arc::clone(&world.store)).await;
+    let hand: Arc<dyn Clock> = Arc::<HandClock>::clone(&clock);
+    let aggregator = aggregator.within(MINUTE, Arc::<MemoryStore>::clone(&timers)).with_clock(hand);
+    let handle = aggregator.clone().into_handler();
+    for id in ["a:1", "b:1"] {
+        handle(placed(id)).await.unwrap();
+    }
+    let flow = world.store.flows().await.unwrap().remove(0);
+    // The first of those that are taken.
+    let at = clock.now();
+    let strange = Timer { id: "strange".into(), at, value: "written by a later version".into() };
+    Timers::put(&*timers, &flow, &strange).await.unwrap();
+    let ending = aggregator.start();
+    clock.forward(MINUTE);
+    eventually("the groups", || seen.lock().unwrap().len() == 2).await;
+    drop(ending);
+    drain(collecting).await;
+    assert_eq!(groups(&seen), ["a: a:1", "b: b:1"]);
+    clock.forward(MINUTE);
+    let left = timers.due(&flow, clock.now(), 10, MINUTE).await.unwrap();
+    assert_eq!(left.iter().map(|due| &*due.timer.id).collect::<Vec<_>>(), ["strange"], "it is kept");
 }
