@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate_core::error::code;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Broker;
 use tidegate_core::{
     Apply, Channel, Clock, Error, Ids, Message, Name, Result, Scope, Subscription, Topology,
@@ -40,8 +40,6 @@ pub(crate) fn reply_channel(name: &Name) -> Channel {
     channel
 }
 
-type Pending = Mutex<HashMap<Arc<str>, oneshot::Sender<Message>>>;
-
 /// Sends messages that are answered, for all who have a copy of it.
 ///
 /// Each process has its own channel of replies, by a name that it keeps when it is started again. A reply that comes when
@@ -61,10 +59,16 @@ struct Inner {
 
 #[derive(Default)]
 struct Shared {
-    pending: Pending,
+    pending: Mutex<Pending>,
     late: AtomicU64,
+}
+
+/// Who waits for replies.
+#[derive(Default)]
+struct Pending {
+    by_id: HashMap<Arc<str>, oneshot::Sender<Message>>,
     /// No replies come any more.
-    is_over: AtomicBool,
+    is_over: bool,
 }
 
 impl fmt::Debug for Caller {
@@ -105,7 +109,10 @@ impl Caller {
     ///
     /// # Errors
     /// `timed-out` if none comes in time: whoever was asked may still do it. `call-failed` if the message became a dead
-    /// letter. Otherwise as [`Sender::send`].
+    /// letter, `stopped` if no replies come any more. Otherwise as [`Sender::send`].
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves the question unknown: it may be answered still, and the reply is counted as late then.
     pub async fn call<Q, R>(&self, question: Q, timeout: Duration) -> Result<R>
     where
         Q: Typed + Serialize,
@@ -123,21 +130,14 @@ impl Caller {
     /// The same for a message of any form.
     ///
     /// # Errors
+    /// As [`call`](Self::call), and `config-invalid` if the same message is asked already.
+    ///
+    /// # Cancel safety
     /// As [`call`](Self::call).
     pub async fn call_message(&self, message: Message, timeout: Duration) -> Result<Message> {
         let message = message.with_header(REPLY_TO, self.0.replies.to_string())?;
         let id = Arc::clone(&message.id);
-        let (tell, told) = oneshot::channel();
-        if self.0.shared.is_over.load(Ordering::Acquire) {
-            return Err(Error::new(code::STOPPED, "no replies come any more"));
-        }
-        match self.0.shared.lock().entry(Arc::clone(&id)) {
-            Entry::Vacant(place) => _ = place.insert(tell),
-            Entry::Occupied(_) => {
-                let what = format!("the message {id} is asked twice at once");
-                return Err(Error::new(code::CONFIG_INVALID, what));
-            }
-        }
+        let told = self.0.shared.wait(&id)?;
         let _forget = Forget(&self.0.shared, Arc::clone(&id));
         let asked = async {
             self.0.sender.send(message).await?;
@@ -165,7 +165,41 @@ impl Caller {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, oneshot::Sender<Message>>> {
+    /// What gives the reply to a message, as soon as it comes.
+    fn wait(&self, id: &Arc<str>) -> Result<oneshot::Receiver<Message>> {
+        let mut pending = self.lock();
+        // Under the lock: whoever is not refused here is told at the end.
+        if pending.is_over {
+            return Err(Error::new(code::STOPPED, "no replies come any more"));
+        }
+        let (tell, told) = oneshot::channel();
+        match pending.by_id.entry(Arc::clone(id)) {
+            Entry::Vacant(place) => _ = place.insert(tell),
+            Entry::Occupied(_) => {
+                let what = format!("the message {id} is asked twice at once");
+                return Err(Error::new(code::CONFIG_INVALID, what));
+            }
+        }
+        Ok(told)
+    }
+
+    /// Gives a reply to whoever waits for it.
+    fn tell(&self, reply: Message) {
+        let asked = reply.headers.get(CALL);
+        let waiting = asked.and_then(|id| self.lock().by_id.remove(id));
+        if waiting.is_none_or(|tell| tell.send(reply).is_err()) {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// No replies come any more, and all who wait are told so.
+    fn end(&self) {
+        let mut pending = self.lock();
+        pending.is_over = true;
+        pending.by_id.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -175,34 +209,69 @@ struct Forget<'a>(&'a Shared, Arc<str>);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.0.lock().remove(&self.1);
+        self.0.lock().by_id.remove(&self.1);
     }
 }
 
 async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clock>) -> Result<()> {
     loop {
-        let delivery = match receiver.next(WAIT).await {
-            Ok(Some(delivery)) => delivery,
-            Ok(None) => continue,
-            Err(error) if error.verdict() == tidegate_core::error::Verdict::Never => {
+        match take(&mut receiver, &shared).await {
+            Ok(()) => {}
+            Err(error) if error.verdict() == Verdict::Never => {
                 tracing::error!(%error, "no replies come any more");
-                shared.is_over.store(true, Ordering::Release);
-                shared.lock().clear();
+                shared.end();
                 return Err(error);
             }
             Err(error) => {
                 tracing::warn!(%error, "receiving replies failed, and is tried again");
                 clock.sleep(WAIT).await;
-                continue;
             }
-        };
-        let asked = delivery.message.headers.get(CALL);
-        let waiting = asked.and_then(|id| shared.lock().remove(id));
-        if waiting.is_none_or(|tell| tell.send(delivery.message).is_err()) {
-            shared.late.fetch_add(1, Ordering::Relaxed);
         }
-        if let Err(error) = receiver.settle(&[delivery.token]).await {
-            tracing::warn!(%error, "a reply could not be settled");
+    }
+}
+
+/// Gives the replies that have come to those who wait for them, and settles them together.
+async fn take(receiver: &mut Receiver, shared: &Shared) -> Result<()> {
+    let mut tokens = Vec::new();
+    let mut wait = WAIT;
+    while let Some(delivery) = receiver.next(wait).await? {
+        shared.tell(delivery.message);
+        tokens.push(delivery.token);
+        // What has come with it, and nothing that comes later.
+        wait = Duration::ZERO;
+    }
+    if let Err(error) = receiver.settle(&tokens).await {
+        tracing::warn!(%error, "replies could not be settled");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Whoever begins to ask when the replies end is refused, or told.
+    #[test]
+    fn nobody_waits_for_a_reply_when_none_comes_any_more() {
+        for _ in 0..500 {
+            let shared = Shared::default();
+            let asked = thread::scope(|scope| {
+                let asking = scope.spawn(|| {
+                    let ids = (0_u64..).map(|number| Arc::from(number.to_string()));
+                    ids.map_while(|id| shared.wait(&id).ok()).collect::<Vec<_>>()
+                });
+                while shared.lock().by_id.is_empty() {
+                    thread::yield_now();
+                }
+                shared.end();
+                asking.join().unwrap()
+            });
+            assert!(!asked.is_empty());
+            for mut told in asked {
+                assert_eq!(told.try_recv(), Err(oneshot::error::TryRecvError::Closed), "it waits for ever");
+            }
         }
     }
 }

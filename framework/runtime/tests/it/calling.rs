@@ -3,6 +3,7 @@ use tidegate_core::SystemIds;
 use tidegate_core::error::code;
 use tidegate_runtime::{Caller, Failure, Handlers, Json, Policy, Service};
 
+use super::watched::Watched;
 use super::*;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,4 +62,24 @@ async fn who_asks_twice_at_once_does_not_take_the_reply_from_the_first() {
     assert_eq!(&*first.unwrap().kind, Priced::KIND);
     assert_eq!(second.unwrap_err().code(), code::CONFIG_INVALID);
     drain(service).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_that_come_together_are_settled_together() {
+    let (world, calls) = Watched::world().await;
+    let handlers = Handlers::new().handle(price).with_policy(Policy::skip().with_attempts(1));
+    let service = Service::new("pricing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+    let (ids, clock) = (Arc::new(SystemIds), Arc::clone(&world.clock));
+    let caller = Caller::open(&*world.broker, &world.orders, "shop-1", ids, clock).await.unwrap();
+    let ask = |number| {
+        let question = Placed { order: format!("o{number}"), number };
+        caller.call::<_, Priced>(question, Duration::from_secs(60))
+    };
+    let replies = join_all((0..1_000).map(ask)).await;
+    assert!(replies.iter().all(Result::is_ok));
+    let settles = calls.count("settle replies.shop-1");
+    assert!(settles <= 200, "{settles}");
+    drain(service).await;
+    assert_eq!(calls.count("close replies.shop-1"), 1, "the service ends what it replies with");
+    assert_eq!(calls.count("close orders.dead"), 1);
 }
