@@ -76,6 +76,9 @@ impl<T: Transactional> Inbox<T> {
     ///
     /// # Errors
     /// As the store.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have forgotten some of it, or all; call it again.
     pub async fn forget(&self, older_than: Duration) -> Result<u64> {
         let micros = i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX);
         self.store.forget(&self.flow, micros).await
@@ -144,6 +147,9 @@ impl<T: Transactional> Once<T> {
     ///
     /// # Errors
     /// As the store.
+    ///
+    /// # Cancel safety
+    /// A dropped call has no effect: the transaction is undone, and the note with it.
     pub async fn begin(self) -> Result<Begun<T>> {
         let Inbox { store, flow } = self.inbox;
         let mut tx = store.begin().await?;
@@ -160,6 +166,9 @@ impl<T: Transactional> Effect<T> {
     ///
     /// # Errors
     /// As the store. The handler fails then, and is told by the note whether it happened when the message comes again.
+    ///
+    /// # Cancel safety
+    /// A dropped call may have committed, and note and effect are there both or neither: the note tells when the message comes again.
     pub async fn commit(self) -> Result<Committed> {
         self.store.commit(self.tx).await?;
         Ok(Committed(()))

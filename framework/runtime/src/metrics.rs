@@ -74,7 +74,10 @@ impl Metrics {
     /// Answers `/metrics` at an address, until it is dropped.
     ///
     /// # Errors
-    /// `config-invalid` if nothing can listen there.
+    /// `config-invalid` if nothing can listen there, `internal` if the listener ended.
+    ///
+    /// # Cancel safety
+    /// Dropping it is the way to end it: the address is free then, and what is being answered is still answered.
     #[cfg(feature = "listen")]
     pub async fn serve(self, address: std::net::SocketAddr) -> tidegate_core::Result<()> {
         use tidegate_core::{Error, error::code};

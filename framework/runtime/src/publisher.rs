@@ -109,7 +109,13 @@ impl Publisher {
         self.publish_each(messages).await.into_iter().collect()
     }
 
-    /// The same, with an answer for each message: one that is refused for good does not keep the others.
+    /// The same, with an answer for each message, in their order: one that is refused for good does not keep the others.
+    ///
+    /// # Errors
+    /// Those of the messages, each at its place: what the broker answered last. If the verdict is unknown, the message may be stored.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves its messages unknown, and the publisher usable: publish them again, before newer ones.
     pub async fn publish_each(&mut self, messages: &[Message]) -> Vec<Result<()>> {
         let until = self.clock.elapsed() + self.patience;
         let schedule = ExponentialBuilder::new().with_min_delay(PAUSES.0).with_max_delay(PAUSES.1);
