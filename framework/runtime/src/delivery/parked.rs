@@ -17,9 +17,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::dead_letter::Reason;
 use crate::flow::flow;
 
-/// How many dead letters of a lane are known one by one. Of those beyond it only the number is: they are let go in the order in
-/// which they are replayed.
-const LISTED_MAX: usize = 10_000;
+/// How many dead letters of a lane are known one by one: all of them are written with each one more. Of those beyond it only the
+/// number is: they are let go in the order in which they are replayed.
+const LISTED_MAX: usize = 1_000;
 /// How much of what a handler said is kept here.
 const ERROR_CHARS: usize = 200;
 
