@@ -69,7 +69,7 @@ impl AmqpLine {
 }
 
 /// A copy, as it is sent.
-fn copy(target: &str, number: Number, value: &[u8]) -> Amqp<Data> {
+pub(crate) fn copy(target: &str, number: Number, value: &[u8]) -> Amqp<Data> {
     Amqp {
         header: Some(durable()),
         delivery_annotations: None,

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use fe2o3_amqp::session::SessionHandle;
 use tidegate_core::access::Access;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Line, Member, Queues, Sender};
+use tidegate_core::queue::{Line, Member, Number, Queues, Sender};
 use tidegate_core::{Capabilities, Channel, Name, Result};
 
-use crate::connect::{Connection, Shared};
+use crate::connect::{Connection, Node, Shared, end, sender};
 use crate::error::is_missing;
-use crate::line::AmqpLine;
+use crate::line::{AmqpLine, copy};
 use crate::member::AmqpMember;
-use crate::send::AmqpSender;
+use crate::send::{AmqpSender, post};
 use crate::server::{Management, Queue, Server, What, lanes};
 
 type Managed = (Arc<Connection>, Arc<dyn Management>);
@@ -96,14 +96,27 @@ impl Queues for AmqpQueues {
     /// Last what is sent to: nothing is stored that nobody could have.
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()> {
         let name = &channel.name;
-        let books = lanes(channel).map(|lane| Queue::Book(name.clone(), subscription.clone(), lane));
+        let (connection, mut session, management) = self.session().await?;
+        let books: Vec<Queue> =
+            lanes(channel).map(|lane| Queue::Book(name.clone(), subscription.clone(), lane)).collect();
+        let copies: Vec<_> =
+            books.iter().map(|book| copy(&self.server.target(book), Number::default(), b"")).collect();
         let queues = lanes(channel).map(|lane| Queue::Lane(name.clone(), subscription.clone(), lane));
         let made: Vec<Queue> = [Queue::Members(name.clone(), subscription.clone())]
             .into_iter()
             .chain(books)
             .chain(queues)
             .collect();
-        self.management().await?.make(&made).await
+        management.make(&made).await?;
+        let time = self.access.timeout;
+        let writing = async move {
+            let mut link = sender(&mut session, Node::Queue, None, time).await?;
+            for copy in copies {
+                post(&mut link, copy, time, time, "write a copy").await?;
+            }
+            end(&mut session, time, "make a subscription").await
+        };
+        connection.whole(writing).await
     }
 
     /// First what is sent to, then what its owner stands in line for.

@@ -40,6 +40,11 @@ impl RabbitLine {
     }
 }
 
+/// Those of a copy.
+pub(crate) fn properties(number: Number) -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2).with_message_id(number.to_string().into())
+}
+
 #[async_trait]
 impl Line for RabbitLine {
     async fn next(&mut self) -> Result<Copy> {
@@ -66,9 +71,7 @@ impl Line for RabbitLine {
         if connection.status().blocked() {
             return Err(blocked().with("operation", OPERATION));
         }
-        let properties =
-            BasicProperties::default().with_delivery_mode(2).with_message_id(number.to_string().into());
-        let stored = publish_to(amqp, self.queue.clone(), value, properties);
+        let stored = publish_to(amqp, self.queue.clone(), value, properties(number));
         match published(connection, self.timeout, OPERATION, stored).await? {
             true => Ok(()),
             false => {

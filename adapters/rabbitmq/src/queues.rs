@@ -13,13 +13,13 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel as Amqp, Connection, ExchangeKind};
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Queues, Sender};
+use tidegate_core::queue::{Line, Member, NO_BROWSING, NO_LISTING, Number, Queues, Sender};
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::config::Config;
 use crate::connect::{Own, Shared, within};
 use crate::error::{from_driver, is_missing};
-use crate::line::RabbitLine;
+use crate::line::{self, RabbitLine};
 use crate::member::RabbitMember;
 use crate::probe::probe;
 use crate::send::RabbitSender;
@@ -132,7 +132,8 @@ impl RabbitQueues {
         for lane in lanes.map(Lane) {
             let (queue, book) = (queue(channel, subscription, lane), book(channel, subscription, lane));
             let made = async {
-                declare(&amqp, book, true).await?;
+                declare(&amqp, book.clone(), true).await?;
+                publish_to(&amqp, book, b"", line::properties(Number::default())).await?;
                 declare(&amqp, queue.clone(), true).await?;
                 let (key, options) = (lane.0.to_string().into(), QueueBindOptions::default());
                 amqp.queue_bind(queue, exchange(channel), key, options, FieldTable::default()).await

@@ -1,5 +1,7 @@
 //! Of ActiveMQ Classic.
 
+use tidegate_core::port::Settled;
+
 use super::*;
 
 async fn server(options: Options) -> Option<Server> {
@@ -74,4 +76,29 @@ async fn where_queues_cannot_be_removed_is_said_and_a_second_try_does_it() {
         matches!(&sent[..], [Sent::Refused(error)] if error.code() == code::SUBSCRIPTION_MISSING),
         "{sent:?}"
     );
+}
+
+/// With `sendFailIfNoSpace`: without it the server leaves a whole connection unanswered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_short_of_disk_is_told_so() {
+    let Some(server) = server(Options::default().with_setting("store", 24 << 20)).await else { return };
+    let broker = open(&format!("{}&timeout_ms=1000&patience_ms=1000", server.url()));
+    let (channel, subscription) = channel(&*broker, "short").await;
+    let mut producer = broker.producer(&channel).await.unwrap();
+    let large = |number| messages(number..number + 1).remove(0).with_data("text/plain", vec![b'x'; 1 << 20]);
+    let mut stored = 0;
+    let error = loop {
+        assert!(stored < 100, "it has no end");
+        match producer.publish(&[large(stored)]).await.remove(0) {
+            Sent::Stored { .. } => stored += 1,
+            other => break other,
+        }
+    };
+    assert!(matches!(&error, Sent::Refused(error) if error.code() == code::LIMIT_REACHED), "{error:?}");
+    // Who comes now can have what is there, though nothing can be noted of it.
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    let came = take(&mut *consumer, usize::try_from(stored).unwrap()).await;
+    let acks: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+    let settled = consumer.settler().settle(&acks).await;
+    assert!(settled.iter().all(Settled::is_done), "{settled:?}");
 }

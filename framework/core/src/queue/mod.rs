@@ -119,7 +119,8 @@ pub trait Queues: Send + Sync + fmt::Debug + 'static {
     /// Stands in the line of the record of a channel; `None` if there is none.
     async fn line(&self, channel: &Name) -> Result<Option<Box<dyn Line>>>;
 
-    /// Makes the queues and the books of a subscription. Repeatable.
+    /// Makes the queues and the books of a subscription, with an empty copy in each book ([`Number::default`]): who comes when the
+    /// system takes nothing can have the lanes, and make room. Repeatable.
     async fn subscribe(&self, channel: &Channel, subscription: &Name) -> Result<()>;
 
     /// Removes them, with everything in them. Repeatable.

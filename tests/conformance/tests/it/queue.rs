@@ -284,6 +284,22 @@ async fn what_cannot_be_noted_is_not_done() {
     );
 }
 
+/// Found on ActiveMQ Classic: whoever came first to a subscription when the server was full could not have its lanes, so that
+/// nothing ever made room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_when_nothing_is_taken_makes_room() {
+    let model = Model::new();
+    let channel = Channel::new("room").unwrap();
+    let subscription = apply(&model, &channel, "s").await;
+    let all: Vec<Message> = (0..20).map(|number| numbered("room", number)).collect();
+    publish(&model, &channel, &all).await;
+    model.data.is_full.store(true, Ordering::Release);
+    let mut consumer = model.broker().subscribe(&subscription).await.unwrap();
+    let came = take(&mut *consumer, 20).await;
+    let acks: Vec<_> = came.iter().map(|delivery| (delivery.token, Settlement::Ack)).collect();
+    assert!(consumer.settler().settle(&acks).await.iter().all(Settled::is_done));
+}
+
 async fn handle(_: Message) -> Result<(), Failure> {
     Ok(())
 }

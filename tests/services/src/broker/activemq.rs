@@ -42,13 +42,13 @@ fn prepare(site: &Site) -> Result<()> {
         ("useJmx", "false".to_owned()),
     ];
     let attribute = |name: &str, value: &str| match name {
-        STATISTICS | TRANSFORMER => String::new(),
+        STATISTICS | TRANSFORMER | STORE => String::new(),
         _ => format!(" {name}=\"{}\"", escape(value)),
     };
     let attributes = site.lines(&own, attribute);
     let (amqp, stomp, openwire) = (site.ports[0], site.ports[1], site.ports[2]);
     let transformer = setting(site, TRANSFORMER).unwrap_or("jms");
-    let (journal, plugins) = (site.path("data/kahadb"), plugins(site));
+    let (journal, plugins, usage) = (site.path("data/kahadb"), plugins(site), usage(site));
     site.write(
         "activemq.xml",
         // The connectors start in this order, and the last one is asked whether the server is ready.
@@ -61,7 +61,7 @@ fn prepare(site: &Site) -> Result<()> {
 {plugins}    <persistenceAdapter>
       <kahaDB directory="{journal}" journalDiskSyncStrategy="always"/>
     </persistenceAdapter>
-    <transportConnectors>
+{usage}    <transportConnectors>
       <transportConnector name="openwire" uri="tcp://127.0.0.1:{openwire}"/>
       <transportConnector name="stomp" uri="stomp://127.0.0.1:{stomp}"/>
       <transportConnector name="amqp" uri="amqp://127.0.0.1:{amqp}?transport.wireFormat.idleTimeout=4000&amp;transport.tcpNoDelay=true&amp;transport.transformer={transformer}"/>
@@ -74,9 +74,17 @@ fn prepare(site: &Site) -> Result<()> {
 }
 
 /// Settings that are no attributes of the broker's: whether it answers who asks about its queues, and what messages of AMQP are
-/// for clients of other protocols (`native`, its own default: bytes; `jms`: what they are).
+/// for clients of other protocols (`native`, its own default: bytes; `jms`: what they are), and how much it keeps on its disk,
+/// in bytes, before it refuses more.
 const STATISTICS: &str = "statistics";
 const TRANSFORMER: &str = "transformer";
+const STORE: &str = "store";
+
+fn usage(site: &Site) -> String {
+    setting(site, STORE).map_or_else(String::new, |bytes| {
+        format!("    <systemUsage><systemUsage sendFailIfNoSpace=\"true\"><storeUsage><storeUsage limit=\"{bytes}\"/></storeUsage></systemUsage></systemUsage>\n")
+    })
+}
 
 /// What counts messages and consumers for who asks, and who may enter: without a password everybody.
 fn plugins(site: &Site) -> String {

@@ -187,7 +187,10 @@ impl Queues for Model {
         {
             let mut channels = lock(&self.data.channels);
             let stored = channels.get_mut(&channel.name).ok_or_else(lost)?;
-            let lanes = (0..channel.lanes).map(|lane| (Lane(lane), Lined::default())).collect();
+            let mut lanes: BTreeMap<_, _> =
+                (0..channel.lanes).map(|lane| (Lane(lane), Lined::default())).collect();
+            let books = lanes.values_mut().map(|lined: &mut Lined| &mut lined.book);
+            books.for_each(|book| book.ready.push_back((Number::default(), Bytes::new())));
             stored.subscriptions.entry(subscription.clone()).or_insert(Queue { members: 0, lanes });
         }
         self.step()
