@@ -16,10 +16,10 @@ use fe2o3_amqp::types::messaging::{
     AmqpValue, ApplicationProperties, Body, Data, Header, Message as Amqp, Properties,
 };
 use fe2o3_amqp::types::primitives::{Binary, OrderedMap, SimpleValue, Value};
-use tidegate_core::access::Access;
+use tidegate_broker::access::Access;
 use tidegate_core::error::code;
 use tidegate_core::port::Effective;
-use tidegate_core::queue::{NO_BROWSING, NO_LISTING};
+use tidegate_broker::queue::{NO_BROWSING, NO_LISTING};
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::asking::{ASKED_MAX, Asking, is_unanswered};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_core::access::{Access, Scheme};
+use tidegate_broker::access::{Access, Scheme};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
 use crate::error::{Said, from_connect, from_driver, timed_out};
-use tidegate_core::access::Access;
+use tidegate_broker::access::Access;
 
 /// How many sessions a connection may have: each lane of a member has two.
 const SESSIONS_MAX: u16 = u16::MAX - 1;

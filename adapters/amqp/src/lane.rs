@@ -15,10 +15,10 @@ use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::Value;
 use futures::FutureExt as _;
 use tidegate_core::error::code;
-use tidegate_core::hand::Fetched;
+use tidegate_broker::hand::Fetched;
 use tidegate_core::port::Attempt;
-use tidegate_core::queue::{Link, held_max, place_of_undecodable};
-use tidegate_core::unsettled::Place;
+use tidegate_broker::queue::{Link, held_max, place_of_undecodable};
+use tidegate_broker::unsettled::Place;
 use tidegate_core::{Channel, Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
 

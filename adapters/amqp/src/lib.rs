@@ -1,4 +1,4 @@
-//! Brokers that speak AMQP 1.0, Artemis and ActiveMQ Classic, with everything else that [`tidegate_core::queue`] makes of them.
+//! Brokers that speak AMQP 1.0, Artemis and ActiveMQ Classic, with everything else that [`tidegate_broker::queue`] makes of them.
 //!
 //! | what | where on Artemis | on ActiveMQ Classic |
 //! |---|---|---|
@@ -44,7 +44,7 @@ mod server;
 use std::sync::Arc;
 
 use tidegate_core::port::Broker;
-use tidegate_core::queue::QueueBroker;
+use tidegate_broker::queue::QueueBroker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
 use queues::AmqpQueues;

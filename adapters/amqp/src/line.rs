@@ -11,7 +11,7 @@ use fe2o3_amqp::types::messaging::{Body, Data, Message as Amqp, MessageId, Prope
 use fe2o3_amqp::types::primitives::{Binary, Value};
 use fe2o3_amqp::{Receiver, Sender};
 use tidegate_core::Result;
-use tidegate_core::queue::{Copy, Line, Number};
+use tidegate_broker::queue::{Copy, Line, Number};
 
 use crate::codec::durable;
 use crate::connect::{Node, end, receiver, sender, within};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::session::SessionHandle;
-use tidegate_core::access::Access;
-use tidegate_core::queue::{Line, Link, Member};
+use tidegate_broker::access::Access;
+use tidegate_broker::queue::{Line, Link, Member};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::connect::{Connection, receiver};

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _};
-use tidegate_core::access::Access;
+use tidegate_broker::access::Access;
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};

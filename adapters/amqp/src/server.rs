@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tidegate_core::access::Access;
+use tidegate_broker::access::Access;
 use tidegate_core::error::code;
 use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, Error, Lane, Name, Result};

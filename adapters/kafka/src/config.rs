@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use tidegate_core::access::{Access, Scheme};
+use tidegate_broker::access::{Access, Scheme};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 

@@ -1,5 +1,5 @@
 //! Kafka as a broker: a topic a channel, a partition a lane, and a topic of one partition beside it for everything else that
-//! [`tidegate_core::log`] needs.
+//! [`tidegate_broker::log`] needs.
 //!
 //! | topic | what |
 //! |---|---|
@@ -34,7 +34,7 @@ mod topics;
 
 use std::sync::Arc;
 
-use tidegate_core::log::LogBroker;
+use tidegate_broker::log::LogBroker;
 use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 

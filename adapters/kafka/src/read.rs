@@ -11,9 +11,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::hand::Fetched;
-use tidegate_core::log::Reader;
-use tidegate_core::unsettled::Place;
+use tidegate_broker::hand::Fetched;
+use tidegate_broker::log::Reader;
+use tidegate_broker::unsettled::Place;
 use tidegate_core::{Channel, Error, Lane, Result};
 
 use crate::codec::{fetched, offset_behind};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tidegate_core::error::code;
 use tidegate_core::port::{Attempt, Delivery, Token};
-use tidegate_core::seats::{Member, Seat, Step, next_epoch, steps};
-use tidegate_core::unsettled::{End, Given, Place, Unsettled};
+use tidegate_broker::seats::{Member, Seat, Step, next_epoch, steps};
+use tidegate_broker::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::{Channel, Error, Keep, Lane, Message, Name, Position, Result, Start};
 use tokio::sync::Notify;
 

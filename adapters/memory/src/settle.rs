@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tidegate_core::Subscription;
+use tidegate_broker::unsettled::End;
 use tidegate_core::capability::missing;
 use tidegate_core::port::{Broker, Settle, Settled, Settlement, Token};
-use tidegate_core::seats::Member;
+use tidegate_broker::seats::Member;
 use tokio::sync::Notify;
 
 use crate::broker::MemoryBroker;
@@ -40,7 +41,7 @@ impl Settle for MemorySettle {
         let mut channel = channels.get_mut(&self.subscription.channel);
         let mut settle = |token: Token, settlement: &Settlement| {
             let Some(channel) = channel.as_mut() else { return Settled::Lost };
-            let end = match settlement.end(now, self.broker.capabilities()) {
+            let end = match End::of(settlement, now, self.broker.capabilities()) {
                 Ok(end) => end,
                 Err(why) => return Settled::Refused(missing("memory:", "dead_letter", why)),
             };

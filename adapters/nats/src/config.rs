@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tidegate_core::access::{Access, Scheme};
+use tidegate_broker::access::{Access, Scheme};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 

@@ -1,5 +1,5 @@
 //! NATS JetStream as a broker: a stream a channel, and a key-value bucket for everything else that
-//! [`tidegate_core::log`] needs.
+//! [`tidegate_broker::log`] needs.
 //!
 //! | what | where |
 //! |---|---|
@@ -26,7 +26,7 @@ mod read;
 
 use std::sync::Arc;
 
-use tidegate_core::log::LogBroker;
+use tidegate_broker::log::LogBroker;
 use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 

@@ -11,10 +11,10 @@ use lapin::Consumer;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::{FieldTable, ShortString};
-use tidegate_core::hand::Fetched;
+use tidegate_broker::hand::Fetched;
 use tidegate_core::port::Attempt;
-use tidegate_core::queue::{Link, place_of_undecodable};
-use tidegate_core::unsettled::Place;
+use tidegate_broker::queue::{Link, place_of_undecodable};
+use tidegate_broker::unsettled::Place;
 use tidegate_core::{Lane, Message, Name, Result};
 
 use crate::codec::decode;

@@ -1,4 +1,4 @@
-//! RabbitMQ as a broker: quorum queues, with everything else that [`tidegate_core::queue`] makes of them.
+//! RabbitMQ as a broker: quorum queues, with everything else that [`tidegate_broker::queue`] makes of them.
 //!
 //! | what | where |
 //! |---|---|
@@ -34,7 +34,7 @@ mod send;
 use std::sync::Arc;
 
 use tidegate_core::port::Broker;
-use tidegate_core::queue::QueueBroker;
+use tidegate_broker::queue::QueueBroker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
 use config::Config;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use lapin::Consumer;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use tidegate_core::queue::{Line, Link, Member, held_max};
+use tidegate_broker::queue::{Line, Link, Member, held_max};
 use tidegate_core::{Channel, Lane, Name, Result};
 
 use crate::config::Config;

@@ -9,7 +9,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareO
 use lapin::types::FieldTable;
 use lapin::{Channel as Amqp, Confirmation, Connection, ExchangeKind, PublisherConfirm};
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::queue::{Sender, Taken};
+use tidegate_broker::queue::{Sender, Taken};
 use tidegate_core::{Channel, Error, Message, Result};
 
 use crate::codec::encode;

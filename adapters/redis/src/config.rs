@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::{ClientTlsConfig, TlsCertificates};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tidegate_core::access::{Access, Scheme};
+use tidegate_broker::access::{Access, Scheme};
 use tidegate_core::error::code;
 use tidegate_core::{Endpoint, Error, Result};
 

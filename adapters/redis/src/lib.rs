@@ -1,4 +1,4 @@
-//! Redis as a broker: a stream a lane, and hashes beside them for everything else that [`tidegate_core::log`] needs.
+//! Redis as a broker: a stream a lane, and hashes beside them for everything else that [`tidegate_broker::log`] needs.
 //!
 //! Keys of a channel, in one slot of a cluster by the braces:
 //!
@@ -27,7 +27,7 @@ mod read;
 
 use std::sync::Arc;
 
-use tidegate_core::log::LogBroker;
+use tidegate_broker::log::LogBroker;
 use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tidegate_broker::unsettled::End;
 use tidegate_core::capability::missing;
 use tidegate_core::error::code;
 use tidegate_core::port::{Settle, Settled, Settlement, Token};
-use tidegate_core::seats::Member;
+use tidegate_broker::seats::Member;
 use tidegate_core::{Error, Lane, Result};
 
 use crate::broker::hand::{Extend, SettleJob};
@@ -76,7 +77,7 @@ impl Settle for SqliteSettle {
             // Memory and file learn of it in the same order.
             let mut lanes = self.shared.lock();
             for (token, settlement) in batch {
-                let end = match settlement.end(now, &CAPABILITIES) {
+                let end = match End::of(settlement, now, &CAPABILITIES) {
                     Ok(end) => end,
                     Err(why) => {
                         asked.push(Asked::Refused(missing("sqlite:", "dead_letter", why)));

@@ -3,7 +3,6 @@
 //! This crate says what things are; it opens no socket, holds no file and knows no driver. An adapter depends on it
 //! alone. Start with [`port`]: what an adapter implements.
 
-pub mod access;
 pub mod capability;
 pub mod changes;
 pub mod channel;
@@ -12,25 +11,16 @@ pub mod code;
 pub mod endpoint;
 pub mod error;
 pub mod flow;
-pub mod hand;
 pub mod ids;
 pub mod lane;
-pub mod log;
 pub mod message;
-pub mod pace;
 pub mod port;
 pub mod position;
-mod publishing;
-pub mod queue;
-mod receiving;
 pub mod rows;
 pub mod scope;
-pub mod seats;
-mod settings;
 pub mod structured;
 pub mod table;
 pub mod text;
-pub mod unsettled;
 pub mod value;
 
 pub use capability::{Capabilities, How, LossCase, LossEvent};
@@ -43,10 +33,8 @@ pub use flow::FlowName;
 pub use ids::{Ids, SystemIds};
 pub use lane::Lane;
 pub use message::{Headers, Message};
-pub use pace::Pace;
 pub use position::{AsOf, Mark, Position};
 pub use rows::{Cell, Key, Row, RowWriter, Rows};
 pub use scope::Scope;
-pub use settings::Settings;
 pub use table::{Canonical, Codec, Column, Encoding, Shape, Table, TableName};
 pub use value::{Type, Value};

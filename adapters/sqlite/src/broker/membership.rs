@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::{Row as _, SqliteConnection};
-use tidegate_core::seats::{Member, Seat, Step, next_epoch, steps};
-use tidegate_core::unsettled::Entry;
+use tidegate_broker::seats::{Member, Seat, Step, next_epoch, steps};
+use tidegate_broker::unsettled::Entry;
 use tidegate_core::{Lane, Result};
 
 use super::writer::{Job, signed, unsigned};

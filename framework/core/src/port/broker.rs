@@ -63,11 +63,9 @@ pub struct Effective {
 /// Every call may be dropped; `apply` and `unregister` may then have happened, and can be repeated.
 ///
 /// # Implementing
-/// The crate `tidegate-memory` is the reference. Of a system that keeps messages in order, and small documents that are
-/// compared and set, [`log`](crate::log) makes a whole broker: such an adapter implements [`Log`](crate::log::Log), as
-/// `tidegate-redis` does; of one that has queues and takes acknowledgements [`queue`](crate::queue) does, as in
-/// `tidegate-rabbitmq`. [`Hand`](crate::hand::Hand), [`Unsettled`](crate::unsettled::Unsettled) and
-/// [`seats`](crate::seats) are the parts. An adapter exports its
+/// The crate `tidegate-memory` is the reference. The crate `tidegate-broker` makes a whole broker of a system that keeps messages in
+/// order, and small documents that are compared and set, as `tidegate-redis` uses it; and of one that has queues and takes
+/// acknowledgements, as `tidegate-rabbitmq` does. An adapter exports its
 /// schemes as `BROKER_SCHEMES` and opens a broker with `open_broker`; the crate `tidegate-conformance` checks it.
 ///
 /// # Example

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::capability::{Capabilities, How};
 use crate::error::Error;
 use crate::port::Token;
-use crate::unsettled::End;
 
 /// What is to become of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,27 +25,6 @@ pub enum Settlement {
         /// Why.
         reason: Arc<str>,
     },
-}
-
-impl Settlement {
-    /// What it means for a lane that counts attempts here; `now` in microseconds since 1970.
-    ///
-    /// # Errors
-    /// Why a broker of these capabilities keeps no dead letters.
-    pub fn end(&self, now: i64, capabilities: &Capabilities) -> Result<End, &'static str> {
-        Ok(match self {
-            Self::Ack => End::Done,
-            Self::DeadLetter { .. } => match capabilities.dead_letter {
-                How::No(why) => return Err(why),
-                How::Native | How::Emulated(_) => End::Done,
-            },
-            Self::Release => End::Untried,
-            Self::Retry { after } => {
-                let after = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
-                End::Failed { due: now.saturating_add(after) }
-            }
-        })
-    }
 }
 
 /// What became of a settlement.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_core::error::code;
-use tidegate_core::log::Log;
+use tidegate_broker::log::Log;
 use tidegate_core::port::{Consumer, Delivery, Settled, Settlement, Signal};
 use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
 

@@ -49,7 +49,7 @@ fn programs_may(from: &str, to: &str) -> (bool, &'static str) {
     let framework = to.starts_with("framework/");
     match (area, name) {
         ("framework", "core") => (false, "the core knows no other crate of the workspace"),
-        ("framework", "runtime") => (to == CORE, "the runtime knows the core alone"),
+        ("framework", "broker" | "runtime") => (to == CORE, "it knows the core alone"),
         ("framework", "tidegate") => {
             let allowed = (framework || to.starts_with("adapters/")) && to != from;
             (allowed, "the facade knows the crates of the framework, and the adapters by feature")
@@ -60,8 +60,8 @@ fn programs_may(from: &str, to: &str) -> (bool, &'static str) {
         ("adapters", _) => {
             let protocol = to.starts_with("adapters/") && to.ends_with("-common");
             (
-                to == CORE || protocol,
-                "an adapter knows the core alone (and a crate for a protocol that it shares)",
+                to == CORE || to == BROKER || protocol,
+                "an adapter knows the core, and what makes a broker, alone (and a crate for a protocol that it shares)",
             )
         }
         ("tests", _) => (true, ""),
@@ -82,6 +82,7 @@ fn tests_may(from: &str, to: &str) -> (bool, &'static str) {
     }
 }
 
+const BROKER: &str = "framework/broker";
 const CORE: &str = "framework/core";
 const RUNTIME: &str = "framework/runtime";
 
@@ -97,6 +98,9 @@ mod tests {
             ("adapters/postgres", "tests/services"),
             ("framework/core", "framework/runtime"),
             ("framework/core", "adapters/memory"),
+            ("framework/core", "framework/broker"),
+            ("framework/broker", "framework/runtime"),
+            ("framework/runtime", "framework/broker"),
             ("framework/runtime", "framework/flow"),
             ("framework/flow", "framework/cqrs"),
             ("framework/cqrs", "adapters/sqlite"),
@@ -116,6 +120,7 @@ mod tests {
     fn what_the_design_wants_is_allowed() {
         for (from, to, development) in [
             ("adapters/postgres", "framework/core", false),
+            ("adapters/redis", "framework/broker", false),
             ("adapters/rabbitmq", "adapters/amqp-common", false),
             ("framework/runtime", "framework/core", false),
             ("framework/flow", "framework/runtime", false),
