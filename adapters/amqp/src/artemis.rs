@@ -8,9 +8,9 @@ use fe2o3_amqp::types::messaging::{AmqpValue, ApplicationProperties, Body, Messa
 use fe2o3_amqp::types::primitives::{OrderedMap, SimpleValue, Value};
 use serde_json::{Value as Json, json};
 use tidegate_broker::access::Access;
+use tidegate_broker::queue::{NO_BROWSING, NO_LISTING};
 use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::Effective;
-use tidegate_broker::queue::{NO_BROWSING, NO_LISTING};
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, Name, Result};
 
 use crate::asking::{ASKED_MAX, Asking};

@@ -17,9 +17,9 @@ use fe2o3_amqp::types::messaging::{
 };
 use fe2o3_amqp::types::primitives::{Binary, OrderedMap, SimpleValue, Value};
 use tidegate_broker::access::Access;
+use tidegate_broker::queue::{NO_BROWSING, NO_LISTING};
 use tidegate_core::error::code;
 use tidegate_core::port::Effective;
-use tidegate_broker::queue::{NO_BROWSING, NO_LISTING};
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::asking::{ASKED_MAX, Asking, is_unanswered};

@@ -14,11 +14,11 @@ use fe2o3_amqp::transaction::{Controller, Transaction, TransactionDischarge as _
 use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::Value;
 use futures::FutureExt as _;
-use tidegate_core::error::code;
 use tidegate_broker::hand::Fetched;
-use tidegate_core::port::Attempt;
 use tidegate_broker::queue::{Link, held_max, place_of_undecodable};
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Attempt;
 use tidegate_core::{Channel, Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
 

@@ -43,8 +43,8 @@ mod server;
 
 use std::sync::Arc;
 
-use tidegate_core::port::Broker;
 use tidegate_broker::queue::QueueBroker;
+use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
 use queues::AmqpQueues;

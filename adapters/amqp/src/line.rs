@@ -10,8 +10,8 @@ use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{Body, Data, Message as Amqp, MessageId, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Value};
 use fe2o3_amqp::{Receiver, Sender};
-use tidegate_core::Result;
 use tidegate_broker::queue::{Copy, Line, Number};
+use tidegate_core::Result;
 
 use crate::codec::durable;
 use crate::connect::{Node, end, receiver, sender, within};

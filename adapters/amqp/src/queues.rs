@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fe2o3_amqp::session::SessionHandle;
 use tidegate_broker::access::Access;
-use tidegate_core::port::Effective;
 use tidegate_broker::queue::{Line, Member, Number, Queues, Sender};
+use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, Name, Result};
 
 use crate::connect::{Connection, Node, Shared, end, sender};

@@ -11,8 +11,8 @@ use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{Data, Message as Amqp, Outcome};
 use futures::FutureExt as _;
 use tidegate_broker::access::Access;
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::queue::{Sender, Taken};
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 

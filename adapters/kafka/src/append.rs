@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::Offset;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, Producer as _, PurgeConfig};
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::log::{Appended, Appender};
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Channel, Error, Lane, Message, Result};
 
 use crate::codec::{encode, place};

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use rdkafka::Timestamp;
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
-use tidegate_core::error::code;
 use tidegate_broker::hand::Fetched;
-use tidegate_core::port::Attempt;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Attempt;
 use tidegate_core::{Channel, Error, Headers, Lane, Message, Name, Result};
 
 /// What stands before the name of an attribute.

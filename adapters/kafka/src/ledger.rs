@@ -15,8 +15,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 use rdkafka::{Offset, TopicPartitionList};
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::log::Document;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Error, Name, Result, Scope};
 use tokio::sync::{Notify, oneshot};
 

@@ -10,10 +10,10 @@ use rdkafka::admin::ResourceSpecifier;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::log::{Appender, Document, Log, Reader};
-use tidegate_core::port::Effective;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::{Verdict, code};
+use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, Difference, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::append::KafkaAppender;

@@ -10,10 +10,10 @@ use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::hand::Fetched;
 use tidegate_broker::log::Reader;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Channel, Error, Lane, Result};
 
 use crate::codec::{fetched, offset_behind};

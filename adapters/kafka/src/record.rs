@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
-use tidegate_core::error::code;
 use tidegate_broker::log::Document;
+use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 
 /// A record.

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tidegate_broker::unsettled::End;
 use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
-use tidegate_broker::unsettled::End;
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Difference, Error, How, LossCase, LossEvent, Name, Result, Start,
     Subscription, SystemClock, Topology,

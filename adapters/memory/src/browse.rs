@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::port::{Browse, Seen};
 use tidegate_broker::unsettled::Place;
+use tidegate_core::port::{Browse, Seen};
 use tidegate_core::{Lane, Name, Position, Result};
 use tokio::sync::Notify;
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use tidegate_core::error::code;
-use tidegate_core::port::{Attempt, Delivery, Token};
 use tidegate_broker::seats::{Member, Seat, Step, next_epoch, steps};
 use tidegate_broker::unsettled::{End, Given, Place, Unsettled};
+use tidegate_core::error::code;
+use tidegate_core::port::{Attempt, Delivery, Token};
 use tidegate_core::{Channel, Error, Keep, Lane, Message, Name, Position, Result, Start};
 use tokio::sync::Notify;
 

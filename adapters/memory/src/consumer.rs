@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::error::code;
-use tidegate_core::port::{Consumer, Delivery, Leftover, Settle, Signal};
 use tidegate_broker::seats::Member;
 use tidegate_broker::unsettled::End;
+use tidegate_core::error::code;
+use tidegate_core::port::{Consumer, Delivery, Leftover, Settle, Signal};
 use tidegate_core::{Error, Result, Subscription};
 use tokio::sync::Notify;
 

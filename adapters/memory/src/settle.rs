@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tidegate_core::Subscription;
+use tidegate_broker::seats::Member;
 use tidegate_broker::unsettled::End;
+use tidegate_core::Subscription;
 use tidegate_core::capability::missing;
 use tidegate_core::port::{Broker, Settle, Settled, Settlement, Token};
-use tidegate_broker::seats::Member;
 use tokio::sync::Notify;
 
 use crate::broker::MemoryBroker;

@@ -11,9 +11,9 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::{Info, State};
 use async_trait::async_trait;
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::log::{Appended, Appender};
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Channel, Error, Message, Result};
 use tokio::time::Instant;
 

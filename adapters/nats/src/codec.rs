@@ -6,8 +6,8 @@ use std::str::FromStr as _;
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue, NATS_MESSAGE_ID};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
-use tidegate_core::error::code;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
 use tidegate_core::{Error, Lane, Message, Name, Result};
 
 /// What stands before the name of an attribute of CloudEvents.

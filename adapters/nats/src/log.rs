@@ -12,10 +12,10 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidegate_core::error::code;
 use tidegate_broker::log::{Appender, Document, Log, Reader};
-use tidegate_core::port::Effective;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
 use tokio::time::Instant;
 

@@ -10,11 +10,11 @@ use async_nats::{StatusCode, Subscriber};
 use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _};
 use serde::de::IgnoredAny;
-use tidegate_core::error::code;
 use tidegate_broker::hand::Fetched;
 use tidegate_broker::log::Reader;
-use tidegate_core::port::Attempt;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Attempt;
 use tidegate_core::{Error, Lane, Message, Name, Result};
 use tokio::time::Instant;
 

@@ -12,9 +12,9 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions};
 use lapin::types::{FieldTable, ShortString};
 use tidegate_broker::hand::Fetched;
-use tidegate_core::port::Attempt;
 use tidegate_broker::queue::{Link, place_of_undecodable};
 use tidegate_broker::unsettled::Place;
+use tidegate_core::port::Attempt;
 use tidegate_core::{Lane, Message, Name, Result};
 
 use crate::codec::decode;

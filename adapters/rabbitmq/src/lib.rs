@@ -33,8 +33,8 @@ mod send;
 
 use std::sync::Arc;
 
-use tidegate_core::port::Broker;
 use tidegate_broker::queue::QueueBroker;
+use tidegate_core::port::Broker;
 use tidegate_core::{Endpoint, Result, SystemClock};
 
 use config::Config;

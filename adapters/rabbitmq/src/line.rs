@@ -8,8 +8,8 @@ use futures::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Consumer};
-use tidegate_core::error::code;
 use tidegate_broker::queue::{Copy, Line, Number};
+use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 
 use crate::connect::{Own, blocked, published, within};

@@ -12,8 +12,8 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel as Amqp, Connection, ExchangeKind};
-use tidegate_core::port::Effective;
 use tidegate_broker::queue::{Line, Member, NO_BROWSING, NO_LISTING, Number, Queues, Sender};
+use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, How, Lane, Name, Result};
 
 use crate::config::Config;

@@ -8,8 +8,8 @@ use futures::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel as Amqp, Confirmation, Connection, ExchangeKind, PublisherConfirm};
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::queue::{Sender, Taken};
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Channel, Error, Message, Result};
 
 use crate::codec::encode;

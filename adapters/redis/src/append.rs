@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value, cmd};
-use tidegate_core::error::Verdict;
 use tidegate_broker::log::{Appended, Appender};
+use tidegate_core::error::Verdict;
 use tidegate_core::{Channel, Message, Result};
 
 use crate::codec::{encode, name, place, text};

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use redis::Value;
-use tidegate_core::error::code;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
 use tidegate_core::{Error, Message, Result};
 
 /// What stands before the name of an attribute of CloudEvents.

@@ -5,10 +5,10 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue, RedisError, Script, Value, cmd};
-use tidegate_core::error::code;
 use tidegate_broker::log::{Appender, Document, Log, Reader};
-use tidegate_core::port::Effective;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Effective;
 use tidegate_core::{Capabilities, Channel, Error, How, Lane, LossCase, LossEvent, Name, Result};
 
 use crate::append::RedisAppender;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
-use tidegate_core::error::code;
 use tidegate_broker::hand::Fetched;
 use tidegate_broker::log::Reader;
-use tidegate_core::port::Attempt;
 use tidegate_broker::unsettled::Place;
+use tidegate_core::error::code;
+use tidegate_core::port::Attempt;
 use tidegate_core::{Error, Lane, Message, Name, Result};
 
 use crate::codec::{decode, entry_id, place, stored_at, text, unexpected};

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Connection as _, SqliteConnection};
+use tidegate_broker::seats::Member;
 use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
-use tidegate_broker::seats::Member;
 use tidegate_core::{
     Apply, Capabilities, Channel, Clock, Difference, Endpoint, Error, How, LossCase, LossEvent, Name, Result,
     Scope, Start, Subscription, SystemClock, Topology,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
-use tidegate_core::port::{Browse, Seen};
 use tidegate_broker::unsettled::Place;
+use tidegate_core::port::{Browse, Seen};
 use tidegate_core::{Lane, Position, Result};
 
 use crate::broker::Link;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
-use tidegate_core::error::code;
-use tidegate_core::port::{Attempt, Consumer, Delivery, Leftover, Settle, Signal, Token};
 use tidegate_broker::seats::{Member, steps};
 use tidegate_broker::unsettled::{End, Given, Unsettled};
+use tidegate_core::error::code;
+use tidegate_core::port::{Attempt, Consumer, Delivery, Leftover, Settle, Signal, Token};
 use tidegate_core::{Error, Lane, Position, Result, Subscription};
 use tokio::sync::oneshot;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tidegate_broker::seats::Member;
 use tidegate_broker::unsettled::End;
 use tidegate_core::capability::missing;
 use tidegate_core::error::code;
 use tidegate_core::port::{Settle, Settled, Settlement, Token};
-use tidegate_broker::seats::Member;
 use tidegate_core::{Error, Lane, Result};
 
 use crate::broker::hand::{Extend, SettleJob};

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
-use tidegate_core::endpoint::Endpoint;
-use tidegate_core::error::{Error, Result, code};
 use crate::pace::Pace;
 use crate::settings::Settings;
+use tidegate_core::endpoint::Endpoint;
+use tidegate_core::error::{Error, Result, code};
 
 /// What may stand in each URL.
 const KNOWN: [&str; 8] =

@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
+use crate::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::lane::Lane;
 use tidegate_core::message::Message;
 use tidegate_core::port::{Attempt, Delivery, Signal, Token};
 use tidegate_core::position::Position;
-use crate::unsettled::{End, Given, Place, Unsettled};
 
 /// How many messages of a lane may be unsettled before no new ones are given.
 pub const UNSETTLED_MAX: usize = 10_000;

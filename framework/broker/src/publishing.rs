@@ -104,6 +104,11 @@ impl Doubt {
         self.left = ended.err().or(before);
     }
 
+    /// Nothing that was sent over an earlier connection can be stored any more, whatever became of that.
+    pub(crate) fn forget(&mut self) {
+        self.left = None;
+    }
+
     /// Brings everything to an end.
     ///
     /// # Errors

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
+use crate::hand::Hand;
+use crate::unsettled::End;
 use tidegate_core::channel::Subscription;
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Result, code};
-use crate::hand::Hand;
 use tidegate_core::lane::Lane;
 use tidegate_core::port::{Delivery, Settled, Signal};
-use crate::unsettled::End;
 
 /// Looks again at least so often.
 const LOOK: Duration = Duration::from_secs(1);

@@ -80,10 +80,13 @@ fn numbers(came: &[Delivery]) -> Vec<u64> {
 
 /// Why a broker cannot be used, and that its text has no secret.
 async fn refused(url: &str) -> Error {
-    match tidegate_amqp::open_broker(&Endpoint::parse(url).unwrap()) {
+    let error = match tidegate_amqp::open_broker(&Endpoint::parse(url).unwrap()) {
         Ok(broker) => broker.probe().await.unwrap_err(),
         Err(error) => error,
-    }
+    };
+    let shown = format!("{error:?} {}", error.line());
+    assert!(!shown.contains("secret") && !shown.contains("guess"), "{shown}");
+    error
 }
 
 #[tokio::test]

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{Arguments as _, Row as _, SqliteConnection};
-use tidegate_core::error::code;
 use tidegate_broker::seats::Member;
 use tidegate_broker::unsettled::End;
+use tidegate_core::error::code;
 use tidegate_core::{Error, Lane, Result};
 
 use super::retain::forget;

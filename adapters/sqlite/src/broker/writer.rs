@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
-use tidegate_core::error::{Verdict, code};
 use tidegate_broker::seats::Member;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::{Clock, Error, Result};
 use tokio::sync::{Notify, mpsc, oneshot};
 

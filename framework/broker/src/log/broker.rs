@@ -16,16 +16,16 @@ use super::producer::LogProducer;
 use super::seating::Seating;
 use super::shared::Shared;
 use super::{Log, tidy};
+use crate::receiving::Finish;
+use crate::settings::Settings;
+use crate::unsettled::Place;
 use tidegate_core::capability::Capabilities;
 use tidegate_core::channel::{Apply, Channel, Difference, Name, Start, Subscription, Topology};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Result, code};
 use tidegate_core::lane::Lane;
 use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
-use crate::receiving::Finish;
 use tidegate_core::scope::Scope;
-use crate::settings::Settings;
-use crate::unsettled::Place;
 
 /// A broker of a system that keeps messages and documents.
 #[derive(Debug)]

@@ -7,13 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Log, Reader};
+use crate::hand::Fetched;
+use crate::unsettled::Place;
 use tidegate_core::channel::Channel;
 use tidegate_core::error::Result;
-use crate::hand::Fetched;
 use tidegate_core::lane::Lane;
 use tidegate_core::port::{Browse, Seen};
 use tidegate_core::position::Position;
-use crate::unsettled::Place;
 
 /// How many messages of a lane are read at once.
 const PIECE: usize = 100;

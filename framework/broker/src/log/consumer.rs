@@ -12,10 +12,10 @@ use super::member::{Membership, leave};
 use super::settle::LogSettle;
 use super::shared::Shared;
 use super::{Log, tidy};
+use crate::receiving::{self, Receiving};
 use tidegate_core::channel::Subscription;
 use tidegate_core::error::{Error, Result, Verdict, code};
 use tidegate_core::port::{Consumer, Delivery, Leftover, Settle, Signal};
-use crate::receiving::{self, Receiving};
 
 /// How long a consumer that is closed waits for what it has settled to be written.
 pub(super) const LAST_WRITE: Duration = Duration::from_secs(5);

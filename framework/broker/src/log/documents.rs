@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Document, Log};
+use crate::unsettled::{Entry, Place, Unsettled};
 use tidegate_core::channel::{Channel, Difference, Keep, Name};
 use tidegate_core::error::{Error, Result, code};
 use tidegate_core::lane::Lane;
-use crate::unsettled::{Entry, Place, Unsettled};
 
 /// The document of a channel.
 pub(super) const CHANNEL: &str = "channel";

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::Log;
 use super::shared::Shared;
-use tidegate_core::error::Result;
 use crate::hand::Fetched;
-use tidegate_core::lane::Lane;
 use crate::unsettled::Place;
+use tidegate_core::error::Result;
+use tidegate_core::lane::Lane;
 
 /// How long one call waits for messages.
 const WAIT: Duration = Duration::from_secs(1);

@@ -8,8 +8,8 @@ use futures::future::join_all;
 use super::documents::{self, LaneRecord};
 use super::shared::{Begun, Inner, Shared, Writing};
 use super::{Document, Log};
-use tidegate_core::error::{Error, Result, Verdict, code};
 use crate::receiving::Written;
+use tidegate_core::error::{Error, Result, Verdict, code};
 
 /// How long what was given is left to be written together with what is settled of it.
 const NOTE_AFTER: Duration = Duration::from_millis(5);

@@ -11,11 +11,11 @@ use super::documents::{self, LaneRecord, Open, Read, micros};
 use super::seating::{Mine, Seating, Taken, Tended, Watch};
 use super::shared::{Kept, Shared};
 use super::{Log, Reader};
-use tidegate_core::error::{Error, Result, Verdict, code};
 use crate::hand::Fetched;
-use tidegate_core::lane::Lane;
 use crate::receiving::{Finish, Written};
 use crate::unsettled::{Place, Unsettled};
+use tidegate_core::error::{Error, Result, Verdict, code};
+use tidegate_core::lane::Lane;
 
 /// How often to look at the seats.
 const LOOK: Duration = Duration::from_millis(100);

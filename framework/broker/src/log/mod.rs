@@ -42,14 +42,14 @@ use bytes::Bytes;
 
 pub use broker::LogBroker;
 
+use crate::hand::Fetched;
+use crate::unsettled::Place;
 use tidegate_core::capability::Capabilities;
 use tidegate_core::channel::{Channel, Name};
 use tidegate_core::error::{Error, Result};
-use crate::hand::Fetched;
 use tidegate_core::lane::Lane;
 use tidegate_core::message::Message;
 use tidegate_core::port::Effective;
-use crate::unsettled::Place;
 
 /// A document as it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

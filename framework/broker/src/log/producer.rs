@@ -1,5 +1,6 @@
 //! Publishes: checks messages, waits for room, and appends.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +9,13 @@ use async_trait::async_trait;
 use super::broker::Link;
 use super::documents::{self, ChannelRecord};
 use super::{Appended, Appender, Log, tidy};
+use crate::publishing::{Checked, Doubt, ROOM_WAIT, full, piece, unwanted};
+use tidegate_core::capability::How;
 use tidegate_core::channel::Keep;
 use tidegate_core::error::{Result, Verdict};
 use tidegate_core::message::Message;
 use tidegate_core::port::{Producer, Sent};
 use tidegate_core::position::Position;
-use crate::publishing::{Checked, Doubt, ROOM_WAIT, full, piece, unwanted};
 
 /// How many messages are appended in one piece: a whole window of those who publish in windows.
 const PIECE_MESSAGES: usize = 1_024;
@@ -27,12 +29,26 @@ pub(super) struct LogProducer<L: Log> {
     /// It is made anew after an answer was lost.
     appender: Option<Box<dyn Appender>>,
     doubt: Doubt,
+    /// Messages that may be stored, by source and id, and were not published again.
+    unknown: HashSet<Id>,
+    /// There were others: a call was dropped, and what it had is not known.
+    is_untold: bool,
 }
+
+type Id = (Arc<str>, Arc<str>);
 
 impl<L: Log> LogProducer<L> {
     pub(super) fn new(link: Arc<Link<L>>, channel: ChannelRecord, appender: Box<dyn Appender>) -> Self {
         let looked = link.clock.elapsed();
-        Self { link, channel, looked, appender: Some(appender), doubt: Doubt::default() }
+        Self {
+            link,
+            channel,
+            looked,
+            appender: Some(appender),
+            doubt: Doubt::default(),
+            unknown: HashSet::new(),
+            is_untold: false,
+        }
     }
 
     /// # Errors
@@ -58,6 +74,7 @@ impl<L: Log> LogProducer<L> {
         if !self.doubt.is_open {
             return;
         }
+        self.is_untold |= self.unknown.is_empty();
         if let Some(mut appender) = self.appender.take() {
             self.doubt.end(&*self.link.clock, appender.finish()).await;
         }
@@ -79,8 +96,10 @@ impl<L: Log> LogProducer<L> {
             };
             let (mut is_full, mut ended, mut refused) = (false, None, None);
             self.doubt.is_open = true;
-            let all = appender.append(piece(&messages[sent.len()..], PIECE_MESSAGES)).await;
+            let piece = piece(&messages[sent.len()..], PIECE_MESSAGES);
+            let all = appender.append(piece).await;
             self.doubt.is_open = all.iter().any(|appended| matches!(appended, Appended::Unknown(_)));
+            note(&mut self.unknown, piece, &all);
             for appended in all {
                 match appended {
                     Appended::Stored { place, duplicate } => {
@@ -129,6 +148,18 @@ impl<L: Log> LogProducer<L> {
     }
 }
 
+/// Notes which messages may be stored: none that was stored when it was published again.
+fn note(unknown: &mut HashSet<Id>, piece: &[&Message], all: &[Appended]) {
+    for (message, appended) in piece.iter().zip(all) {
+        let id = || (Arc::clone(&message.source), message.dedupe_id());
+        match appended {
+            Appended::Unknown(_) => _ = unknown.insert(id()),
+            Appended::Stored { .. } if !unknown.is_empty() => _ = unknown.remove(&id()),
+            Appended::Stored { .. } | Appended::Refused(_) | Appended::Full => {}
+        }
+    }
+}
+
 #[async_trait]
 impl<L: Log> Producer for LogProducer<L> {
     async fn publish(&mut self, batch: &[Message]) -> Vec<Sent> {
@@ -140,7 +171,12 @@ impl<L: Log> Producer for LogProducer<L> {
     }
 
     async fn close(self: Box<Self>, deadline: Duration) -> Result<()> {
-        let Self { link, appender, doubt, .. } = *self;
+        let Self { link, appender, mut doubt, unknown, is_untold, .. } = *self;
+        // What was stored when it was published again is not stored once more.
+        let knows_again = !matches!(link.log.capabilities().dedupe, How::No(_));
+        if knows_again && unknown.is_empty() && !is_untold {
+            doubt.forget();
+        }
         let finish = async {
             match appender {
                 Some(mut appender) => appender.finish().await,

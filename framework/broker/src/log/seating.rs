@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use tidegate_core::lane::Lane;
 use crate::seats::{Member, Seat, Step, next_epoch, steps};
 use crate::settings::Settings;
+use tidegate_core::lane::Lane;
 
 /// How much longer than its owner believes a lane is left to it.
 const LATE: Duration = Duration::from_millis(250);

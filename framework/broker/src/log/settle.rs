@@ -8,11 +8,11 @@ use async_trait::async_trait;
 
 use super::Log;
 use super::shared::Shared;
+use crate::receiving::Written;
+use crate::unsettled::End;
 use tidegate_core::capability::missing;
 use tidegate_core::lane::Lane;
 use tidegate_core::port::{Settle, Settled, Settlement, Token};
-use crate::receiving::Written;
-use crate::unsettled::End;
 
 pub(super) struct LogSettle<L: Log> {
     shared: Arc<Shared<L>>,

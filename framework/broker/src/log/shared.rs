@@ -8,16 +8,16 @@ use tokio::sync::{Notify, oneshot};
 
 use super::Log;
 use super::documents::LaneRecord;
-use tidegate_core::channel::Channel;
-use tidegate_core::clock::Clock;
-use tidegate_core::error::{Error, Result, Verdict, code};
 use crate::hand::Hand;
-use tidegate_core::lane::Lane;
 use crate::receiving::{self, Finish, Memory, Written};
-use tidegate_core::scope::Scope;
 use crate::seats::Member;
 use crate::settings::Settings;
 use crate::unsettled::{End, Place};
+use tidegate_core::channel::Channel;
+use tidegate_core::clock::Clock;
+use tidegate_core::error::{Error, Result, Verdict, code};
+use tidegate_core::lane::Lane;
+use tidegate_core::scope::Scope;
 
 /// A consumer's memory, and what wakes its tasks.
 #[derive(Debug)]

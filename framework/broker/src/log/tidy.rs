@@ -9,10 +9,10 @@ use futures::future::join_all;
 use super::Log;
 use super::documents::{self, ChannelRecord, LaneRecord, Read};
 use super::shared::Shared;
+use crate::unsettled::Place;
 use tidegate_core::channel::Name;
 use tidegate_core::error::Result;
 use tidegate_core::lane::Lane;
-use crate::unsettled::Place;
 
 /// How often a consumer's lanes are tidied.
 const LOOK: Duration = Duration::from_millis(100);

@@ -14,14 +14,14 @@ use super::producer::QueueProducer;
 use super::record::{self, ChannelRecord, System};
 use super::shared::Shared;
 use super::{NO_BROWSING, NO_LISTING, Queues};
+use crate::receiving::Finish;
+use crate::settings::Settings;
 use tidegate_core::capability::{Capabilities, How, missing};
 use tidegate_core::channel::{Apply, Channel, Difference, Keep, Name, Start, Subscription, Topology};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Result, code};
 use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
-use crate::receiving::Finish;
 use tidegate_core::scope::Scope;
-use crate::settings::Settings;
 
 /// A broker of a system that keeps messages in queues.
 ///

@@ -9,10 +9,10 @@ use super::Queues;
 use super::broker::Link;
 use super::settle::QueueSettle;
 use super::shared::{Shared, Stop};
+use crate::receiving::{self, Receiving};
 use tidegate_core::channel::Subscription;
 use tidegate_core::error::{Error, Result, code};
 use tidegate_core::port::{Consumer, Delivery, Leftover, Settle, Signal};
-use crate::receiving::{self, Receiving};
 
 /// How long a consumer that is closed waits for what it has settled to be written.
 pub(super) const LAST_WRITE: Duration = Duration::from_secs(5);

@@ -10,10 +10,10 @@ use super::owner::own;
 use super::shared::{Kept, Shared};
 use super::slot::Slot;
 use super::{Member, Queues};
-use tidegate_core::error::{Error, Result, code};
-use tidegate_core::lane::Lane;
 use crate::receiving::Finish;
 use crate::unsettled::Unsettled;
+use tidegate_core::error::{Error, Result, code};
+use tidegate_core::lane::Lane;
 
 /// How often to look how many members there are.
 const LOOK: Duration = Duration::from_millis(100);

@@ -45,14 +45,14 @@ pub use broker::QueueBroker;
 pub use record::place_of_undecodable;
 pub use slot::{Copy, Line, Number};
 
+use crate::hand::{BYTES_MAX, Fetched, UNSETTLED_MAX};
+use crate::unsettled::Place;
 use tidegate_core::capability::Capabilities;
 use tidegate_core::channel::{Channel, Name};
 use tidegate_core::error::{Error, Result};
-use crate::hand::{BYTES_MAX, Fetched, UNSETTLED_MAX};
 use tidegate_core::lane::Lane;
 use tidegate_core::message::Message;
 use tidegate_core::port::Effective;
-use crate::unsettled::Place;
 
 /// Why channels cannot be listed.
 pub const NO_LISTING: &str = "whoever uses queues cannot list them";

@@ -7,11 +7,11 @@ use super::record::{self, Book};
 use super::shared::{Begun, Inner, Shared, Stop, Wakers};
 use super::slot::Slot;
 use super::{Link, Queues};
-use tidegate_core::error::{Error, Result, code};
 use crate::hand::Fetched;
+use crate::unsettled::Unsettled;
+use tidegate_core::error::{Error, Result, code};
 use tidegate_core::lane::Lane;
 use tidegate_core::port::Attempt;
-use crate::unsettled::Unsettled;
 
 /// How long what was given is left to be noted together with what is settled of it.
 const NOTE_AFTER: Duration = Duration::from_millis(5);

@@ -7,11 +7,11 @@ use async_trait::async_trait;
 
 use super::broker::Link;
 use super::{Queues, Sender, Taken, record};
+use crate::publishing::{Checked, Doubt, ROOM_WAIT, full, piece, unwanted};
 use tidegate_core::channel::Channel;
 use tidegate_core::error::{Result, Verdict};
 use tidegate_core::message::Message;
 use tidegate_core::port::{Producer, Sent};
-use crate::publishing::{Checked, Doubt, ROOM_WAIT, full, piece, unwanted};
 
 /// How many messages are sent in one piece.
 const PIECE_MESSAGES: u64 = 1_000;

@@ -11,13 +11,13 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Queues;
 use super::slot::Slot;
+use crate::hand::Hand;
+use crate::settings::Settings;
 use tidegate_core::channel::{Channel, Difference, Name};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Result, code};
-use crate::hand::Hand;
 use tidegate_core::lane::Lane;
 use tidegate_core::message::Message;
-use crate::settings::Settings;
 
 /// How long a record may be held by others. Whoever makes the queues of many lanes takes its time.
 const HELD_MAX: Duration = Duration::from_secs(30);
@@ -302,8 +302,8 @@ fn hash(first: &str, second: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::hand::Fetched;
-    use tidegate_core::port::Attempt;
     use crate::unsettled::{End, Unsettled};
+    use tidegate_core::port::Attempt;
 
     #[test]
     fn a_book_says_what_was_tried_and_what_is_in_hand() {

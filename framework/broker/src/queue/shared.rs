@@ -8,13 +8,13 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::record::{Book, System, Tried};
 use super::{Link, Queues};
+use crate::hand::Hand;
+use crate::receiving::{self, Finish, Memory, Written};
+use crate::unsettled::{End, Place};
 use tidegate_core::channel::{Channel, Name, Subscription};
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Verdict, code};
-use crate::hand::Hand;
 use tidegate_core::lane::Lane;
-use crate::receiving::{self, Finish, Memory, Written};
-use crate::unsettled::{End, Place};
 
 /// A consumer's memory, and what wakes its task.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::sync::Notify;
 
+use crate::seats::next_epoch;
 use tidegate_core::clock::Clock;
 use tidegate_core::error::{Error, Result, code};
-use crate::seats::next_epoch;
 
 /// How long nothing comes before an empty copy is sent.
 const ASK_AFTER: Duration = Duration::from_millis(50);

@@ -6,8 +6,8 @@ mod model;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tidegate_core::error::code;
 use tidegate_broker::log::Log;
+use tidegate_core::error::code;
 use tidegate_core::port::{Consumer, Delivery, Settled, Settlement, Signal};
 use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
 
@@ -285,6 +285,14 @@ async fn a_producer_that_does_not_know_says_so_when_it_is_closed() {
         model.data.is_in_doubt.store(false, Ordering::Release);
         assert_eq!(producer.close(Duration::from_secs(1)).await.is_ok(), is_known);
     }
+    // It is known again, and not stored twice: so there is no doubt any more.
+    let mut producer = broker.producer(&channel).await.unwrap();
+    model.data.is_in_doubt.store(true, Ordering::Release);
+    model.data.to_lose.store(1, Ordering::Release);
+    assert!(matches!(producer.publish(&message("4")).await[..], [tidegate_core::port::Sent::Unknown(_)]));
+    assert!(producer.publish(&message("4")).await[0].is_stored());
+    model.data.is_in_doubt.store(false, Ordering::Release);
+    producer.close(Duration::from_secs(1)).await.unwrap();
 }
 
 /// Found by reading: behind an owner who died, a call waited for what was to be noted, however long that took.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidegate_broker::queue::Queues as _;
 use tidegate_conformance::numbered;
 use tidegate_core::error::code;
 use tidegate_core::port::{Broker, Consumer, Delivery, Sent, Settled, Settlement, Signal, StateStore};
-use tidegate_broker::queue::Queues as _;
 use tidegate_core::{Apply, Channel, Message, Subscription, Topology};
 use tidegate_memory::MemoryStore;
 use tidegate_runtime::{Failure, Handlers, Running, Service};

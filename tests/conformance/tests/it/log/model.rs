@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
-use tidegate_core::error::code;
+use tidegate_broker::Settings;
 use tidegate_broker::hand::Fetched;
 use tidegate_broker::log::{Appended, Appender, Document, Log, LogBroker, Reader};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
+use tidegate_core::error::code;
 use tidegate_core::port::{Attempt, Broker, Effective, Sent};
-use tidegate_broker::Settings;
-use tidegate_core::{Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result, Subscription, SystemClock, Topology};
+use tidegate_core::{
+    Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
+    Subscription, SystemClock, Topology,
+};
 use tokio::sync::Notify;
 
 static CAPABILITIES: Capabilities = Capabilities {

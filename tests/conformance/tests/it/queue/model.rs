@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
-use tidegate_core::error::code;
+use tidegate_broker::Settings;
 use tidegate_broker::hand::Fetched;
-use tidegate_core::port::{Attempt, Broker, Effective, Sent};
 use tidegate_broker::queue::{
     Copy, Line, Link, Member, NO_BROWSING, NO_LISTING, Number, QueueBroker, Queues, Sender, Taken, held_max,
 };
-use tidegate_broker::Settings;
-use tidegate_core::{Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result, Subscription, SystemClock, Topology};
+use tidegate_conformance::{Fixture, Hook, Killed, Network, numbered};
+use tidegate_core::error::code;
+use tidegate_core::port::{Attempt, Broker, Effective, Sent};
+use tidegate_core::{
+    Apply, Capabilities, Channel, Clock, Error, How, Lane, LossCase, LossEvent, Message, Name, Result,
+    Subscription, SystemClock, Topology,
+};
 use tokio::sync::Notify;
 
 static CAPABILITIES: Capabilities = Capabilities {
