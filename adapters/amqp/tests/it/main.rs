@@ -380,3 +380,20 @@ async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
     let odd = &came[2].message;
     assert_eq!((&*odd.kind, &odd.data[..]), ("tidegate.undecodable.v1", &b"order"[..]));
 }
+
+/// One that goes away in the midst of something takes no connection along that others use.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_dropped_leaves_everybody_else_alone() {
+    for service in [Service::Artemis, Service::Activemq] {
+        let Some(server) = server_of(service, Options::default()).await else { return };
+        let broker = open(&server.url());
+        let (channel, _subscription) = channel(&*broker, "dropped").await;
+        let mut producer = broker.producer(&channel).await.unwrap();
+        for number in 0..150 {
+            let wait = Duration::from_micros(number * 331 % 20_000);
+            let _dropped = tokio::time::timeout(wait, broker.channel(&channel.name)).await;
+            let sent = producer.publish(&messages(number..number + 1)).await;
+            assert!(sent.iter().all(Sent::is_stored), "{service:?}, {number}: {sent:?}");
+        }
+    }
+}

@@ -23,6 +23,8 @@ use tidegate_core::message::Message;
 const HELD_MAX: Duration = Duration::from_secs(30);
 /// How old a record may be where a little later is good enough.
 const RECENT: Duration = Duration::from_secs(1);
+/// Before a record is taken anew whose connection was lost: it was lost before, or another member of the process has lost it.
+const TAKE_PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(100)];
 
 /// A channel and its subscriptions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,9 +140,15 @@ impl<Q: Queues + ?Sized> System<Q> {
     /// The slot of a channel's record, held; `None` if there is no such channel. Who takes it does nothing by that: a connection
     /// of which nobody knew that it is lost is no reason to fail.
     async fn slot(&self, name: &Name) -> Result<Option<Slot>> {
-        let taken = match self.take(name).await {
-            Err(error) if error.code() == code::CONNECTION_LOST => self.take(name).await,
-            taken => taken,
+        let mut pauses = TAKE_PAUSES.iter();
+        let taken = loop {
+            match self.take(name).await {
+                Err(error) if error.code() == code::CONNECTION_LOST => match pauses.next() {
+                    Some(pause) => self.clock.sleep(*pause).await,
+                    None => break Err(error),
+                },
+                taken => break taken,
+            }
         };
         taken.map_err(|error| error.with("record", name.to_string()))
     }
@@ -191,20 +199,10 @@ impl<Q: Queues + ?Sized> System<Q> {
     /// The same as it was a moment ago: nobody has to hold it for that.
     pub(super) async fn find_recent(&self, name: &Name) -> Result<Option<ChannelRecord>> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        let Some((when, known)) = seen else { return self.find(name).await };
-        if self.clock.elapsed().saturating_sub(when) < RECENT {
-            return Ok(Some(known));
+        match seen {
+            Some((when, record)) if self.clock.elapsed().saturating_sub(when) < RECENT => Ok(Some(record)),
+            _ => self.find(name).await,
         }
-        // Somebody may hold it who stands still: what was known goes on to be so, for those who only publish.
-        let held = tokio::select! {
-            found = self.find(name) => match found {
-                Err(error) if error.code() == code::UNREACHABLE => known,
-                found => return found,
-            },
-            () = self.clock.sleep(RECENT) => known,
-        };
-        self.saw(&held);
-        Ok(Some(held))
     }
 
     /// Returns when a kill of the system leaves what a record names, whoever made it.

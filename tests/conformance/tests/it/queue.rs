@@ -342,23 +342,3 @@ async fn a_service_that_parks_goes_on_in_another_process() {
     assert!(is_handled(&second, &broker, &channel, 3).await, "it came, and was not handled");
     second.drain(Duration::from_secs(5)).await.unwrap();
 }
-
-/// Found by reading: who held the record of a channel and stood still stopped everybody who published.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_who_holds_a_record_and_stands_still_stops_nobody_who_publishes() {
-    let model = Model::new();
-    let channel = Channel::new("held").unwrap().with_lanes(1).with_limits(100, 1 << 20);
-    apply(&model, &channel, "s").await;
-    let broker = model.broker();
-    let mut producer = broker.producer(&channel).await.unwrap();
-    assert!(producer.publish(&[numbered("held", 0)]).await[0].is_stored());
-    let mut held = model.line(&channel.name).await.unwrap().unwrap();
-    held.next().await.unwrap();
-    // What is known of the record is not new any more.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
-    let begin = tokio::time::Instant::now();
-    let more: Vec<Message> = (1..40).map(|number| numbered("held", number)).collect();
-    let sent = producer.publish(&more).await;
-    assert!(sent.iter().all(Sent::is_stored), "{sent:?}");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
-}
