@@ -11,10 +11,11 @@ use crate::server::Server;
 
 /// Where the server is, and how to talk to it.
 pub(crate) fn access(server: Server, endpoint: &Endpoint) -> Result<Access> {
-    let (names, own): (_, &'static [&'static str]) = match server {
-        Server::Artemis => (("artemis", "artemiss"), &[]),
-        Server::Classic => (("activemq", "activemqs"), &["openwire"]),
+    let own: &'static [&'static str] = match server {
+        Server::Artemis => &[],
+        Server::Classic => &["openwire"],
     };
+    let names = server.schemes();
     let scheme = Scheme { names, ports: (5672, 5671), timeout: Duration::from_secs(5), own };
     let access = Access::of(endpoint, &scheme)?.without_path(&scheme)?;
     if access.has_tls {

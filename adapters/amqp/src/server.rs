@@ -74,14 +74,14 @@ pub(crate) trait Management: fmt::Debug + Send + Sync {
 
 impl Server {
     pub(crate) fn of(scheme: &str) -> Self {
-        if scheme.starts_with(Self::Classic.scheme()) { Self::Classic } else { Self::Artemis }
+        if scheme.starts_with(Self::Classic.schemes().0) { Self::Classic } else { Self::Artemis }
     }
 
-    /// The scheme of its URLs, without TLS.
-    pub(crate) fn scheme(self) -> &'static str {
+    /// The schemes of its URLs, without TLS and with it.
+    pub(crate) fn schemes(self) -> (&'static str, &'static str) {
         match self {
-            Self::Artemis => "artemis",
-            Self::Classic => "activemq",
+            Self::Artemis => ("artemis", "artemiss"),
+            Self::Classic => ("activemq", "activemqs"),
         }
     }
 

@@ -21,7 +21,6 @@ use tidegate_core::lane::Lane;
 const LOOK: Duration = Duration::from_millis(100);
 /// How many messages of a lane are read at once when it is taken.
 const PIECE: usize = 1_000;
-
 /// How many lanes are taken over at once.
 const TAKEN_AT_ONCE: usize = 16;
 
@@ -49,6 +48,9 @@ impl<L: Log + ?Sized> Membership<L> {
     /// Tends for ever, until the subscription is gone.
     pub(super) async fn keep(mut self) -> Result<()> {
         loop {
+            while let Some(ended) = self.takings.try_join_next() {
+                self.taken(ended);
+            }
             match self.tend().await {
                 Ok(true) => {}
                 Ok(false) => {
@@ -66,14 +68,16 @@ impl<L: Log + ?Sized> Membership<L> {
             tokio::select! {
                 () = self.shared.clock.sleep(LOOK) => {}
                 () = self.shared.tending.notified() => {}
-                Some(ended) = self.takings.join_next() => self.taken(ended),
             }
         }
     }
 
     /// A lane was taken over, or could not be: it is taken anew then, under another epoch.
     fn taken(&mut self, ended: std::result::Result<(Taken, Result<()>), JoinError>) {
-        let Ok((taken, ended)) = ended else { return };
+        let Ok((taken, ended)) = ended else {
+            // Which one that was nobody knows.
+            return self.shared.lock().taking.clear();
+        };
         let mut inner = self.shared.lock();
         if inner.taking.get(&taken.lane) == Some(&taken.epoch) {
             inner.taking.remove(&taken.lane);
