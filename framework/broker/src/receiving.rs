@@ -2,7 +2,8 @@
 //! be noted before anybody sees them.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -49,12 +50,76 @@ pub(crate) async fn settled<S: Shared>(shared: &S, deadline: Duration) {
     }
 }
 
+/// The consumers of a broker, until it is closed.
+#[derive(Debug)]
+pub(crate) struct Consumers<S> {
+    open: Mutex<Vec<Arc<S>>>,
+    /// One left.
+    left: Notify,
+    is_closing: AtomicBool,
+}
+
+impl<S: Shared> Consumers<S> {
+    pub(crate) fn new() -> Self {
+        Self { open: Mutex::default(), left: Notify::new(), is_closing: AtomicBool::new(false) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<S>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// `stopped` if the broker is being closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_closing.load(Ordering::Acquire) {
+            return Err(Error::new(code::STOPPED, "the broker is being closed"));
+        }
+        Ok(())
+    }
+
+    /// Begins with a consumer, unless the broker is being closed: nobody would end it.
+    pub(crate) fn join(&self, shared: &Arc<S>) -> Result<()> {
+        let mut open = self.lock();
+        self.check_open()?;
+        open.push(Arc::clone(shared));
+        Ok(())
+    }
+
+    pub(crate) fn leave(&self, shared: &Arc<S>) {
+        self.lock().retain(|known| !Arc::ptr_eq(known, shared));
+        self.left.notify_waiters();
+    }
+
+    /// Closes: tells each that it is to end, and waits until all have left, at most until the deadline. Those that have not are to be
+    /// cut off.
+    pub(crate) async fn close(&self, clock: &dyn Clock, deadline: Duration) -> Vec<Arc<S>> {
+        self.is_closing.store(true, Ordering::Release);
+        let until = clock.elapsed() + deadline;
+        for shared in &*self.lock() {
+            shared.lock().finish().get_or_insert(Finish::Drained);
+            shared.changed().notify_one();
+        }
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            let rest = until.saturating_sub(clock.elapsed());
+            if self.lock().is_empty() || rest.is_zero() {
+                return std::mem::take(&mut *self.lock());
+            }
+            tokio::select! {
+                () = left => {}
+                () = clock.sleep(rest) => {}
+            }
+        }
+    }
+}
+
 /// A consumer's memory.
 pub(crate) trait Memory: Send {
     fn hand(&mut self) -> &mut Hand;
 
     /// How the consumer ended, if it did.
-    fn over(&self) -> Option<Finish>;
+    fn finish(&mut self) -> &mut Option<Finish>;
 
     /// What a task met that will be so when it is tried again, once.
     fn failed(&mut self) -> Option<Error>;
@@ -196,7 +261,7 @@ impl Receiving {
         if let Some(error) = memory.failed() {
             return Err(error);
         }
-        if let Some(finish) = memory.over() {
+        if let Some(finish) = *memory.finish() {
             return Ok(Step::Say(self.last(finish)));
         }
         // One noting at a time: what is given in the meantime could overtake it.

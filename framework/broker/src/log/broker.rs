@@ -1,12 +1,10 @@
 //! A broker of a log.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use tokio::sync::Notify;
 
 use super::browse::LogBrowse;
 use super::consumer::{self, LogConsumer};
@@ -16,7 +14,7 @@ use super::producer::LogProducer;
 use super::seating::Seating;
 use super::shared::Shared;
 use super::{Log, tidy};
-use crate::receiving::Finish;
+use crate::receiving::Consumers;
 use crate::settings::Settings;
 use crate::unsettled::Place;
 use tidegate_core::capability::Capabilities;
@@ -39,10 +37,7 @@ pub(super) struct Link<L: Log> {
     pub(super) log: Arc<L>,
     pub(super) settings: Settings,
     pub(super) clock: Arc<dyn Clock>,
-    consumers: Mutex<Vec<Arc<Shared<L>>>>,
-    /// A consumer left.
-    left: Notify,
-    is_closing: AtomicBool,
+    consumers: Consumers<Shared<L>>,
     chores: Mutex<Scope>,
 }
 
@@ -52,23 +47,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<L: Log> Link<L> {
     pub(super) fn check_open(&self) -> Result<()> {
-        if self.is_closing.load(Ordering::Acquire) {
-            return Err(Error::new(code::STOPPED, "the broker is being closed"));
-        }
-        Ok(())
-    }
-
-    /// Begins with a consumer, unless the broker is being closed: nobody would end it.
-    fn join(&self, shared: &Arc<Shared<L>>) -> Result<()> {
-        let mut consumers = lock(&self.consumers);
-        self.check_open()?;
-        consumers.push(Arc::clone(shared));
-        Ok(())
+        self.consumers.check_open()
     }
 
     pub(super) fn leave(&self, shared: &Arc<Shared<L>>) {
-        lock(&self.consumers).retain(|known| !Arc::ptr_eq(known, shared));
-        self.left.notify_waiters();
+        self.consumers.leave(shared);
     }
 
     /// Does something beside; it ends with the broker.
@@ -87,9 +70,7 @@ impl<L: Log> LogBroker<L> {
                 log: Arc::new(log),
                 settings,
                 clock,
-                consumers: Mutex::default(),
-                left: Notify::new(),
-                is_closing: AtomicBool::new(false),
+                consumers: Consumers::new(),
                 chores: Mutex::default(),
             }),
         }
@@ -350,7 +331,7 @@ impl<L: Log> Broker for LogBroker<L> {
                 self.link.settings,
                 Arc::clone(&self.link.clock),
             ));
-            if let Err(closing) = self.link.join(&shared) {
+            if let Err(closing) = self.link.consumers.join(&shared) {
                 leave(&shared).await?;
                 return Err(closing);
             }
@@ -374,26 +355,8 @@ impl<L: Log> Broker for LogBroker<L> {
     }
 
     async fn close(&self, deadline: Duration) -> Result<Leftover> {
-        self.link.is_closing.store(true, Ordering::Release);
         let clock = &self.link.clock;
-        let until = clock.elapsed() + deadline;
-        for shared in &*lock(&self.link.consumers) {
-            shared.lock().end.get_or_insert(Finish::Drained);
-            shared.changed.notify_one();
-        }
-        loop {
-            let mut left = std::pin::pin!(self.link.left.notified());
-            left.as_mut().enable();
-            let rest = until.saturating_sub(clock.elapsed());
-            if lock(&self.link.consumers).is_empty() || rest.is_zero() {
-                break;
-            }
-            tokio::select! {
-                () = left => {}
-                () = clock.sleep(rest) => {}
-            }
-        }
-        let consumers = std::mem::take(&mut *lock(&self.link.consumers));
+        let consumers = self.link.consumers.close(&**clock, deadline).await;
         let ended = join_all(consumers.iter().map(async |shared| {
             shared.stop();
             let ended = tokio::select! {

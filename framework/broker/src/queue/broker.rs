@@ -1,12 +1,10 @@
 //! A broker of queues.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use tokio::sync::Notify;
 
 use super::consumer::{self, QueueConsumer};
 use super::member;
@@ -14,12 +12,12 @@ use super::producer::QueueProducer;
 use super::record::{self, ChannelRecord, System};
 use super::shared::Shared;
 use super::{NO_BROWSING, NO_LISTING, Queues};
-use crate::receiving::Finish;
+use crate::receiving::Consumers;
 use crate::settings::Settings;
 use tidegate_core::capability::{Capabilities, How, missing};
 use tidegate_core::channel::{Apply, Channel, Difference, Keep, Name, Start, Subscription, Topology};
 use tidegate_core::clock::Clock;
-use tidegate_core::error::{Error, Result, code};
+use tidegate_core::error::Result;
 use tidegate_core::port::{Broker, Browse, Consumer, Effective, Leftover, Producer};
 use tidegate_core::scope::Scope;
 
@@ -35,10 +33,7 @@ pub struct QueueBroker<Q: Queues> {
 /// What a broker's producers and consumers share.
 #[derive(Debug)]
 pub(super) struct Link<Q: ?Sized> {
-    consumers: Mutex<Vec<Arc<Shared<Q>>>>,
-    /// A consumer left.
-    left: Notify,
-    is_closing: AtomicBool,
+    consumers: Consumers<Shared<Q>>,
     /// What keeps consumers members of their subscriptions.
     members: Mutex<Scope>,
     pub(super) system: Arc<System<Q>>,
@@ -50,17 +45,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<Q: Queues> Link<Q> {
     pub(super) fn check_open(&self) -> Result<()> {
-        if self.is_closing.load(Ordering::Acquire) {
-            return Err(Error::new(code::STOPPED, "the broker is being closed"));
-        }
-        Ok(())
+        self.consumers.check_open()
     }
 
     /// Begins with a consumer, unless the broker is being closed: nobody would end it.
     fn join(&self, shared: &Arc<Shared<Q>>) -> Result<()> {
-        let mut consumers = lock(&self.consumers);
-        self.check_open()?;
-        consumers.push(Arc::clone(shared));
+        self.consumers.join(shared)?;
         let mut members = lock(&self.members);
         members.reap();
         members.spawn(member::keep(Arc::clone(shared)));
@@ -68,8 +58,7 @@ impl<Q: Queues> Link<Q> {
     }
 
     pub(super) fn leave(&self, shared: &Arc<Shared<Q>>) {
-        lock(&self.consumers).retain(|known| !Arc::ptr_eq(known, shared));
-        self.left.notify_waiters();
+        self.consumers.leave(shared);
     }
 }
 
@@ -79,9 +68,7 @@ impl<Q: Queues> QueueBroker<Q> {
         Self {
             link: Arc::new(Link {
                 system: Arc::new(System::new(Arc::new(queues), settings, clock)),
-                consumers: Mutex::default(),
-                left: Notify::new(),
-                is_closing: AtomicBool::new(false),
+                consumers: Consumers::new(),
                 members: Mutex::default(),
             }),
         }
@@ -234,26 +221,8 @@ impl<Q: Queues> Broker for QueueBroker<Q> {
     }
 
     async fn close(&self, deadline: Duration) -> Result<Leftover> {
-        self.link.is_closing.store(true, Ordering::Release);
         let clock = &self.link.system.clock;
-        let until = clock.elapsed() + deadline;
-        for shared in &*lock(&self.link.consumers) {
-            shared.lock().end.get_or_insert(Finish::Drained);
-            shared.changed.notify_one();
-        }
-        loop {
-            let mut left = std::pin::pin!(self.link.left.notified());
-            left.as_mut().enable();
-            let rest = until.saturating_sub(clock.elapsed());
-            if lock(&self.link.consumers).is_empty() || rest.is_zero() {
-                break;
-            }
-            tokio::select! {
-                () = left => {}
-                () = clock.sleep(rest) => {}
-            }
-        }
-        let consumers = std::mem::take(&mut *lock(&self.link.consumers));
+        let consumers = self.link.consumers.close(&**clock, deadline).await;
         let ended = join_all(consumers.iter().map(|shared| consumer::end(shared))).await;
         let members = std::mem::take(&mut *lock(&self.link.members));
         // Those that were dropped before, and are writing what they have settled.

@@ -216,8 +216,8 @@ impl Memory for Inner {
         &mut self.hand
     }
 
-    fn over(&self) -> Option<Finish> {
-        self.end
+    fn finish(&mut self) -> &mut Option<Finish> {
+        &mut self.end
     }
 
     fn failed(&mut self) -> Option<Error> {
