@@ -1,5 +1,6 @@
 //! Reads entries, and waits for them.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use crate::log::key;
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long the server waits at most.
 const BLOCK_MAX: Duration = Duration::from_secs(1);
+/// How soon the end of a wait is asked for again.
+const WAKE_AGAIN: Duration = Duration::from_millis(1);
 
 pub(crate) struct RedisReader {
     config: Arc<Config>,
@@ -44,17 +47,30 @@ impl RedisReader {
         Ok(Self { config, shared, channel: channel.clone(), connection, number, is_waiting: false })
     }
 
-    /// Ends the wait of a call that was dropped.
+    /// Ends the wait of a call that was dropped. Such a call may reach the server behind what is to end it, so that is said again
+    /// until the connection answers.
     async fn wake(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.is_waiting) {
-            let mut shared = self.shared.get(&self.config).await?;
+        if !self.is_waiting {
+            return Ok(());
+        }
+        let mut shared = self.shared.get(&self.config).await?;
+        let ping = cmd("PING");
+        let mut answered = pin!(ping.query_async::<Value>(&mut self.connection));
+        loop {
             let woken = cmd("CLIENT").arg("UNBLOCK").arg(self.number).query_async::<Value>(&mut shared).await;
             if let Err(error) = woken {
                 self.shared.lose();
                 return Err(from_driver(error, "end a wait"));
             }
+            tokio::select! {
+                answered = &mut answered => {
+                    answered.map_err(|error| from_driver(error, "end a wait"))?;
+                    self.is_waiting = false;
+                    return Ok(());
+                }
+                () = tokio::time::sleep(WAKE_AGAIN) => {}
+            }
         }
-        Ok(())
     }
 }
 
@@ -124,10 +140,107 @@ fn list(value: Value) -> Result<Vec<Value>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use redis::RedisError;
+    use tidegate_core::Endpoint;
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::codec::bytes;
+
+    /// A server that learns of a wait only behind what was to end it.
+    #[derive(Debug, Default)]
+    struct Late {
+        asked: Mutex<Vec<String>>,
+        read: Notify,
+        woken: Notify,
+    }
+
+    impl Late {
+        /// Answers one connection, a command after the other.
+        async fn serve(self: Arc<Self>, stream: TcpStream) -> std::io::Result<()> {
+            let mut stream = BufReader::new(stream);
+            loop {
+                let command = command(&mut stream).await?;
+                let ends = command == "CLIENT UNBLOCK";
+                let before = {
+                    let mut asked = self.asked.lock().unwrap();
+                    asked.push(command.clone());
+                    asked.iter().filter(|asked| **asked == "CLIENT UNBLOCK").count()
+                };
+                let answer = match &*command {
+                    "CLIENT ID" => ":7\r\n",
+                    "CLIENT UNBLOCK" if before < 3 => ":0\r\n",
+                    "CLIENT UNBLOCK" => ":1\r\n",
+                    "PING" => "+PONG\r\n",
+                    "XREAD" => {
+                        self.read.notify_one();
+                        self.woken.notified().await;
+                        "*-1\r\n"
+                    }
+                    _ => "+OK\r\n",
+                };
+                if ends && before == 3 {
+                    self.woken.notify_one();
+                }
+                stream.write_all(answer.as_bytes()).await?;
+            }
+        }
+    }
+
+    /// The first two words of a command, or the first one where the others are not always the same.
+    async fn command(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+        let mut line = String::new();
+        let number = async |stream: &mut BufReader<TcpStream>, line: &mut String| {
+            line.clear();
+            stream.read_line(line).await?;
+            line.trim()[1..].parse::<usize>().map_err(std::io::Error::other)
+        };
+        let mut words = Vec::new();
+        for _ in 0..number(stream, &mut line).await? {
+            let mut word = vec![0; number(stream, &mut line).await? + 2];
+            stream.read_exact(&mut word).await?;
+            words.push(String::from_utf8_lossy(&word[..word.len() - 2]).into_owned());
+        }
+        words.truncate(if words[0] == "CLIENT" { 2 } else { 1 });
+        Ok(words.join(" "))
+    }
+
+    /// Until it was over by itself, nothing more came of any lane.
+    #[tokio::test]
+    async fn a_wait_that_the_server_learns_of_too_late_is_ended_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let late = Arc::new(Late::default());
+        let server = Arc::clone(&late);
+        let mut connections = tokio::task::JoinSet::new();
+        let serving = async {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(Arc::clone(&server).serve(stream));
+            }
+        };
+        let config = Arc::new(Config::of(&Endpoint::parse(&url).unwrap()).unwrap());
+        let reading = async {
+            let name = Name::new("orders").unwrap();
+            let mut reader = RedisReader::open(config, Arc::default(), &name).await.unwrap();
+            let (wanted, mut out) = ([(Lane(0), 0, 10)], Vec::new());
+            tokio::select! {
+                read = reader.read(&wanted, BLOCK_MAX, &mut out) => panic!("{read:?}"),
+                () = late.read.notified() => {}
+            }
+            reader.wake().await.unwrap();
+        };
+        tokio::select! {
+            () = serving => {}
+            () = reading => {}
+        }
+        let asked = late.asked.lock().unwrap().clone();
+        assert_eq!(asked.iter().filter(|asked| **asked == "CLIENT UNBLOCK").count(), 3, "{asked:?}");
+    }
 
     /// Errors are logged.
     #[test]

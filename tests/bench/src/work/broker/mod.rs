@@ -21,7 +21,7 @@ use tidegate_services::skipped;
 
 use crate::Result;
 use crate::ground::{Ground, Size, Versions};
-use crate::load::{Load, SUBJECTS, Seen};
+use crate::load::{Load, SUBJECTS, Seen, WINDOW};
 use crate::machine::locked;
 use crate::peers::client::{self, Client};
 use crate::peers::watermill::Watermill;
@@ -282,6 +282,8 @@ async fn service(broker: &Arc<dyn port::Broker>, channel: &Channel, seen: &Arc<S
         seen.mark(&message.data).map_err(|error| Failure::never(error.to_string()))
     }
     let handlers = Handlers::new().handle(handle).with_policy(Policy::skip());
+    // As far as the bare clients fetch ahead.
+    let handlers = handlers.with_window(4 * usize::try_from(WINDOW)?);
     let service = Service::new(SERVICE).with_state(Arc::clone(seen)).on(channel, handlers);
     Ok(service.start(broker).await?)
 }
