@@ -31,7 +31,7 @@ impl MemoryProducer {
         let before = sent.len();
         while let Some(message) = batch.get(sent.len()) {
             let size_max = self.broker.capabilities().message_bytes_max;
-            sent.push(match message.check().and_then(|()| check_size(message, size_max)) {
+            sent.push(match message.check().and_then(|()| message.check_size(size_max)) {
                 Err(error) => Sent::Refused(error),
                 Ok(()) => match channel.put(message, now) {
                     Err(error) => Sent::Refused(error),
@@ -53,14 +53,6 @@ impl MemoryProducer {
         let left = &self.broker.connection.answers_to_lose;
         left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
-}
-
-fn check_size(message: &Message, size_max: usize) -> Result<()> {
-    let size = message.size();
-    if size <= size_max {
-        return Ok(());
-    }
-    Err(Error::new(code::BODY_TOO_LARGE, format!("a message has {size} bytes, and {size_max} are possible")))
 }
 
 #[async_trait]

@@ -287,7 +287,17 @@ impl SqliteBroker {
         })
     }
 
+    /// The way to a file that is there: a misspelt name makes none.
     async fn link(&self) -> Result<&Arc<Link>> {
+        if self.link.get().is_none() && !self.path.exists() {
+            return Err(connect::missing(&self.path)
+                .hint("look at its spelling; the first `tidegate channel apply`, or service that makes its channels, makes the file"));
+        }
+        self.made().await
+    }
+
+    /// The same for a file that may have to be made.
+    async fn made(&self) -> Result<&Arc<Link>> {
         if self.is_closing.load(Ordering::Acquire) {
             return Err(closed());
         }
@@ -323,10 +333,11 @@ impl Broker for SqliteBroker {
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
         topology.channels.iter().try_for_each(Channel::check)?;
-        self.link()
-            .await?
-            .ask(ApplyTopology { topology: topology.clone(), mode, now: self.clock.now() })
-            .await
+        let link = match mode {
+            Apply::Create => self.made().await?,
+            Apply::Verify => self.link().await?,
+        };
+        link.ask(ApplyTopology { topology: topology.clone(), mode, now: self.clock.now() }).await
     }
 
     async fn channel(&self, name: &Name) -> Result<Option<Channel>> {

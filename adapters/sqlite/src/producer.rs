@@ -94,11 +94,7 @@ impl SqliteProducer {
 
     fn line(&self, message: &Message) -> Result<Line> {
         message.check()?;
-        let (size, size_max) = (message.size(), CAPABILITIES.message_bytes_max);
-        if size > size_max {
-            let text = format!("a message has {size} bytes, and {size_max} are possible");
-            return Err(Error::new(code::BODY_TOO_LARGE, text));
-        }
+        message.check_size(CAPABILITIES.message_bytes_max)?;
         Line::new(message, self.lanes)
     }
 }

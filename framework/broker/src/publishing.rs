@@ -49,13 +49,8 @@ impl<'a> Checked<'a> {
 
 fn check(message: &Message, channel: &Channel, capabilities: &Capabilities) -> Result<()> {
     message.check()?;
-    let size = message.size();
-    let most = capabilities.message_bytes_max;
-    if size > most {
-        let text = format!("a message has {size} bytes, and {most} are possible");
-        return Err(Error::new(code::BODY_TOO_LARGE, text));
-    }
-    if size as u64 > channel.bytes_max {
+    message.check_size(capabilities.message_bytes_max)?;
+    if message.size() as u64 > channel.bytes_max {
         let text = format!("the message is larger than all that channel {} may keep", channel.name);
         return Err(Error::new(code::BODY_TOO_LARGE, text));
     }

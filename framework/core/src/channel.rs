@@ -78,6 +78,20 @@ pub enum Keep {
     AtLeast(Duration),
 }
 
+/// As a setting has it, in the largest unit that is exact: `24h`, `90s`.
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Keep::AtLeast(time) = self else { return f.write_str("until settled") };
+        let (millis, seconds) = (time.as_millis(), time.as_secs());
+        match () {
+            () if millis % 1_000 != 0 => write!(f, "{millis}ms"),
+            () if seconds > 0 && seconds.is_multiple_of(3_600) => write!(f, "{}h", seconds / 3_600),
+            () if seconds > 0 && seconds.is_multiple_of(60) => write!(f, "{}m", seconds / 60),
+            () => write!(f, "{seconds}s"),
+        }
+    }
+}
+
 /// Where messages go, cut into lanes.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
@@ -274,7 +288,7 @@ impl Difference {
             |setting, wanted: String, found: String| (wanted != found).then_some((setting, wanted, found));
         [
             differs("lanes", wanted.lanes.to_string(), found.lanes.to_string()),
-            differs("keep", format!("{:?}", wanted.keep), format!("{:?}", found.keep)),
+            differs("keep", wanted.keep.to_string(), found.keep.to_string()),
             differs("messages_max", wanted.messages_max.to_string(), found.messages_max.to_string()),
             differs("bytes_max", wanted.bytes_max.to_string(), found.bytes_max.to_string()),
         ]
@@ -333,6 +347,12 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_shown_as_a_setting_has_it() {
+        let shown = |millis| Keep::AtLeast(Duration::from_millis(millis)).to_string();
+        assert_eq!([0, 1_500, 90_000, 120_000, 86_400_000].map(shown), ["0s", "1500ms", "90s", "2m", "24h"]);
+    }
+
+    #[test]
     fn a_channel_needs_lanes_and_room() {
         let channel = Channel::new("orders").unwrap();
         assert!(channel.check().is_ok());
@@ -350,7 +370,7 @@ mod tests {
             texts,
             [
                 "channel orders has lanes 3, and 8 is asked for",
-                "channel orders has keep AtLeast(9s), and UntilSettled is asked for"
+                "channel orders has keep 9s, and until settled is asked for"
             ]
         );
         assert!(Difference::between(&wanted, &wanted).is_empty());

@@ -132,6 +132,7 @@ codes! {
     SUBSCRIPTION_GONE = 45, "subscription-gone", Lost, Never;
     POSITION_GONE = 46, "position-gone", Lost, Never;
     BROKER_REPLACED = 47, "broker-replaced", Lost, Never;
+    LETTER_MISSING = 48, "letter-missing", Refused, Never;
     // While running: one table or one value.
     VALUE_UNFIT = 50, "value-unfit", Data, Never;
     SCHEMA_CHANGED = 51, "schema-changed", Data, Never;

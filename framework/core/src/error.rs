@@ -173,6 +173,7 @@ impl fmt::Display for Error {
     }
 }
 
+/// All of it in one line: what a program prints whose `main` returns an error.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
@@ -182,7 +183,10 @@ impl fmt::Debug for Error {
         if let Some(source) = &self.0.source {
             write!(f, "; caused by: {source}")?;
         }
-        Ok(())
+        if let Some(hint) = &self.0.hint {
+            write!(f, "; hint: {hint}")?;
+        }
+        write!(f, "; more: tidegate explain {}", self.0.code.name())
     }
 }
 
@@ -211,7 +215,11 @@ mod tests {
         assert_eq!(Code::of_line("somebody: else"), None);
         assert_eq!(error.verdict(), Verdict::Retry);
         assert_eq!(error.kind(), Kind::Unreachable);
-        assert_eq!(format!("{error:?}"), "TG0010 unreachable: no answer server=db:5432; caused by: refused");
+        assert_eq!(
+            format!("{error:?}"),
+            "TG0010 unreachable: no answer server=db:5432; caused by: refused; hint: start it; \
+             more: tidegate explain unreachable"
+        );
         assert_eq!(error.hint_text(), Some("start it"));
     }
 }

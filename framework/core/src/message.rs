@@ -206,6 +206,21 @@ impl Message {
         }
     }
 
+    /// Whether it is small enough for a broker that carries so many bytes.
+    ///
+    /// # Errors
+    /// `body-too-large`.
+    pub fn check_size(&self, bytes_max: usize) -> Result<()> {
+        let size = self.size();
+        if size <= bytes_max {
+            return Ok(());
+        }
+        let text = format!("a message has {size} bytes, and {bytes_max} are possible");
+        Err(Error::new(code::BODY_TOO_LARGE, text).hint(
+            "have large bodies go into a store beside the broker: `Claims` of the sender and of the service",
+        ))
+    }
+
     /// The attributes of CloudEvents by their names there, without the prefix of a binding.
     pub fn attributes(&self) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
         let mut out = Vec::with_capacity(8);

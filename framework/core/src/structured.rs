@@ -25,6 +25,20 @@ impl Message {
         serde_json::to_string(&Event(self)).unwrap_or_default()
     }
 
+    /// Whether its body is JSON, where its media type says so.
+    ///
+    /// # Errors
+    /// `message-invalid`, with the place in the body.
+    pub fn check_json(&self) -> Result<()> {
+        if !self.datacontenttype.as_deref().is_some_and(is_json) {
+            return Ok(());
+        }
+        serde_json::from_slice::<serde::de::IgnoredAny>(&self.data).map(drop).map_err(|error| {
+            let media_type = self.datacontenttype.as_deref().unwrap_or_default();
+            Error::new(code::MESSAGE_INVALID, format!("the body is not {media_type}: {error}"))
+        })
+    }
+
     /// A message of the JSON format.
     ///
     /// # Errors

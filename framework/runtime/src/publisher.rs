@@ -99,6 +99,10 @@ impl Publisher {
         Opening::new(broker, channel)
     }
 
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// Returns when every message is stored. What may be stored already is published again under its own id, before
     /// anything newer: a broker that does not know it by its id stores it twice, so receivers have to.
     ///

@@ -67,7 +67,7 @@ pub(crate) enum Dlq {
     Show {
         #[command(flatten)]
         letters: Letters,
-        /// Its id
+        /// Its id, or as much of its beginning as no other one has
         id: String,
     },
     /// Have them tried again by the subscription that could not handle them, in their order
@@ -80,15 +80,18 @@ pub(crate) enum Dlq {
         #[arg(long, conflicts_with_all = ["subscription", "subject", "kind", "reason", "ids"])]
         all: bool,
     },
-    /// Have one of them tried again with another body
+    /// Have one of them tried again with another body; the one that it has is gone then
     Edit {
         #[command(flatten)]
         letters: Letters,
-        /// Its id
+        /// Its id, or as much of its beginning as no other one has
         id: String,
         /// The file with the new body
         #[arg(long, value_name = "FILE")]
         body: PathBuf,
+        /// Answer the question with yes
+        #[arg(long)]
+        yes: bool,
     },
     /// Take them away for ever; what waits behind them may be replayed then
     Purge {

@@ -8,17 +8,18 @@ use std::time::Duration;
 
 use serde_json::json;
 use tidegate_core::error::code;
-use tidegate_core::port::{Broker, Seen};
+use tidegate_core::port::Seen;
 use tidegate_core::{
-    Apply, Channel, Difference, Endpoint, Error, Keep, Message, Name, Position, Result, Scope, Start,
-    Subscription, SystemIds, Topology,
+    Apply, Channel, Difference, Error, Keep, Message, Position, Result, Scope, Start, Subscription,
+    SystemIds, Topology,
 };
 use tidegate_runtime::Publisher;
 use tokio_util::sync::CancellationToken;
 
+use super::asked::Asked;
 use super::question::{agree, require_answer};
 use super::run::stop_on_signal;
-use crate::arguments::{ChannelVerb, OnChannel, Publish, duration};
+use crate::arguments::{ChannelVerb, Common, OnChannel, Publish, duration};
 use crate::registry::Registry;
 use crate::render::{count, plain, say, table};
 
@@ -26,21 +27,23 @@ use crate::render::{count, plain, say, table};
 const QUIET: Duration = Duration::from_secs(1);
 /// How many messages are looked at, or published, at once.
 const PIECE: usize = 500;
-/// How long publishing is tried.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How much of a body stands in a line.
 const BODY_CHARS: usize = 100;
 
-pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, json: bool) -> Result<ExitCode> {
-    let open = |url: &str| registry.open_broker(&Endpoint::parse(url)?);
+pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, common: &Common) -> Result<ExitCode> {
+    let open = |url: &str| Asked::open_shared(common, registry, url);
+    let json = common.json;
     match verb {
-        ChannelVerb::List { broker } => list(&open(broker)?.topology().await?, json),
+        ChannelVerb::List { broker } => {
+            let asked = open(broker)?;
+            let topology = asked.within("listing channels", asked.broker.topology()).await;
+            list(&topology.map_err(unlisted)?, json);
+        }
         ChannelVerb::Tail { on, start, follow, limit } => {
-            tail(&*open(&on.broker)?, on, start.as_deref(), *follow, *limit, json).await?;
+            tail(&open(&on.broker)?, on, start.as_deref(), *follow, *limit, json).await?;
         }
         ChannelVerb::Publish(publish) => {
-            let broker = open(&publish.on.broker)?;
-            let published = self::publish(&*broker, publish).await?;
+            let published = self::publish(&open(&publish.on.broker)?, publish).await?;
             if json {
                 say!("{}", json!({ "channel": publish.on.channel, "published": published }));
             } else {
@@ -48,16 +51,17 @@ pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, json: bool)
             }
         }
         ChannelVerb::Apply { broker, file, verify } => {
-            return apply(&*open(broker)?, file, *verify, json).await;
+            return apply(&open(broker)?, file, *verify, json).await;
         }
         ChannelVerb::Unregister { on, subscription, yes } => {
             require_answer("the end of a subscription", *yes)?;
-            let broker = open(&on.broker)?;
-            let channel = found(&*broker, on).await?;
+            let asked = open(&on.broker)?;
+            let channel = asked.channel(&on.channel).await?;
             let subscription = Subscription::new(&channel, subscription.as_str())?;
+            require(&asked, &channel, &subscription).await?;
             let what = format!("Remove {} of {} with all its messages?", subscription.name, channel.name);
             agree(*yes, &what)?;
-            broker.unregister(&subscription).await?;
+            asked.within("unregistering", asked.broker.unregister(&subscription)).await?;
             if json {
                 say!("{}", json!({ "channel": on.channel, "unregistered": subscription.name.as_str() }));
             } else {
@@ -68,13 +72,28 @@ pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, json: bool)
     Ok(ExitCode::SUCCESS)
 }
 
-async fn found(broker: &dyn Broker, on: &OnChannel) -> Result<Channel> {
-    let name = Name::new(on.channel.as_str())?;
-    broker.channel(&name).await?.ok_or_else(|| {
-        Error::new(code::CHANNEL_MISSING, format!("there is no channel {name}"))
-            .with("broker", broker.location())
-            .hint("tidegate channel list shows those that are there, tidegate channel apply makes one")
-    })
+/// What to do where a broker does not list its channels.
+fn unlisted(error: Error) -> Error {
+    if error.code() != code::CAPABILITY_MISSING {
+        return error;
+    }
+    error.hint(
+        "tidegate channel apply --verify looks at those of a file; the server's own tools list its queues",
+    )
+}
+
+/// Refuses a subscription that is not there: its end would be said to be reached.
+async fn require(asked: &Asked, channel: &Channel, subscription: &Subscription) -> Result<()> {
+    let topology = Topology::of(channel).and(subscription);
+    let differences =
+        asked.within("looking for the subscription", asked.broker.apply(&topology, Apply::Verify));
+    let is_missing = |difference: &Difference| matches!(difference, Difference::SubscriptionMissing { .. });
+    match differences.await?.into_iter().find(is_missing) {
+        Some(difference) => Err(Error::new(code::SUBSCRIPTION_MISSING, difference.to_string())
+            .with("broker", asked.broker.location())
+            .hint("look at its spelling: nothing was removed")),
+        None => Ok(()),
+    }
 }
 
 fn list(topology: &Topology, json: bool) {
@@ -104,15 +123,11 @@ fn list(topology: &Topology, json: bool) {
         return;
     }
     let row = |channel: &Channel| {
-        let keep = match channel.keep {
-            Keep::UntilSettled => "until settled".to_owned(),
-            Keep::AtLeast(time) => format!("{time:?}"),
-        };
         let [messages, bytes] = [channel.messages_max, channel.bytes_max].map(count);
         vec![
             channel.name.to_string(),
             channel.lanes.to_string(),
-            keep,
+            channel.keep.to_string(),
             messages,
             bytes,
             of(channel).join(" "),
@@ -123,7 +138,7 @@ fn list(topology: &Topology, json: bool) {
 }
 
 async fn tail(
-    broker: &dyn Broker,
+    asked: &Asked,
     on: &OnChannel,
     start: Option<&str>,
     follow: bool,
@@ -137,23 +152,30 @@ async fn tail(
         None if follow => Start::Latest,
         None => Start::Earliest,
     };
-    let channel = found(broker, on).await?;
-    let mut browse = broker.browse(&channel.name, &start).await?;
+    let channel = asked.channel(&on.channel).await?;
+    let browse = asked.broker.browse(&channel.name, &start);
+    let mut browse = asked.within("looking at the messages", browse).await?;
     let stop = CancellationToken::new();
     let mut signals = Scope::new();
     signals.spawn(stop_on_signal(stop.clone()));
     let mut left = limit.unwrap_or(u64::MAX);
     let mut seen = Vec::new();
+    let mut heading = (!json).then_some("stored lane position id kind subject body");
     while left > 0 {
         let max = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
         tokio::select! {
-            looked = browse.next(max, QUIET, &mut seen) => looked?,
+            looked = asked.within("looking at the messages", browse.next(max, QUIET, &mut seen)) => looked?,
             () = stop.cancelled() => return Ok(()),
         }
         if seen.is_empty() && !follow {
             return Ok(());
         }
         left -= seen.len() as u64;
+        if !seen.is_empty()
+            && let Some(heading) = heading.take()
+        {
+            say!("{heading}");
+        }
         seen.drain(..).for_each(|seen| show(&seen, json));
     }
     Ok(())
@@ -177,10 +199,15 @@ fn show(seen: &Seen, json: bool) {
     say!("{time} {} {position} {id} {} {} {}", seen.lane.0, plain(kind), plain(subject), plain(&body));
 }
 
-async fn publish(broker: &dyn Broker, publish: &Publish) -> Result<u64> {
-    let channel = found(broker, &publish.on).await?;
-    let mut publisher = Publisher::open(broker, &channel).with_patience(PATIENCE).await?;
+async fn publish(asked: &Asked, publish: &Publish) -> Result<u64> {
+    let channel = asked.channel(&publish.on.channel).await?;
+    let opening = Publisher::open(&*asked.broker, &channel).with_patience(asked.patience);
+    let mut publisher = asked.within("opening the channel", opening.into_future()).await?;
     let mut published = 0;
+    let store = async |publisher: &mut Publisher, batch: &[Message], published: u64| {
+        let stored = asked.within("storing", publisher.publish(batch)).await;
+        stored.map_err(|error| error.with("published", published))
+    };
     match &publish.lines {
         Some(file) => {
             let mut batch = Vec::new();
@@ -194,20 +221,20 @@ async fn publish(broker: &dyn Broker, publish: &Publish) -> Result<u64> {
                     error.with("line", number).with("published", published).with("file", file.display())
                 })?);
                 if batch.len() == PIECE {
-                    publisher.publish(&batch).await.map_err(|error| error.with("published", published))?;
+                    store(&mut publisher, &batch, published).await?;
                     published += batch.len() as u64;
                     batch.clear();
                 }
             }
-            publisher.publish(&batch).await.map_err(|error| error.with("published", published))?;
+            store(&mut publisher, &batch, published).await?;
             published += batch.len() as u64;
         }
         None => {
-            publisher.publish(&[one(publish)?]).await?;
+            store(&mut publisher, &[one(publish)?], 0).await?;
             published = 1;
         }
     }
-    publisher.close(PATIENCE).await?;
+    asked.within("ending", publisher.close(asked.patience)).await?;
     Ok(published)
 }
 
@@ -223,14 +250,23 @@ fn one(publish: &Publish) -> Result<Message> {
         let (name, value) = header.split_once('=').ok_or_else(|| {
             Error::new(code::CONFIG_INVALID, format!("the header {header} is not NAME=VALUE"))
         })?;
-        message.headers.set(name, value)?;
+        message.headers.set(name, value).map_err(usage)?;
     }
     if let Some(file) = &publish.body {
         let mut body = Vec::new();
         input(file)?.read_to_end(&mut body).map_err(|error| unreadable(file, error))?;
         message = message.with_data(publish.content_type.as_str(), body);
+        message
+            .check_json()
+            .map_err(|error| usage(error).hint("correct the body, or say with --content-type what it is"))?;
     }
+    message.check().map_err(usage)?;
     Ok(message)
+}
+
+/// What cannot stand in a message, where the command line says it.
+pub(super) fn usage(error: Error) -> Error {
+    Error::new(code::CONFIG_INVALID, error.message().to_owned())
 }
 
 fn input(file: &Path) -> Result<Box<dyn Read>> {
@@ -286,7 +322,7 @@ impl Wanted {
     }
 }
 
-async fn apply(broker: &dyn Broker, file: &Path, verify: bool, json: bool) -> Result<ExitCode> {
+async fn apply(asked: &Asked, file: &Path, verify: bool, json: bool) -> Result<ExitCode> {
     let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, error))?;
     let wanted: Wanted = toml::from_str(&text).map_err(|error| {
         Error::new(code::CONFIG_INVALID, format!("{}: {error}", file.display())).hint(
@@ -295,7 +331,7 @@ async fn apply(broker: &dyn Broker, file: &Path, verify: bool, json: bool) -> Re
     })?;
     let topology = wanted.topology()?;
     let mode = if verify { Apply::Verify } else { Apply::Create };
-    let differences = broker.apply(&topology, mode).await?;
+    let differences = asked.within("applying the file", asked.broker.apply(&topology, mode)).await?;
     let text = |difference: &Difference| match difference {
         Difference::ChannelMissing(name) if !verify => format!("made channel {name}"),
         Difference::SubscriptionMissing { channel, name } if !verify => {

@@ -4,101 +4,142 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 use tidegate_core::error::code;
-use tidegate_core::{Endpoint, Error, Message, Name, Result, SystemClock};
+use tidegate_core::{Error, Message, Result, SystemClock};
 use tidegate_runtime::dead_letter::{self, DeadLetters};
 
+use super::asked::Asked;
+use super::channel::usage;
 use super::question::{agree, require_answer};
-use crate::arguments::{Chosen, Dlq, Letters, ReasonWord};
+use crate::arguments::{Chosen, Common, Dlq, Letters, ReasonWord};
 use crate::registry::Registry;
 use crate::render::{say, table};
 
-pub(super) async fn dlq(verb: &Dlq, registry: &Registry, json: bool) -> Result<ExitCode> {
+pub(super) async fn dlq(verb: &Dlq, registry: &Registry, common: &Common) -> Result<ExitCode> {
+    let json = common.json;
+    let open = |letters| Dead::open(letters, registry, common);
     match verb {
         Dlq::List { letters, chosen } => {
-            let mut dead = open(letters, registry).await?;
-            let listed = read(&mut dead, |letter| chosen.has(letter)).await;
-            list(&close(dead, listed).await?, letters, json);
+            let mut dead = open(letters).await?;
+            let listed = dead.read(|letter| chosen.has(letter)).await;
+            list(&dead.close(listed).await?, letters, json);
         }
         Dlq::Show { letters, id } => {
-            let mut dead = open(letters, registry).await?;
-            let found = read(&mut dead, |letter| *letter.id == **id).await;
-            let found = close(dead, found).await?;
-            show(found.first().ok_or_else(|| missing(letters, id))?, json);
+            let mut dead = open(letters).await?;
+            let found = dead.one(id).await;
+            show(&dead.close(found).await?, json);
         }
         Dlq::Replay { letters, chosen, all } => {
             chosen.require(*all, "replay")?;
-            let mut dead = open(letters, registry).await?;
+            let mut dead = open(letters).await?;
             let replayed = async {
-                dead.read().await?.for_each(drop);
-                dead.replay(|letter| chosen.has(letter)).await
+                let there = dead.read(|_| true).await?.len();
+                Ok((dead.held.replay(|letter| chosen.has(letter)).await?, there))
             };
             let replayed = replayed.await;
-            done("replayed", close(dead, replayed).await?, letters, json);
+            done("replayed", dead.close(replayed).await?, letters, json);
         }
-        Dlq::Edit { letters, id, body } => {
+        Dlq::Edit { letters, id, body, yes } => {
+            require_answer("another body", *yes)?;
             let with = std::fs::read(body).map_err(|error| {
                 let text = format!("the body {} cannot be read", body.display());
                 Error::new(code::CONFIG_INVALID, text).because(error)
             })?;
-            let mut dead = open(letters, registry).await?;
+            let mut dead = open(letters).await?;
             let replayed = async {
-                dead.read().await?.for_each(drop);
-                dead.replay_with(id, &with.into()).await
+                let mut letter = dead.one(id).await?;
+                let before = std::mem::replace(&mut letter.data, with.into());
+                letter.check_json().map_err(usage)?;
+                let (id, body) = (&letter.id, &letter.data);
+                let question = format!(
+                    "Replay {id} with a body of {} bytes instead of its {}? That one is gone then: `tidegate dlq show` shows it.",
+                    body.len(),
+                    before.len()
+                );
+                agree(*yes, &question)?;
+                Ok((dead.held.replay_with(id, body).await?, 1))
             };
             let replayed = replayed.await;
-            let count = close(dead, replayed).await?;
-            if count == 0 {
-                return Err(missing(letters, id));
-            }
-            done("replayed", count, letters, json);
+            done("replayed", dead.close(replayed).await?, letters, json);
         }
         Dlq::Purge { letters, chosen, all, yes } => {
             chosen.require(*all, "purge")?;
             require_answer("a purge", *yes)?;
-            let mut dead = open(letters, registry).await?;
+            let mut dead = open(letters).await?;
             let purged = async {
-                let count = dead.read().await?.filter(|letter| chosen.has(letter)).count();
+                let there = dead.read(|_| true).await?;
+                let count = there.iter().filter(|letter| chosen.has(letter)).count();
                 if count > 0 {
                     agree(*yes, &format!("Take {count} dead letters of {} away for ever?", letters.channel))?;
                 }
-                dead.purge(|letter| chosen.has(letter)).await
+                Ok((dead.held.purge(|letter| chosen.has(letter)).await?, there.len()))
             };
             let purged = purged.await;
-            done("purged", close(dead, purged).await?, letters, json);
+            done("purged", dead.close(purged).await?, letters, json);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open(letters: &Letters, registry: &Registry) -> Result<DeadLetters> {
-    let broker = registry.open_broker(&Endpoint::parse(&letters.broker)?)?;
-    let channel = Name::new(letters.channel.as_str())?;
-    DeadLetters::open(&*broker, &channel, letters.limit as usize, SystemClock::shared()).await
+/// The dead letters of a channel, in the hand of this command.
+struct Dead<'a> {
+    asked: Asked,
+    held: DeadLetters,
+    letters: &'a Letters,
 }
 
-/// The dead letters that are meant.
-async fn read(dead: &mut DeadLetters, is_meant: impl Fn(&Message) -> bool) -> Result<Vec<Message>> {
-    Ok(dead.read().await?.filter(|letter| is_meant(letter)).cloned().collect())
+impl<'a> Dead<'a> {
+    async fn open(letters: &'a Letters, registry: &Registry, common: &Common) -> Result<Self> {
+        let asked = Asked::open_shared(common, registry, &letters.broker)?;
+        let channel = asked.channel(&letters.channel).await?;
+        let limit = letters.limit as usize;
+        let opening = DeadLetters::open(&*asked.broker, &channel.name, limit, SystemClock::shared());
+        let held = asked.within("opening the dead letters", opening).await?.with_patience(asked.patience);
+        Ok(Self { asked, held, letters })
+    }
+
+    /// The dead letters that are meant.
+    async fn read(&mut self, is_meant: impl Fn(&Message) -> bool) -> Result<Vec<Message>> {
+        let Self { asked, held, .. } = self;
+        let what = "having the dead letters in hand, which somebody else may have,";
+        let read = async { Ok(held.read().await?.filter(|letter| is_meant(letter)).cloned().collect()) };
+        asked.told(what, read).await
+    }
+
+    /// The one that an id, or its beginning, names.
+    ///
+    /// # Errors
+    /// `letter-missing` if there is none, or several begin so.
+    async fn one(&mut self, id: &str) -> Result<Message> {
+        let mut found = self.read(|letter| letter.id.starts_with(id)).await?;
+        if let Some(at) = found.iter().position(|letter| *letter.id == *id) {
+            return Ok(found.swap_remove(at));
+        }
+        let channel = &self.letters.channel;
+        let text = match found.pop() {
+            Some(one) if found.is_empty() => return Ok(one),
+            Some(_) => format!("{} dead letters of channel {channel} begin with {id}", found.len() + 1),
+            None => format!("there is no dead letter {id} of channel {channel}"),
+        };
+        Err(Error::new(code::LETTER_MISSING, text)
+            .hint("tidegate dlq list shows their ids; --limit says how many are looked at"))
+    }
+
+    /// Gives back what is in hand, however it ended: nobody else has it until then.
+    async fn close<T>(self, ended: Result<T>) -> Result<T> {
+        let closed = self.asked.within("giving them back", self.held.close()).await;
+        let ended = ended?;
+        closed.map(|()| ended)
+    }
 }
 
-/// Gives back what is in hand, however it ended: nobody else has it until then.
-async fn close<T>(dead: DeadLetters, ended: Result<T>) -> Result<T> {
-    let closed = dead.close().await;
-    let ended = ended?;
-    closed.map(|()| ended)
-}
-
-fn missing(letters: &Letters, id: &str) -> Error {
-    let text = format!("there is no dead letter {id} of channel {}", letters.channel);
-    Error::new(code::CONFIG_INVALID, text)
-        .hint("tidegate dlq list shows their ids; --limit says how many are looked at")
-}
-
-fn done(what: &str, count: usize, letters: &Letters, json: bool) {
+/// Says how many it was, of how many.
+fn done(what: &str, (count, there): (usize, usize), letters: &Letters, json: bool) {
     if json {
         let mut document = Map::from_iter([("channel".to_owned(), json!(letters.channel))]);
         document.insert(what.to_owned(), json!(count));
         say!("{}", Value::from(document));
+    } else if count == 0 && there > 0 {
+        say!("0 {what}: none of the {there} dead letters of channel {} is meant", letters.channel);
     } else {
         say!("{count} {what}");
     }

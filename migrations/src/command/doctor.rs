@@ -8,8 +8,9 @@ use tidegate_core::{Endpoint, Result};
 use tidegate_flow::Status;
 use tidegate_flow::run::{STATUS, read};
 
+use super::asked::Asked;
 use super::status::{Kept, kept};
-use crate::arguments::SideWord;
+use crate::arguments::{Common, SideWord};
 use crate::registry::Registry;
 use crate::render::{count, say, table};
 use crate::settings::Settings;
@@ -52,16 +53,20 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
 }
 
 /// One broker: what it is, what it can do, and how what it has confirmed can be lost.
-pub(super) async fn broker(registry: &Registry, url: &str, json: bool) -> Result<ExitCode> {
-    let broker = registry.open_broker(&Endpoint::parse(url)?)?;
-    let mut findings = examine_settings(broker.as_ref(), Weight::Loss).await?;
+pub(super) async fn broker(registry: &Registry, url: &str, common: &Common) -> Result<ExitCode> {
+    let asked = Asked::open(common, registry, url)?;
+    let (broker, json) = (&asked.broker, common.json);
+    let examined = examine_settings(broker.as_ref(), Weight::Loss);
+    let mut findings = asked.within("looking at its settings", examined).await?;
     let is_unsafe = findings.iter().any(|finding| finding.weight == Weight::Loss);
     let capabilities = broker.capabilities();
     for case in capabilities.loss {
         findings.push(Finding::new("what is lost when", case.text, false, Weight::Notice, case.avoid));
     }
     for (name, how) in capabilities.rows() {
-        findings.push(Finding::new(name, how, how.is_there(), Weight::Notice, ""));
+        // Nobody lacks it: what handles messages publishes a dead letter, and then settles.
+        let is_good = how.is_there() || name == "dead_letter";
+        findings.push(Finding::new(name, how, is_good, Weight::Notice, ""));
     }
     let mut documents = Vec::new();
     show("broker", &broker.location(), &findings, json, &mut documents);

@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod abort;
+mod asked;
 mod channel;
 mod completions;
 mod config;
@@ -20,11 +21,15 @@ mod verify;
 
 use std::process::ExitCode;
 
-use tidegate_core::Result;
+use tidegate_core::{Error, Result};
 
 use crate::arguments::{Arguments, Carrier, Ends, Flags, Migrate, Moved, RoleWord, Verb};
 use crate::registry::Registry;
 use crate::settings::{Settings, named_source};
+
+/// What to do where nothing was named to look at.
+const DOCTOR_OF_WHAT: &str =
+    "give --broker URL for a broker alone; for a migration --from URL and --to URL, or a file with --config";
 
 /// Does what the command line says.
 pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Result<ExitCode> {
@@ -66,11 +71,15 @@ pub(crate) async fn dispatch(arguments: Arguments, registry: &Registry) -> Resul
                 abort::abort_source(&name, source.as_ref(), *yes, json).await
             }
         },
-        Verb::Doctor { broker: Some(url), .. } => doctor::broker(registry, url, json).await,
-        Verb::Doctor { broker: None, ends, carrier } => doctor::doctor(&carried(ends, carrier)?, json).await,
+        Verb::Doctor { broker: Some(url), .. } => doctor::broker(registry, url, &common).await,
+        Verb::Doctor { broker: None, ends, carrier } => {
+            let is_bare = common.config.is_none() && ends.from.is_none() && ends.to.is_none();
+            let or_broker = |error: Error| if is_bare { error.hint(DOCTOR_OF_WHAT) } else { error };
+            doctor::doctor(&carried(ends, carrier).map_err(or_broker)?, json).await
+        }
         Verb::Grants { side, user, url } => doctor::grants(registry, url, *side, user.as_deref(), json).await,
-        Verb::Dlq(verb) => dlq::dlq(verb, registry, json).await,
-        Verb::Channel(verb) => channel::channel(verb, registry, json).await,
+        Verb::Dlq(verb) => dlq::dlq(verb, registry, &common).await,
+        Verb::Channel(verb) => channel::channel(verb, registry, &common).await,
         Verb::Config(verb) => config::config(verb, &common),
         Verb::Explain { code } => explain::explain(code.as_deref(), json),
         Verb::Completions { shell } => completions::completions(*shell),

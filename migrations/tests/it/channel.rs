@@ -55,9 +55,15 @@ impl Desk {
 #[test]
 fn channels_are_made_compared_and_listed() {
     let desk = Desk::open();
-    assert_eq!(desk.ask("list", &[]).ended(0).out, "no channels\n");
     let file = desk.folder.path().join("channels.toml");
     let verify = || desk.ask("apply", &["--verify", "--file", file.to_str().unwrap()]);
+    desk.write("none.toml", "channel = []");
+    let none = desk.folder.path().join("none.toml");
+    assert_eq!(
+        desk.ask("apply", &["--file", none.to_str().unwrap()]).ended(0).out,
+        "everything is there as the file says\n"
+    );
+    assert_eq!(desk.ask("list", &[]).ended(0).out, "no channels\n");
     let missing = verify().ended(4).out;
     assert!(missing.contains("there is no channel orders"), "{missing}");
     let made = desk.apply().ended(0).out;
@@ -86,10 +92,18 @@ fn channels_are_made_compared_and_listed() {
     let said = desk.ask("unregister", &[&gone[..], &["--yes"]].concat()).ended(0).out;
     assert_eq!(said, "billing of orders is unregistered\n");
     assert!(!desk.ask("list", &[]).ended(0).out.contains("billing"));
+    desk.ask("unregister", &[&gone[..], &["--yes"]].concat()).failed(
+        3,
+        "TG0038 subscription-missing: channel orders has no subscription billing",
+        &["nothing was removed"],
+    );
 
     // What is there is not changed.
     desk.write("channels.toml", &CHANNELS.replace("lanes = 2", "lanes = 4"));
     desk.apply().failed(3, "TG0037 channel-differs: channel orders has lanes 2, and 4 is asked for", &[]);
+    desk.write("channels.toml", &CHANNELS.replace("36h", "90s"));
+    let differs = verify().ended(4).out;
+    assert!(differs.contains("channel audit has keep 36h, and 90s is asked for"), "{differs}");
 }
 
 #[test]
@@ -122,7 +136,9 @@ fn messages_are_published_and_looked_at_without_being_taken() {
         assert_eq!(seen[0]["datacontenttype"], "application/json");
     }
     let shown = desk.ask("tail", &["--channel", "orders", "-n", "2"]).ended(0).out;
-    let shown: Vec<Vec<&str>> = shown.lines().map(|line| line.split(' ').collect()).collect();
+    let mut lines = shown.lines();
+    assert_eq!(lines.next(), Some("stored lane position id kind subject body"));
+    let shown: Vec<Vec<&str>> = lines.map(|line| line.split(' ').collect()).collect();
     assert_eq!(shown.len(), 2);
     assert_eq!(shown[0][3..6], ["7", "order.placed", "o-1"], "{shown:?}");
     // Behind the position of the first there are two.
@@ -145,6 +161,22 @@ fn messages_are_published_and_looked_at_without_being_taken() {
 #[test]
 fn bad_input_of_channels_is_named() {
     let desk = Desk::open();
+    for verb in ["list", "tail", "unregister"] {
+        let words = if verb == "list" { &[][..] } else { &["--channel", "orders"][..] };
+        let words = if verb == "unregister" {
+            &["--channel", "orders", "--subscription", "s", "--yes"]
+        } else {
+            words
+        };
+        desk.ask(verb, words).failed(
+            2,
+            "TG0002 url-invalid: there is no database file at",
+            &["look at its spelling", "tidegate channel apply"],
+        );
+    }
+    assert!(!desk.folder.path().join("broker.db").exists(), "a misspelt name makes no file");
+    desk.write("none.toml", "channel = []");
+    desk.ask("apply", &["--file", desk.folder.path().join("none.toml").to_str().unwrap()]).ended(0);
     desk.ask("tail", &["--channel", "orders"]).failed(
         3,
         "TG0036 channel-missing: there is no channel orders",
@@ -169,6 +201,31 @@ fn bad_input_of_channels_is_named() {
         "TG0001 config-invalid: \"yesterday\" is no position",
         &[],
     );
+    let mended = desk.write("body.json", "mended");
+    let publish = ["--channel", "audit", "--kind", "t", "--body", &mended];
+    desk.ask("publish", &publish).failed(
+        2,
+        "TG0001 config-invalid: the body is not application/json: expected value at line 1 column 1",
+        &["--content-type"],
+    );
+    desk.ask("publish", &[&publish[..], &["--content-type", "text/plain"]].concat()).ended(0);
+    desk.ask("publish", &["--channel", "audit", "--kind", ""]).failed(
+        2,
+        "TG0001 config-invalid: the attribute type is empty",
+        &[],
+    );
+    for flag in [["--config", "shop.toml"], ["--name", "shop"], ["--state", "sqlite:state.db"]] {
+        desk.ask("list", &flag).failed(
+            2,
+            &format!("TG0001 config-invalid: {} is of migrations, and nothing here goes by it", flag[0]),
+            &["--broker says all"],
+        );
+    }
+    tidegate(&["channel", "list", "--broker", "memory:"]).failed(
+        3,
+        "TG0030 capability-missing: memory: is within one program, and this is another one",
+        &["sqlite:FILE"],
+    );
     let wrong = desk.write("wrong.toml", "[[channel]]\nname = \"a\"\nlane = 3\n");
     desk.ask("apply", &["--file", &wrong]).failed(2, "TG0001 config-invalid:", &["unknown field `lane`"]);
 }
@@ -176,8 +233,30 @@ fn bad_input_of_channels_is_named() {
 #[test]
 fn the_doctor_looks_at_a_broker_alone() {
     let desk = Desk::open();
+    desk.apply().ended(0);
     let out = tidegate(&["doctor", "--broker", &desk.url()]).ended(0).out;
     for part in ["committed to the file", "what is lost when", "use a broker that replicates", "listing"] {
         assert!(out.contains(part), "{part}: {out}");
     }
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_waited_for_as_long_as_was_said_and_named() {
+    // It takes connections, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("nats://127.0.0.1:{}", silent.local_addr().unwrap().port());
+    let url = format!("{server}?timeout_ms=60000");
+    let began = std::time::Instant::now();
+    let failed = tidegate(&["channel", "list", "--broker", &url, "--timeout", "2s"]);
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+    failed.failed(
+        5,
+        "TG0014 timed-out: listing channels was not answered within 2s",
+        &["listing channels takes a while", &format!("broker: {server}"), "raise --timeout"],
+    );
+}
+
+#[test]
+fn the_doctor_says_how_a_broker_alone_is_named() {
+    tidegate(&["doctor"]).failed(2, "TG0001 config-invalid: --from is missing", &["give --broker URL"]);
 }

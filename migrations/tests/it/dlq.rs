@@ -36,7 +36,7 @@ impl Shop {
     async fn start(&self) -> Running {
         let is_mended = Arc::clone(&self.is_mended);
         let handle = move |message: Message| {
-            let is_good = is_mended.load(Ordering::Relaxed) || *message.data == *b"mended";
+            let is_good = is_mended.load(Ordering::Relaxed) || *message.data == *b"\"mended\"";
             async move { if is_good { Ok(()) } else { Err(Failure::never("no money")) } }
         };
         let handlers = Handlers::new().handle(handle).with_policy(Policy::park_key());
@@ -107,19 +107,42 @@ async fn dead_letters_are_listed_shown_replayed_edited_and_purged() {
     assert_eq!((ids.len(), &ids[..2]), (4, &["a1".to_owned(), "a2".to_owned()][..]));
     let behind = shop.ask("list", &["--reason", "behind"]).ended(0).out;
     assert!(behind.contains("a2") && !behind.contains("b1"), "{behind}");
+    shop.ask("show", &["a"]).failed(
+        3,
+        "TG0048 letter-missing: 2 dead letters of channel orders begin with a",
+        &["tidegate dlq list shows their ids"],
+    );
+    assert!(shop.ask("show", &["b"]).ended(0).out.contains("id: b1"), "its beginning is enough");
     let shown = shop.ask("show", &["a1"]).ended(0).out;
     for line in ["id: a1", "type: order.placed", "tg_dlq_error: no money", "tg_dlq_attempts: 1", "\n{}\n"] {
         assert!(shown.contains(line), "{line}: {shown}");
     }
     // One with another body, one for ever, the others as they were.
     let body = shop.folder.path().join("body");
+    let edit = ["b1", "--body", body.to_str().unwrap(), "--yes"];
     std::fs::write(&body, "mended").unwrap();
-    let edited = shop.ask("edit", &["b1", "--body", body.to_str().unwrap()]).ended(0);
+    shop.ask("edit", &edit[..3]).failed(
+        2,
+        "TG0001 config-invalid: another body has to be agreed to, and nobody can be asked",
+        &["give --yes"],
+    );
+    shop.ask("edit", &edit).failed(
+        2,
+        "TG0001 config-invalid: the body is not application/json: expected value at line 1 column 1",
+        &[],
+    );
+    assert_eq!(shop.ids().len(), 4, "nothing was replayed");
+    std::fs::write(&body, "\"mended\"").unwrap();
+    let edited = shop.ask("edit", &edit).ended(0);
     assert_eq!(edited.out, "1 replayed\n");
     until(|| service.counted().handled == 1).await;
     let purged = shop.ask("purge", &["--id", "c1", "--yes", "--json"]).ended(0).out;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&purged).unwrap()["purged"], 1);
     shop.is_mended.store(true, Ordering::Relaxed);
+    assert_eq!(
+        shop.ask("replay", &["--subject", "z"]).ended(0).out,
+        "0 replayed: none of the 2 dead letters of channel orders is meant\n"
+    );
     assert_eq!(shop.ask("replay", &["--subject", "a"]).ended(0).out, "2 replayed\n");
     until(|| service.counted().handled == 3).await;
     shop.place(&["a3", "c2"]).await;
@@ -132,12 +155,12 @@ async fn dead_letters_are_listed_shown_replayed_edited_and_purged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_done_is_said() {
     let shop = Shop::open().await;
-    shop.ask("list", &[]).failed(3, "TG0036 channel-missing: there is no channel orders", &[]);
+    shop.ask("list", &[]).failed(2, "TG0002 url-invalid: there is no database file at", &[]);
     let service = shop.start().await;
     service.drain(Duration::from_secs(5)).await.unwrap();
     shop.ask("show", &["x"]).failed(
-        2,
-        "TG0001 config-invalid: there is no dead letter x of channel orders",
+        3,
+        "TG0048 letter-missing: there is no dead letter x of channel orders",
         &["tidegate dlq list shows their ids"],
     );
     shop.ask("replay", &[]).failed(
@@ -162,10 +185,15 @@ async fn that_somebody_else_has_the_dead_letters_is_said_and_not_that_there_are_
     let of = &shop.orders.name;
     let mut other = DeadLetters::open(&*shop.broker, of, 10, SystemClock::shared()).await.unwrap();
     assert_eq!(other.read().await.unwrap().count(), 1);
-    shop.ask("list", &[]).failed(
+    shop.ask("list", &["--timeout", "3s"]).failed(
         6,
         "TG0033 lease-held: somebody else has the dead letters of channel orders in hand",
-        &["waited: 15s", "another `tidegate dlq`", "until its lease is over"],
+        &[
+            "waited: 3s",
+            "which somebody else may have, takes a while",
+            "another `tidegate dlq`",
+            "until its lease is over",
+        ],
     );
     other.close().await.unwrap();
     // Neither that one nor the one that was refused is in the way now.

@@ -150,7 +150,7 @@ impl<Q: Queues + ?Sized> System<Q> {
                 taken => break taken,
             }
         };
-        taken.map_err(|error| error.with("record", name.to_string()))
+        taken.map_err(|error| error.with("channel", name))
     }
 
     async fn take(&self, name: &Name) -> Result<Option<Slot>> {

@@ -14,13 +14,14 @@ use crate::claim;
 use crate::publisher::Publisher;
 use crate::receiver::Receiver;
 
-/// How long the lane may take to be had: a lease, for which one that was killed keeps it, and the time to notice that.
+/// How long the lane may take to be had, unless something else is said: a lease, for which one that was killed keeps it, and the
+/// time to notice that.
 const LANE_WAIT: Duration = Duration::from_secs(15);
 /// How long the first dead letter may take to come then, and each further one.
 const WAITS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(500));
 /// How many are replayed or taken away together.
 const BATCH: usize = 256;
-/// How long a message that is replayed is tried.
+/// How long a message that is replayed is tried, unless something else is said.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The dead letters of one channel, in the order in which they came, in the hand of whoever looks at them: another one who
@@ -54,6 +55,8 @@ pub struct DeadLetters {
     back: Publisher,
     held: Vec<Delivery>,
     limit: usize,
+    lane_wait: Duration,
+    patience: Duration,
     /// Where they are, for people.
     place: (Name, String),
 }
@@ -87,8 +90,18 @@ impl DeadLetters {
             back: Publisher::open(broker, &from).with_clock(clock).with_patience(PATIENCE).await?,
             held: Vec::new(),
             limit,
+            lane_wait: LANE_WAIT,
+            patience: PATIENCE,
             place: (of.clone(), broker.location()),
         })
+    }
+
+    /// Waits so long for whoever else has them in hand, and tries each message for so long; 15 and 30 seconds unless this is called.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.back.set_patience(patience);
+        (self.lane_wait, self.patience) = (patience, patience);
+        self
     }
 
     /// Those that are there.
@@ -105,7 +118,7 @@ impl DeadLetters {
                 // What was held comes again, to whoever has the lane.
                 self.held.clear();
             }
-            if !self.receiver.join(LANE_WAIT).await? {
+            if !self.receiver.join(self.lane_wait).await? {
                 return Err(self.held_elsewhere());
             }
             let wait = if self.held.is_empty() { WAITS.0 } else { WAITS.1 };
@@ -127,7 +140,7 @@ impl DeadLetters {
         let (channel, broker) = &self.place;
         let what = format!("somebody else has the dead letters of channel {channel} in hand");
         Error::new(code::LEASE_HELD, what)
-            .with("waited", format!("{LANE_WAIT:?}"))
+            .with("waited", format!("{:?}", self.lane_wait))
             .with("broker", broker)
             .hint("another `tidegate dlq`, or a program that reads them, is at it: let it end, or stop it; one that was killed has them until its lease is over (lease_ms of the broker's address, 10 seconds)")
     }
@@ -218,7 +231,7 @@ impl DeadLetters {
     /// # Errors
     /// As [`Receiver::close`].
     pub async fn close(self) -> Result<()> {
-        self.back.close(PATIENCE).await?;
+        self.back.close(self.patience).await?;
         self.receiver.close(Duration::ZERO).await
     }
 }

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::error::code;
+use tidegate_core::error::{Kind, code};
 use tidegate_core::port::{Broker, StateStore};
 use tidegate_core::{
     Apply, Channel, Clock, Error, Ids, Result, Scope, Subscription, SystemClock, SystemIds, Topology,
@@ -258,11 +258,12 @@ impl<S, R> Service<S, R> {
 }
 
 impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
-    /// Checks everything, makes or compares channels and subscriptions, and begins to handle messages.
+    /// Checks everything, makes or compares channels and subscriptions, and begins to handle messages. With which settings of the
+    /// server messages could be lost is logged as a warning.
     ///
     /// # Errors
     /// `config-invalid` if something is missing or stands twice, `capability-missing` if the broker cannot do what is asked
-    /// of it, `channel-missing` or `channel-differs` if the broker has other channels; otherwise as the broker.
+    /// of it, `version-unsupported` if the server is too old, `channel-missing` or `channel-differs` if the broker has other channels; otherwise as the broker.
     ///
     /// # Cancel safety
     /// A dropped call handles nothing. Channels and subscriptions may have been made; they stay, and the subscriptions keep what is
@@ -275,6 +276,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
+        self.probe(&**broker).await?;
         let Self { name, state, store, metrics, claims, ids, clock, .. } = self;
         let source: Arc<str> = name.as_str().into();
         let system = trace::system(&broker.location());
@@ -384,6 +386,25 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
             }
         }
         Ok(prepared)
+    }
+
+    /// Compares what is relied on with the server that is there.
+    async fn probe(&self, broker: &dyn Broker) -> Result<()> {
+        let location = broker.location();
+        match broker.probe().await {
+            Ok(effective) => {
+                for warning in effective.warnings {
+                    tracing::warn!(service = %self.name, broker = %location, "{warning}");
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == Kind::Refused => Err(error.with("broker", location)),
+            // Who may handle messages may not be let look at settings.
+            Err(error) => {
+                tracing::warn!(service = %self.name, broker = %location, %error, "the broker's settings cannot be looked at");
+                Ok(())
+            }
+        }
     }
 
     async fn apply(&self, broker: &dyn Broker, prepared: &[Prepared<S>]) -> Result<()> {

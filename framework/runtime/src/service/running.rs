@@ -65,7 +65,7 @@ impl Running {
         &self.metrics
     }
 
-    /// Handles messages until `signal` is there, then drains.
+    /// Handles messages until `signal` is there, whatever it says, then drains: `tokio::signal::ctrl_c()`, for example.
     ///
     /// # Errors
     /// What ended a consumer in a way that does not pass, as when its subscription was unregistered. The others are
@@ -73,9 +73,9 @@ impl Running {
     ///
     /// # Cancel safety
     /// A dropped call is a crash, as dropping the service is: what is in hand comes again elsewhere.
-    pub async fn until(mut self, signal: impl Future<Output = ()>, deadline: Duration) -> Result<()> {
+    pub async fn until(mut self, signal: impl Future, deadline: Duration) -> Result<()> {
         let ended = tokio::select! {
-            () = signal => Ok(()),
+            _ = signal => Ok(()),
             ended = self.tasks.next() => ended.unwrap_or(Ok(())),
         };
         ended.and(self.drain(deadline).await)

@@ -1,6 +1,8 @@
 use std::io::Write;
 
-use tidegate_core::port::StateStore;
+use tidegate_core::Error;
+use tidegate_core::error::code;
+use tidegate_core::port::{Effective, StateStore};
 use tidegate_runtime::{Failure, Handlers, Json, Metrics, Policy, Sender, Service, State, Trace};
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -222,4 +224,31 @@ async fn metrics_are_answered_over_http() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("openmetrics-text"), "{answer}");
     assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_the_server_may_lose_is_logged_when_a_service_starts_and_what_it_cannot_do_ends_the_start() {
+    let lines = Lines::default();
+    let subscriber = {
+        let lines = lines.clone();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish()
+    };
+    let _other = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let _looking = tracing::subscriber::set_default(subscriber);
+    let (world, calls) = watched::Watched::world().await;
+    let start = async || {
+        let handlers = Handlers::new().handle(|_: Message| async {}).with_policy(Policy::skip());
+        Service::new("billing").on(&world.orders, handlers).start(&world.broker).await
+    };
+    calls.finds(Ok(Effective { version: "1".into(), warnings: vec!["appendonly is not yes".into()] }));
+    drain(start().await.unwrap()).await;
+    calls.finds(Err(Error::new(code::ACCESS_DENIED, "the user may not do this")));
+    drain(start().await.unwrap()).await;
+    calls.finds(Err(Error::new(code::VERSION_UNSUPPORTED, "the server is older than Redis 7")));
+    assert_eq!(start().await.unwrap_err().code(), code::VERSION_UNSUPPORTED);
+    let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let warned: Vec<&str> = logged.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warned.len(), 2, "{logged}");
+    assert!(warned[0].contains("appendonly is not yes") && warned[0].contains("service=billing"), "{logged}");
+    assert!(warned[1].contains("settings cannot be looked at") && warned[1].contains("TG0011"), "{logged}");
 }

@@ -31,6 +31,13 @@ What needs more than the suite can ask of every server is shown by these tests, 
 |---|---|---|---|
 ";
 
+const ABSENT: &str = "
+## Shown by nothing
+
+Two properties are of what is not there. *E46* on Kafka: a server whose disk is full ends by itself, so that it is one that was killed (A10, E42). *G55*, a
+release and the one before it on one broker: there is none before this one.
+";
+
 /// Properties that need what the suite has no hook for, with the functions that show them.
 const TESTS: &[(&str, &str, &[&str])] = &[
     (
@@ -50,6 +57,8 @@ const TESTS: &[(&str, &str, &[&str])] = &[
             "what_loses_messages_is_named",
             "settings_that_lose_messages_are_named",
             "the_password_that_everybody_knows_is_warned_of",
+            "unsafe_settings_are_named",
+            "a_server_that_does_not_wait_for_its_disk_is_warned_of",
         ],
     ),
     (
@@ -122,6 +131,7 @@ pub(super) fn page(rows: &[Row]) -> String {
             line(&mut page, &[id, rule, &format!("`{test}`"), &homes(&files, test).join(", ")]);
         }
     }
+    page.push_str(ABSENT);
     page
 }
 
