@@ -67,7 +67,7 @@ pub(crate) fn encode(server: Server, message: &Message, address: String) -> Amqp
         if name == CONTENT_TYPE && value.is_ascii() {
             properties.content_type = Some(Symbol::from(&*value));
         } else {
-            named.insert([ATTRIBUTE, &name].concat(), text(&value));
+            named.insert([ATTRIBUTE, name].concat(), text(&value));
         }
     }
     for (name, value) in message.headers.iter() {

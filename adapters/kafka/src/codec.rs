@@ -42,7 +42,7 @@ fn headers(message: &Message) -> OwnedHeaders {
     let mut headers = OwnedHeaders::new();
     for (name, value) in message.attributes() {
         let name =
-            if name == "datacontenttype" { CONTENT_TYPE.to_owned() } else { [ATTRIBUTE, &name].concat() };
+            if name == "datacontenttype" { CONTENT_TYPE.to_owned() } else { [ATTRIBUTE, name].concat() };
         headers = headers.insert(Header { key: &name, value: Some(value.as_bytes()) });
     }
     for (name, value) in message.headers.iter() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tidegate_broker::seats::{Member, Seat, Step, next_epoch, steps};
 use tidegate_broker::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::error::code;
@@ -28,7 +29,7 @@ pub(crate) struct ChannelState {
     last: Place,
     /// The latest message that is not kept any more.
     removed_to: Place,
-    ids: HashMap<Id, Place>,
+    ids: HashMap<Id, Place, RandomState>,
     ids_in_order: VecDeque<Id>,
 }
 
@@ -38,6 +39,7 @@ type Id = (Arc<str>, Arc<str>);
 #[derive(Debug)]
 struct Kept {
     message: Message,
+    size: u64,
     at: i64,
 }
 
@@ -63,7 +65,7 @@ impl ChannelState {
             bytes: 0,
             last: 0,
             removed_to: 0,
-            ids: HashMap::new(),
+            ids: HashMap::default(),
             ids_in_order: VecDeque::new(),
         }
     }
@@ -103,7 +105,7 @@ impl ChannelState {
         self.last += 1;
         (self.messages, self.bytes) = (self.messages + 1, self.bytes + size);
         let lane = message.lane(self.channel.lanes);
-        self.lanes[lane.0 as usize].insert(self.last, Kept { message: message.clone(), at: now });
+        self.lanes[lane.0 as usize].insert(self.last, Kept { message: message.clone(), size, at: now });
         self.ids.insert(id.clone(), self.last);
         self.ids_in_order.push_back(id);
         if self.ids_in_order.len() > IDS_MAX
@@ -184,7 +186,7 @@ impl ChannelState {
             place <= lane.read_to() && lane.entry(place).is_none()
         };
         if is_over && self.subscriptions.values().all(is_settled) {
-            self.bytes -= kept.message.size() as u64;
+            self.bytes -= kept.size;
             self.messages -= 1;
             self.removed_to = self.removed_to.max(place);
             self.lanes[lane].remove(&place);

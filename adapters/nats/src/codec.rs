@@ -44,7 +44,7 @@ pub(crate) fn encode(message: &Message) -> Result<HeaderMap> {
         Ok(())
     };
     for (name, value) in message.attributes() {
-        put(&[ATTRIBUTE, &name].concat(), &value)?;
+        put(&[ATTRIBUTE, name].concat(), &value)?;
     }
     for (name, value) in message.headers.iter() {
         put(name, value)?;

@@ -24,7 +24,7 @@ pub(crate) fn encode(message: &Message) -> BasicProperties {
     let mut headers = FieldTable::default();
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     for (name, value) in message.attributes() {
-        match &*name {
+        match name {
             CONTENT_TYPE if value.len() <= usize::from(u8::MAX) => {
                 properties = properties.with_content_type(value.into_owned().into());
             }

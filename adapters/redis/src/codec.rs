@@ -21,7 +21,7 @@ const NUMBER_BITS: u32 = 20;
 pub(crate) fn encode(message: &Message) -> Vec<Cow<'_, [u8]>> {
     let mut fields = Vec::new();
     for (name, value) in message.attributes() {
-        fields.push(Cow::Owned([ATTRIBUTE, &name].concat().into_bytes()));
+        fields.push(Cow::Owned([ATTRIBUTE, name].concat().into_bytes()));
         fields.push(match value {
             Cow::Borrowed(value) => Cow::Borrowed(value.as_bytes()),
             Cow::Owned(value) => Cow::Owned(value.into_bytes()),

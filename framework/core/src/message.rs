@@ -174,7 +174,7 @@ impl Message {
 
     /// How much room it takes: the body, attributes and headers.
     pub fn size(&self) -> usize {
-        let attributes: usize = self.attributes().iter().map(|(name, value)| name.len() + value.len()).sum();
+        let attributes: usize = self.attributes().map(|(name, value)| name.len() + value.len()).sum();
         attributes + self.headers.bytes() + self.data.len()
     }
 
@@ -188,7 +188,8 @@ impl Message {
             if value.is_empty() {
                 return Err(invalid(format!("the attribute {name} is empty")));
             }
-            if value.chars().any(char::is_control) {
+            let is_plain = value.bytes().all(|byte| (b' '..0x7f).contains(&byte));
+            if !is_plain && value.chars().any(char::is_control) {
                 return Err(invalid(format!("the attribute {name} has a control character")));
             }
             bytes += name.len() + value.len();
@@ -222,27 +223,24 @@ impl Message {
     }
 
     /// The attributes of CloudEvents by their names there, without the prefix of a binding.
-    pub fn attributes(&self) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
-        let mut out = Vec::with_capacity(8);
-        let mut add = |name: &'static str, value: Option<Cow<'_, str>>| {
-            out.extend(value.map(|value| (Cow::Borrowed(name), Cow::Owned(value.into_owned()))));
-        };
-        let text = |value: &Option<Arc<str>>| value.as_deref().map(str::to_owned).map(Cow::Owned);
-        add("specversion", Some(SPEC_VERSION.into()));
-        add("id", Some((&*self.id).into()));
-        add("source", Some((&*self.source).into()));
-        add("type", Some((&*self.kind).into()));
-        add("subject", text(&self.subject));
+    pub fn attributes(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let time = self.time.and_then(|time| jiff::Timestamp::from_microsecond(time).ok());
-        add("time", time.map(|time| time.to_string().into()));
-        add("dataschema", text(&self.dataschema));
-        add("datacontenttype", text(&self.datacontenttype));
-        add("correlationid", text(&self.correlation_id));
-        add("causationid", text(&self.causation_id));
-        add("traceparent", text(&self.traceparent));
-        add("tenant", text(&self.tenant));
-        out.extend(self.extensions.iter().map(|(name, value)| (name.into(), value.into())));
-        out
+        let own: [(&str, Option<Cow<'_, str>>); 12] = [
+            ("specversion", Some(SPEC_VERSION.into())),
+            ("id", Some(Cow::Borrowed(&*self.id))),
+            ("source", Some(Cow::Borrowed(&*self.source))),
+            ("type", Some(Cow::Borrowed(&*self.kind))),
+            ("subject", self.subject.as_deref().map(Cow::from)),
+            ("time", time.map(|time| time.to_string().into())),
+            ("dataschema", self.dataschema.as_deref().map(Cow::from)),
+            ("datacontenttype", self.datacontenttype.as_deref().map(Cow::from)),
+            ("correlationid", self.correlation_id.as_deref().map(Cow::from)),
+            ("causationid", self.causation_id.as_deref().map(Cow::from)),
+            ("traceparent", self.traceparent.as_deref().map(Cow::from)),
+            ("tenant", self.tenant.as_deref().map(Cow::from)),
+        ];
+        let own = own.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        own.chain(self.extensions.iter().map(|(name, value)| (name, value.into())))
     }
 
     /// A message of what a broker carried. Attributes come without the prefix of the binding; a body that is a whole message
@@ -394,10 +392,10 @@ mod tests {
     #[test]
     fn what_is_encoded_is_read_back() {
         let message = full();
-        let attributes = message.attributes();
-        let names: Vec<_> = attributes.iter().map(|(name, _)| &**name).collect();
+        let attributes: Vec<_> = message.attributes().collect();
+        let attributes: Vec<_> = attributes.iter().map(|(name, value)| (*name, &**value)).collect();
+        let names: Vec<_> = attributes.iter().map(|(name, _)| *name).collect();
         assert_eq!(names[..4], ["specversion", "id", "source", "type"]);
-        let attributes: Vec<_> = attributes.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert!(attributes.contains(&("time", "2023-11-14T22:13:20.123456Z")));
         assert!(attributes.contains(&("correlationid", "c")) && attributes.contains(&("causationid", "c")));
         let read = Message::decode(attributes, message.headers.iter(), message.data.clone()).unwrap();

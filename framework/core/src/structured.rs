@@ -114,7 +114,7 @@ impl Serialize for Event<'_> {
         let message = self.0;
         let mut map = serializer.serialize_map(None)?;
         for (name, value) in message.attributes() {
-            map.serialize_entry(&*name, &*value)?;
+            map.serialize_entry(name, &*value)?;
         }
         if !message.headers.is_empty() {
             let headers: BTreeMap<&str, &str> = message.headers.iter().collect();

@@ -21,9 +21,8 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn of(message: &Message) -> Self {
-        let attributes = message.attributes();
         Self {
-            attributes: attributes.into_iter().map(|(n, v)| (n.into_owned(), v.into_owned())).collect(),
+            attributes: message.attributes().map(|(n, v)| (n.to_owned(), v.into_owned())).collect(),
             headers: message.headers.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect(),
             data: STANDARD.encode(&message.data),
         }

@@ -36,7 +36,7 @@ pub(crate) struct Line {
 
 impl Line {
     pub(crate) fn new(message: &Message, lanes: u32) -> Result<Self> {
-        let attributes = message.attributes();
+        let attributes: Vec<_> = message.attributes().collect();
         let headers: Vec<_> = message.headers.iter().collect();
         let envelope = serde_json::to_string(&(attributes, headers))
             .map_err(|error| Error::new(code::INTERNAL, "a message cannot be written down").because(error))?;

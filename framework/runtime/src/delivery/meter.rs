@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use prometheus_client::metrics::histogram::Histogram;
 use tidegate_core::port::{Delivery, Token};
 
@@ -132,7 +133,7 @@ impl Meter {
 
 /// What is in hand of one member, and since when.
 #[derive(Debug, Default)]
-pub(crate) struct InHand(Mutex<HashMap<Token, i64>>);
+pub(crate) struct InHand(Mutex<HashMap<Token, i64, RandomState>>);
 
 impl InHand {
     /// It came. How old it is is told by when it was stored, if that is known.

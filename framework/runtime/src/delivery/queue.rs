@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tidegate_core::Lane;
 use tidegate_core::port::{Delivery, Token};
 
@@ -70,7 +71,7 @@ impl Waiting {
 /// The messages in hand that are not handled yet.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    keys: HashMap<Key, Waiting>,
+    keys: HashMap<Key, Waiting, RandomState>,
     /// Keys whose first message may be handled.
     ready: VecDeque<Key>,
     /// Lanes of which nothing is handled yet.
