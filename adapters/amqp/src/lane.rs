@@ -21,6 +21,7 @@ use tidegate_core::error::code;
 use tidegate_core::port::Attempt;
 use tidegate_core::{Channel, Error, Lane, Message, Name, Result};
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 
 use crate::classic::is_made;
 use crate::codec::decode;
@@ -158,7 +159,9 @@ impl Link for AmqpLane {
                         Err(_) => break,
                     },
                 }
-                came = if out.len() < PIECE { receiver.recv::<Body<Value>>().now_or_never() } else { None };
+                // The runtime's own share of a turn is smaller, and all that came is to be decoded at some time.
+                let next = unconstrained(receiver.recv::<Body<Value>>());
+                came = if out.len() < PIECE { next.now_or_never() } else { None };
             }
             if !out.is_empty() {
                 return Ok(());

@@ -25,6 +25,10 @@ use crate::topics;
 const KNOWN_FOR: Duration = Duration::from_secs(1);
 /// How many bytes of messages are taken from the library at once, beyond the first.
 const BYTES: usize = 4 << 20;
+/// With so many bytes of messages in hand of lanes that are not wanted now, no more is fetched of these. Until then they go on:
+/// the library throws away what it has of a partition that is paused, and what it asks for next waits behind what it asked for
+/// before, which for lanes at their end is for as long as the server lets a fetch wait.
+const AHEAD: usize = 8 << 20;
 
 pub(crate) struct KafkaReader {
     link: Arc<Link>,
@@ -41,6 +45,8 @@ struct Tail {
     given: Place,
     /// What came and was not asked for yet.
     ahead: VecDeque<Fetched>,
+    /// How many bytes of messages these are.
+    bytes: usize,
     /// The offset that comes next.
     next: i64,
     /// It was read to its end.
@@ -52,7 +58,7 @@ struct Tail {
 impl Tail {
     fn behind(place: Place) -> Self {
         let next = offset_behind(place).1;
-        Self { given: place, ahead: VecDeque::new(), next, is_at_end: false, is_paused: false }
+        Self { given: place, ahead: VecDeque::new(), bytes: 0, next, is_at_end: false, is_paused: false }
     }
 }
 
@@ -64,7 +70,7 @@ impl KafkaReader {
         Ok(Self { link, channel: channel.clone(), consumer, lanes: BTreeMap::new(), looked })
     }
 
-    /// Has the library fetch each wanted lane behind its place, and no other.
+    /// Has the library fetch each wanted lane behind its place, and others only as long as there is room for them.
     ///
     /// A lane that is not wanted any more stays assigned, and a new one comes beside the others: librdkafka ends the process if
     /// a partition is taken away twice before the first of that is done (its issue 5573), as happens where all partitions are
@@ -91,9 +97,12 @@ impl KafkaReader {
             self.consumer.incremental_assign(&list).map_err(failed)?;
             self.consumer.resume(&list).map_err(failed)?;
         }
+        let unwanted = self.lanes.iter().filter(|(lane, _)| !is_wanted(lane));
+        let has_room = unwanted.map(|(_, tail)| tail.bytes).sum::<usize>() < AHEAD;
         for (lane, tail) in &mut self.lanes {
-            if tail.is_paused == is_wanted(lane) {
-                tail.is_paused = !tail.is_paused;
+            let goes_on = is_wanted(lane) || (has_room && !tail.is_paused);
+            if tail.is_paused == goes_on {
+                tail.is_paused = !goes_on;
                 let mut one = TopicPartitionList::new();
                 one.add_partition(self.channel.name.as_str(), lane.0.cast_signed());
                 let done =
@@ -131,15 +140,16 @@ impl KafkaReader {
             let count = tail.ahead.len().min(*count);
             for fetched in tail.ahead.drain(..count) {
                 tail.given = fetched.place;
+                tail.bytes -= fetched.message.size();
                 out.push((*lane, fetched));
             }
         }
     }
 
     /// Places are beyond what is there.
-    async fn out_of_range(&mut self) -> Result<()> {
+    async fn out_of_range(&mut self, wanted: &[(Lane, Place, usize)]) -> Result<()> {
         // Those that are not wanted may be another one's by now, who has removed what is settled.
-        self.lanes.retain(|_, tail| !tail.is_paused);
+        self.lanes.retain(|lane, _| wanted.iter().any(|(known, ..)| known == lane));
         let (topic, lanes) = (self.channel.name.as_str(), self.channel.lanes);
         let begins = self.link.offsets(topic, lanes, Offset::Beginning).await?;
         let ends = self.link.offsets(topic, lanes, Offset::End).await?;
@@ -189,6 +199,7 @@ fn take(
             tail.next = record.offset() + 1;
             let fetched = fetched(&channel.name, lane, &record);
             let bytes = fetched.message.size();
+            tail.bytes += bytes;
             tail.ahead.push_back(fetched);
             Ok(bytes)
         }
@@ -257,7 +268,7 @@ impl Reader for KafkaReader {
             }
             drop(stream);
             if let Some(error) = error {
-                self.mend(error).await?;
+                self.mend(error, wanted).await?;
             }
         }
     }
@@ -265,9 +276,9 @@ impl Reader for KafkaReader {
 
 impl KafkaReader {
     /// Goes on after an error, if that can be.
-    async fn mend(&mut self, error: RDKafkaErrorCode) -> Result<()> {
+    async fn mend(&mut self, error: RDKafkaErrorCode, wanted: &[(Lane, Place, usize)]) -> Result<()> {
         if error == RDKafkaErrorCode::AutoOffsetReset {
-            return self.out_of_range().await;
+            return self.out_of_range(wanted).await;
         }
         // Whether a login was refused is not to be seen here: a server may have gone away in the midst of it.
         if error == RDKafkaErrorCode::Authentication {

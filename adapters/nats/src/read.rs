@@ -16,6 +16,7 @@ use tidegate_broker::unsettled::Place;
 use tidegate_core::error::code;
 use tidegate_core::port::Attempt;
 use tidegate_core::{Error, Lane, Message, Name, Result};
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use crate::codec::{Delivered, decode, stream, subject};
@@ -222,9 +223,9 @@ impl NatsReader {
         Ok(())
     }
 
-    /// Takes all that has arrived by now.
+    /// Takes all that has arrived by now, however much it is: a share of it would cost as much.
     fn take_all(&mut self) -> Result<()> {
-        while let Some(arrived) = self.arriving.next().now_or_never() {
+        while let Some(arrived) = unconstrained(self.arriving.next()).now_or_never() {
             self.take(arrived.ok_or_else(lost)?)?;
         }
         Ok(())

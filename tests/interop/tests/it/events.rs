@@ -33,7 +33,7 @@ pub(crate) fn samples() -> Vec<Message> {
 /// As other programs tell of a message.
 pub(crate) fn told(message: &Message) -> Json {
     let attributes = message.attributes();
-    let attributes = attributes.iter().map(|(name, value)| (name.to_string(), Json::from(&**value)));
+    let attributes = attributes.map(|(name, value)| (name.to_string(), Json::from(&*value)));
     let headers = message.headers.iter().map(|(name, value)| (name.to_owned(), Json::from(value)));
     json!({
         "attributes": attributes.collect::<Map<_, _>>(),
