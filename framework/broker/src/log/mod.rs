@@ -86,6 +86,11 @@ pub enum Appended {
 /// 3. Whoever reads behind a place gets every message behind it that was stored before the call and not removed.
 /// 4. An error whose verdict is not unknown means that nothing was done.
 ///
+/// # Errors
+/// Of every call: `unreachable`, `connection-lost` or `timed-out` where the server is not there or lost its answer, `access-denied`,
+/// `limit-reached` where it has no room, `channel-missing` where what a channel is kept in is gone, `store-failed` for what has no name of
+/// its own. An error whose verdict is `Never` ends the consumer that met it; others are tried again.
+///
 /// # Concurrency
 /// Used by many tasks at once.
 ///

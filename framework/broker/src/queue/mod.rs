@@ -96,6 +96,11 @@ pub enum Taken {
 ///    its queue, before what nobody has had.
 /// 4. An error whose verdict is not unknown means that nothing was done.
 ///
+/// # Errors
+/// Of every call: `unreachable`, `connection-lost` or `timed-out` where the server is not there or lost its answer, `access-denied`,
+/// `limit-reached` where it has no room, `subscription-gone` where a queue is gone, `store-failed` for what has no name of its own. An
+/// error whose verdict is `Never` ends the consumer that met it; others are tried again.
+///
 /// # Concurrency
 /// Used by many tasks at once.
 ///

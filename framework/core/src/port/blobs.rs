@@ -14,6 +14,11 @@ use crate::error::Result;
 /// 4. Names are our own words: 1 to 100 of `a-z`, `0-9` and `-`.
 /// 5. `purge` removes what was put before, by the store's own clock, and nothing else.
 ///
+/// # Errors
+/// Of every call: `unreachable`, `connection-lost` or `timed-out` where the store is not there or lost its answer, `access-denied` and
+/// `store-failed` where it refuses. The verdict says whether the call may be made again, and `Unknown` that it may have had its
+/// effect.
+///
 /// # Concurrency
 /// May be used from several tasks and processes at once.
 ///

@@ -23,6 +23,11 @@ pub struct Stored {
 /// 2. A record that was put is durable and seen by every process.
 /// 3. Keys are our own words, of at most 100 bytes; values are text of at most 8 MiB.
 ///
+/// # Errors
+/// Of every call: `unreachable`, `connection-lost` or `timed-out` where the store is not there or lost its answer, `access-denied` and
+/// `store-failed` where it refuses. The verdict says whether the call may be made again, and `Unknown` that it may have had its
+/// effect.
+///
 /// # Concurrency
 /// May be used from several tasks and processes at once.
 ///

@@ -49,6 +49,11 @@ pub struct Due {
 ///
 /// Times are those of whoever asks: a timer is never early by the clock of the one that fires it.
 ///
+/// # Errors
+/// Of every call: `unreachable`, `connection-lost` or `timed-out` where the store is not there or lost its answer, `access-denied` and
+/// `store-failed` where it refuses. The verdict says whether the call may be made again, and `Unknown` that it may have had its
+/// effect.
+///
 /// # Concurrency
 /// May be used from several tasks and processes at once.
 ///

@@ -229,6 +229,24 @@ async fn a_member_that_takes_a_lane_over_says_that_it_lives() {
     assert!(gains(&mut *late, Duration::from_secs(10)).await);
 }
 
+/// Found in the log of a server: a takeover that failed woke its member, which took the lane anew at once, and wrote the seats for it
+/// as fast as it could.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_that_cannot_be_taken_over_is_tried_with_the_seats_and_not_at_once() {
+    let model = Model::new();
+    let subscription = one_message(&model, "unwritten").await;
+    let taker = model.again();
+    taker.link.has_no_lanes.store(true, Ordering::Release);
+    let broker = taker.broker();
+    let mut consumer = broker.subscribe(&subscription).await.unwrap();
+    assert!(!gains(&mut *consumer, Duration::from_secs(1)).await);
+    // Ten looks, and what the first look at a subscription writes.
+    let written = taker.link.seats_written.load(Ordering::Relaxed);
+    assert!((2..=20).contains(&written), "{written}");
+    taker.link.has_no_lanes.store(false, Ordering::Release);
+    assert!(first(&mut *consumer, Duration::from_secs(10)).await.is_some(), "it is taken when it can be");
+}
+
 /// Found by reading: what a broker's closing cut off had its lanes still, and served them no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_closed_leaves_the_lanes_of_consumers_that_nobody_closed() {

@@ -57,6 +57,8 @@ pub(super) struct Connection {
     pub(super) has_no_lanes: AtomicBool,
     /// The connection is cut behind the next document of a lane that is written.
     pub(super) is_cut_by_writing: AtomicBool,
+    /// How often the seats were written.
+    pub(super) seats_written: AtomicUsize,
     /// Nothing that is read comes, and nobody says why.
     pub(super) is_silent: AtomicBool,
     /// What was stored last is not here yet.
@@ -179,6 +181,9 @@ impl Log for Model {
         self.reach().await?;
         if name.starts_with("seats.") && self.link.has_no_seats.load(Ordering::Acquire) {
             return Err(Error::new(code::UNREACHABLE, "nobody is there"));
+        }
+        if name.starts_with("seats.") {
+            self.link.seats_written.fetch_add(1, Ordering::Relaxed);
         }
         if name.starts_with("lane.") && self.link.has_no_lanes.load(Ordering::Acquire) {
             return Err(Error::new(code::UNREACHABLE, "nobody is there"));
