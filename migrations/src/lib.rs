@@ -70,13 +70,15 @@ fn log_to_stderr(arguments: &Arguments) {
     };
     let filter = EnvFilter::builder()
         .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-        // All of ours begin with this word. The client of NATS logs a lost connection as an error; the adapter tells of it.
-        .parse_lossy(format!("warn,async_nats=off,tidegate={level}"));
+        // All of ours begin with this word. The clients of NATS and RabbitMQ log as errors what their adapters ask, and tell of.
+        .parse_lossy(format!("warn,async_nats=off,lapin=off,tidegate={level}"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // Whoever does not read it has had enough.
+        .log_internal_errors(false)
         .try_init();
 }
 

@@ -44,7 +44,8 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 
 /// Prints a line of what is told beside the answer.
 pub(crate) fn tell(line: std::fmt::Arguments<'_>) {
-    eprintln!("{}", plain(&line.to_string()));
+    // Whoever does not read it has had enough.
+    let _ = writeln!(std::io::stderr().lock(), "{}", plain(&line.to_string()));
 }
 
 /// Whoever does not read the answer to its end (`| head`) has had enough. Anything else is said.
@@ -53,7 +54,7 @@ pub(crate) fn answer(line: std::fmt::Arguments<'_>) {
         && error.kind() != std::io::ErrorKind::BrokenPipe
         && !IS_CUT.swap(true, Ordering::Relaxed)
     {
-        eprintln!("the answer cannot be written: {error}");
+        tell(format_args!("the answer cannot be written: {error}"));
     }
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn failure_with(error: &Error, json: bool, status: u8) -> ExitCode {
     if let Some(hint) = error.hint_text() {
         tell(format_args!("hint: {hint}"));
     }
-    eprintln!("more: tidegate explain {}", error.code().name());
+    tell(format_args!("more: tidegate explain {}", error.code().name()));
     ExitCode::from(status)
 }
 

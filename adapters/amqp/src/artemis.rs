@@ -252,7 +252,8 @@ impl Management for ArtemisManagement {
         let found = self.tell(&asked.map(Question::server), "look at the server").await?;
         let is = |place: usize| found.get(place).and_then(Json::as_bool);
         let version = found.first().and_then(Json::as_str).unwrap_or("unknown");
-        let mut warnings: Vec<String> = self.access.warning().into_iter().collect();
+        let mut notes: Vec<String> = self.access.warning().into_iter().collect();
+        let mut warnings = Vec::new();
         if is(1) != Some(true) {
             warnings
                 .push("the server keeps nothing on its disk: what is stored is lost when it ends".to_owned());
@@ -264,12 +265,12 @@ impl Management for ArtemisManagement {
             );
         }
         if is(3) != Some(false) {
-            warnings.push(
+            notes.push(
                 "the server is one of a cluster: a channel is on the node that it was made on, and on no other"
                     .to_owned(),
             );
         }
-        Ok(Effective { version: format!("Artemis {version}"), warnings })
+        Ok(Effective { version: format!("Artemis {version}"), warnings, notes })
     }
 
     /// Before anything is looked for: as servers are set up at first, a look makes the queue that is looked for.

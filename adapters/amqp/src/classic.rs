@@ -184,7 +184,7 @@ impl ClassicManagement {
         );
         asked.await.map_err(|error| match is_unanswered(&error) {
             true => Error::new(code::CONFIG_INVALID, "the server answers nothing about its queues")
-                .hint("give it its plugin of statistics: <statisticsBrokerPlugin/> in the <plugins> of its activemq.xml")
+                .hint("give it its plugin of statistics: <statisticsBrokerPlugin/> in the <plugins> of its activemq.xml; a server of Artemis is artemis://")
                 .because(error),
             false => error,
         })?;
@@ -307,14 +307,18 @@ impl Management for ClassicManagement {
     }
 
     async fn probe(&self) -> Result<Effective> {
-        let mut warnings: Vec<String> = self.access.warning().into_iter().collect();
+        let mut notes: Vec<String> = self.access.warning().into_iter().collect();
         if self.openwire.is_none() {
-            warnings.push(
+            notes.push(
                 "the server says no port of OpenWire: subscriptions cannot be removed without ?openwire=PORT"
                     .to_owned(),
             );
         }
-        Ok(Effective { version: format!("ActiveMQ Classic, broker {}", self.name), warnings })
+        Ok(Effective {
+            version: format!("ActiveMQ Classic, broker {}", self.name),
+            warnings: Vec::new(),
+            notes,
+        })
     }
 
     async fn settle(&self, channel: Option<&Name>) -> Result<()> {

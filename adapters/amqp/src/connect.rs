@@ -80,7 +80,7 @@ impl Connection {
                 Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
             }
         };
-        access.pace.attempt(Box::pin(connecting)).await
+        access.attempt(connecting).await
     }
 
     async fn connect(access: &Access, purpose: &'static str) -> Result<Self> {

@@ -151,11 +151,19 @@ impl Log for KafkaLog {
             "a topic that is removed is made again when another program asks for it, and forgets after a time what nobody has settled",
         );
         let (cluster, count) = (cluster.unwrap_or_else(|| "unknown".to_owned()), servers.len());
-        Ok(Effective { version: format!("Kafka, cluster {cluster}, servers: {count}"), warnings })
+        Ok(Effective {
+            version: format!("Kafka, cluster {cluster}, servers: {count}"),
+            warnings,
+            notes: self.link.config.access.warning().into_iter().collect(),
+        })
     }
 
     async fn create(&self, channel: &Channel) -> Result<()> {
         topics::create(&self.link, channel).await
+    }
+
+    async fn changed(&self, channel: &Channel) -> Result<Option<Difference>> {
+        topics::changed(&self.link, channel).await
     }
 
     async fn channels(&self) -> Result<Vec<Name>> {

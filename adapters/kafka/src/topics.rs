@@ -17,6 +17,10 @@ const MESSAGE_RECORD_BYTES_MAX: &str = "20971520";
 /// How long to wait before a topic that was made is looked for again.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// What to do about a channel whose topic has other partitions.
+const PARTED: &str =
+    "somebody changed the partitions of its topic: make another channel with as many lanes, and move to it";
+
 /// The topic of the documents of a channel. No channel is called so.
 pub(crate) fn documents(channel: &Name) -> String {
     format!("_tidegate.{channel}")
@@ -108,9 +112,7 @@ async fn check(link: &Arc<Link>, channel: &Channel, topic: &str, partitions: u32
 /// That a topic has other partitions than it is to have.
 fn parted(channel: &Channel, topic: &str, wanted: u32, found: u32) -> Error {
     if topic == channel.name.as_str() {
-        return differs(channel, topic, "lanes", wanted.to_string(), found.to_string()).hint(
-            "somebody changed the partitions of its topic: make another channel with as many lanes, and move to it",
-        );
+        return differs(channel, topic, "lanes", wanted.to_string(), found.to_string()).hint(PARTED);
     }
     differs(channel, topic, "partitions", wanted.to_string(), found.to_string()).hint(
         "the topic was made by somebody else, or by the server itself (auto.create.topics.enable): delete it if nobody needs it, or give the channel another name",
@@ -128,14 +130,29 @@ fn differs(channel: &Channel, topic: &str, setting: &'static str, wanted: String
     Error::new(code::CHANNEL_DIFFERS, text)
 }
 
+/// What of the topic of a channel is not as it was made.
+pub(crate) async fn changed(link: &Arc<Link>, channel: &Channel) -> Result<Option<Difference>> {
+    let name = || channel.name.clone();
+    Ok(match link.partitions(channel.name.as_str()).await? {
+        Some(found) if found == channel.lanes => None,
+        Some(found) => Some(Difference::ChannelDiffers {
+            channel: name(),
+            setting: "lanes",
+            wanted: channel.lanes.to_string(),
+            found: found.to_string(),
+        }),
+        None => Some(Difference::ChannelMissing(name())),
+    })
+}
+
 /// Looks whether the topic of a channel is there as it was made.
 ///
 /// # Errors
 /// `channel-missing`; `channel-differs` if it has not as many partitions as the channel has lanes: keys would change theirs.
 pub(crate) async fn verify(link: &Arc<Link>, channel: &Channel) -> Result<()> {
-    match link.partitions(channel.name.as_str()).await? {
-        Some(found) if found == channel.lanes => Ok(()),
-        Some(found) => Err(parted(channel, channel.name.as_str(), channel.lanes, found)),
-        None => Err(Difference::ChannelMissing(channel.name.clone()).error()),
+    match changed(link, channel).await? {
+        None => Ok(()),
+        Some(difference @ Difference::ChannelDiffers { .. }) => Err(difference.error().hint(PARTED)),
+        Some(difference) => Err(difference.error()),
     }
 }

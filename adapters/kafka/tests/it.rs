@@ -206,6 +206,11 @@ async fn partitions_that_somebody_adds_stop_it_by_name() {
     assert!(matches!(&sent[0], Sent::Refused(error) if error.code() == code::CHANNEL_DIFFERS), "{sent:?}");
     let error = broker.producer(&channel).await.err().unwrap();
     assert_eq!(error.code(), code::CHANNEL_DIFFERS);
+    let differences = broker.apply(&Topology::of(&channel), Apply::Verify).await.unwrap();
+    assert_eq!(
+        differences.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [format!("channel {} has lanes 3, and 2 is asked for", channel.name)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

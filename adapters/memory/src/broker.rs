@@ -209,7 +209,7 @@ impl Broker for MemoryBroker {
 
     async fn probe(&self) -> Result<Effective> {
         self.check_open()?;
-        Ok(Effective { version: env!("CARGO_PKG_VERSION").to_owned(), warnings: Vec::new() })
+        Ok(Effective { version: env!("CARGO_PKG_VERSION").to_owned(), ..Effective::default() })
     }
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {

@@ -62,9 +62,8 @@ impl Link {
         let scheme = if config.access.has_tls { "tls" } else { "nats" };
         let servers: Vec<String> =
             config.servers.iter().map(|server| format!("{scheme}://{server}")).collect();
-        // Large, and not to be part of everything that asks for a connection.
-        let connecting = Box::pin(async { options.connect(servers).await.map_err(from_connect) });
-        let client = config.access.pace.attempt(connecting).await?;
+        let connecting = async { options.connect(servers).await.map_err(from_connect) };
+        let client = config.access.attempt(connecting).await?;
         let lost = |error| Error::new(code::UNREACHABLE, "the connection was lost at once").because(error);
         client.set_server_pool(NOWHERE).await.map_err(lost)?;
         let context = ContextBuilder::new().timeout(config.access.timeout).build(client);

@@ -26,34 +26,34 @@ pub(crate) async fn probe(link: &Link, config: &Config) -> Result<Effective> {
          minutes is lost with the power"
             .to_owned(),
     ];
+    let mut notes: Vec<String> = config.access.warning().into_iter().collect();
     if server.cluster.is_none() {
-        warnings.push(
+        notes.push(
             "the server is in no cluster: its streams have one replica and are away while it is".to_owned(),
         );
     }
     for stream in streams(link).await? {
         let (name, stream) = (&stream.config.name, &stream.config);
-        let mut warn = |what: String| warnings.push(format!("stream {name}: {what}"));
+        let told = |what: &str| format!("stream {name}: {what}");
         if stream.storage == StorageType::Memory {
-            warn("its storage is memory: what was confirmed is lost when the server ends".to_owned());
+            warnings.push(told("its storage is memory: what was confirmed is lost when the server ends"));
         }
         if server.cluster.is_some() && stream.num_replicas < 2 {
-            warn("it has one replica: it is away, or gone, with its server".to_owned());
+            warnings.push(told("it has one replica: it is away, or gone, with its server"));
         }
         if stream.max_messages > 0 || stream.max_bytes > 0 || !stream.max_age.is_zero() {
-            warn(
-                "it has limits of its own: the server may remove what nobody has settled, or refuse messages in the midst of a window"
-                    .to_owned(),
-            );
-        }
-        if name != DOCUMENTS && stream.duplicate_window < config.dedupe {
-            warn(format!(
-                "ids of messages are known for {:?}, and {:?} are asked for",
-                stream.duplicate_window, config.dedupe
+            warnings.push(told(
+                "it has limits of its own: the server may remove what nobody has settled, or refuse messages in the midst of a window",
             ));
         }
+        if name != DOCUMENTS && stream.duplicate_window < config.dedupe {
+            notes.push(told(&format!(
+                "ids of messages are known for {:?}, and {:?} are asked for",
+                stream.duplicate_window, config.dedupe
+            )));
+        }
     }
-    Ok(Effective { version: format!("NATS {}", server.version), warnings })
+    Ok(Effective { version: format!("NATS {}", server.version), warnings, notes })
 }
 
 /// The streams that are ours.

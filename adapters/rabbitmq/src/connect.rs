@@ -82,7 +82,7 @@ pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Conne
             Err(_) => Err(Error::new(code::UNREACHABLE, "the server does not answer in time")),
         }
     };
-    config.access.pace.attempt(connecting).await
+    config.access.attempt(connecting).await
 }
 
 /// A channel of AMQP that is closed when it is dropped, whatever was on its way over it: a consumer whose request was dropped

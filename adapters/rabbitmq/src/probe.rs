@@ -19,32 +19,36 @@ pub(crate) async fn probe(config: &Config, connection: &Connection) -> Result<Ef
         Ok(answer) => version(&answer?),
         Err(_) => None,
     };
-    let mut warnings: Vec<String> = config.access.warning().into_iter().collect();
+    let mut notes: Vec<String> = config.access.warning().into_iter().collect();
     if connection.status().username() == GUEST && config.access.password.as_deref().unwrap_or(GUEST) == GUEST
     {
-        warnings.push(
+        notes.push(
             "the user guest has the password that everybody knows: make another user, and remove guest"
                 .to_owned(),
         );
     }
     if connection.configuration().heartbeat() == 0 {
-        warnings.push(
+        notes.push(
             "the server does without heartbeats: a consumer that hangs keeps its lanes until its connection ends"
                 .to_owned(),
         );
     }
     if connection.status().blocked() {
-        warnings.push("the server takes no messages now: it is short of memory or disk".to_owned());
+        notes.push("the server takes no messages now: it is short of memory or disk".to_owned());
     }
     match version.as_deref().and_then(|version| version.split('.').next()).map(str::parse::<u32>) {
         Some(Ok(major)) if major >= 4 => {}
-        Some(Ok(3)) => warnings.push(
+        Some(Ok(3)) => notes.push(
             "this release of RabbitMQ is not maintained any more: on a cluster, update it to 4 or newer"
                 .to_owned(),
         ),
-        _ => warnings.push("which release of RabbitMQ it is could not be read".to_owned()),
+        _ => notes.push("which release of RabbitMQ it is could not be read".to_owned()),
     }
-    Ok(Effective { version: format!("RabbitMQ {}", version.as_deref().unwrap_or("unknown")), warnings })
+    Ok(Effective {
+        version: format!("RabbitMQ {}", version.as_deref().unwrap_or("unknown")),
+        warnings: Vec::new(),
+        notes,
+    })
 }
 
 /// What the server says first, before any login: who it is.

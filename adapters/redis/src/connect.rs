@@ -21,7 +21,7 @@ pub(crate) async fn open(config: &Config, timeout: Duration) -> Result<Multiplex
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(timeout));
     let connecting = client.get_multiplexed_async_connection_with_config(&settings);
-    config.access.pace.attempt(async { connecting.await.map_err(from_connect) }).await
+    config.access.attempt(async { connecting.await.map_err(from_connect) }).await
 }
 
 fn client(config: &Config) -> Result<Client> {

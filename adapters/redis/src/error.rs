@@ -16,6 +16,9 @@ pub(crate) fn from_driver(error: RedisError, operation: &'static str) -> Error {
 pub(crate) fn from_connect(error: RedisError) -> Error {
     let (code, _, sentence) = meaning(&error);
     let (code, sentence) = match code {
+        _ if error.detail().is_some_and(|detail| detail.contains("DB index")) => {
+            (code::URL_INVALID, "the server has no database of that number")
+        }
         code::ACCESS_DENIED | code::TLS_FAILED | code::VERSION_UNSUPPORTED => (code, sentence),
         _ => (code::UNREACHABLE, "the server does not answer"),
     };

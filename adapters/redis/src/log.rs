@@ -135,7 +135,11 @@ impl Log for RedisLog {
             &["noeviction"],
             "maxmemory-policy is not noeviction: the server may remove what nobody has settled",
         );
-        Ok(Effective { version: format!("Redis {version}"), warnings })
+        Ok(Effective {
+            version: format!("Redis {version}"),
+            warnings,
+            notes: self.config.access.warning().into_iter().collect(),
+        })
     }
 
     /// A stream is made with its first entry.

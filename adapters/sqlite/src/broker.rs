@@ -328,7 +328,7 @@ impl Broker for SqliteBroker {
             .await
             .during("ask for the version")?;
         reader.close().await.during("close")?;
-        Ok(Effective { version, warnings: Vec::new() })
+        Ok(Effective { version, ..Effective::default() })
     }
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,9 @@ use crate::pace::Pace;
 use crate::settings::Settings;
 use tidegate_core::endpoint::Endpoint;
 use tidegate_core::error::{Error, Result, code};
+
+/// Longer than any password, in bytes.
+const SECRET_MAX: u64 = 64 << 10;
 
 /// What may stand in each URL.
 const KNOWN: [&str; 8] =
@@ -59,8 +63,10 @@ pub struct Access {
     pub settings: Settings,
     /// Settings that are the adapter's own, as they stand in the URL.
     pub own: BTreeMap<&'static str, String>,
+    /// The scheme of such a server without TLS.
+    plain: &'static str,
     /// How often connections are asked for.
-    pub pace: Arc<Pace>,
+    pace: Arc<Pace>,
 }
 
 /// Without the password.
@@ -77,6 +83,16 @@ fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 fn number(name: &str, value: &str) -> Result<u64> {
     let number = value.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| invalid(format!("{name}={value} is no number above 0")))
+}
+
+/// A file that has no more than a secret in it.
+fn read_short(path: &str) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(SECRET_MAX).read_to_string(&mut text)?;
+    if text.len() as u64 == SECRET_MAX {
+        return Err(std::io::Error::other("it is longer than a password can be"));
+    }
+    Ok(text)
 }
 
 fn decoded(text: &str) -> Result<String> {
@@ -111,6 +127,7 @@ impl Access {
             timeout: scheme.timeout,
             settings: Settings::default(),
             own: BTreeMap::new(),
+            plain,
             pace: Arc::default(),
         };
         let (mut certificate, mut key) = (None, None);
@@ -166,6 +183,30 @@ impl Access {
         }
     }
 
+    /// Connects, when it is time to ([`Pace::attempt`]).
+    ///
+    /// # Errors
+    /// That of this attempt, or of another one that was waited for.
+    pub async fn attempt<T>(&self, connect: impl Future<Output = Result<T>>) -> Result<T> {
+        // Large, and not to be part of everything that asks for a connection.
+        let connect = Box::pin(connect);
+        self.pace.attempt(async { connect.await.map_err(|error| self.explain(error)) }).await
+    }
+
+    /// A server without TLS may say nothing to who begins with that, or something else.
+    fn explain(&self, error: Error) -> Error {
+        let mut has_none = error.code() == code::UNREACHABLE;
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            has_none |= inner.to_string().contains("InvalidContentType");
+            cause = inner.source();
+        }
+        if self.has_tls && has_none {
+            return error.hint(format!("a server without TLS is {}://", self.plain));
+        }
+        error
+    }
+
     /// A setting of the adapter's own that is a number.
     ///
     /// # Errors
@@ -186,8 +227,7 @@ impl Access {
         match name {
             "ca" => self.ca = Some(value.into()),
             "password-file" => {
-                let text = std::fs::read_to_string(value);
-                let text = text.map_err(|error| {
+                let text = read_short(value).map_err(|error| {
                     invalid(format!("the password's file {value} cannot be read")).because(error)
                 })?;
                 self.password = Some(text.trim_end_matches(['\n', '\r']).to_owned());
@@ -227,6 +267,27 @@ mod tests {
         assert_eq!(access.own.get("own").map(String::as_str), Some("1"));
         let shown = format!("{access:?}");
         assert!(!shown.contains("p@ss") && !shown.contains("p%40"), "{shown}");
+    }
+
+    #[test]
+    fn a_server_that_has_no_tls_is_thought_of() {
+        let secure = access("amqps://h").unwrap();
+        let said = |code, cause: &str| secure.explain(Error::new(code, "x").because(cause.to_owned()));
+        let named = Some("a server without TLS is amqp://");
+        assert_eq!(
+            said(code::TLS_FAILED, "received corrupt message of type InvalidContentType").hint_text(),
+            named
+        );
+        assert_eq!(said(code::UNREACHABLE, "timed out").hint_text(), named);
+        assert_eq!(said(code::TLS_FAILED, "invalid peer certificate: UnknownIssuer").hint_text(), None);
+        let open = access("amqp://h").unwrap();
+        assert_eq!(open.explain(Error::new(code::UNREACHABLE, "x")).hint_text(), None);
+    }
+
+    #[test]
+    fn a_password_is_no_endless_file() {
+        let error = access("amqp://me@h?password-file=/dev/zero").unwrap_err();
+        assert!(error.code() == code::URL_INVALID && error.message().contains("/dev/zero"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Messages in one piece: the JSON format of CloudEvents 1.0, "structured mode". Others may send it, and tools show it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap as _;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result, code};
@@ -45,8 +47,14 @@ impl Message {
     /// `message-invalid` if it is no JSON object, or no message.
     pub fn from_json(text: &[u8]) -> Result<Self> {
         let invalid = |what: &str| Error::new(code::MESSAGE_INVALID, what.to_owned());
-        let members: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(text)
+        let Members { members, twice } = serde_json::from_slice(text)
             .map_err(|error| invalid("it is no JSON object, as a message in one piece is").because(error))?;
+        if let Some(name) = twice {
+            return Err(invalid(&format!("the member {name} stands twice")));
+        }
+        if members.contains_key("data") && members.contains_key("data_base64") {
+            return Err(invalid("it has both data and data_base64"));
+        }
         if !members.contains_key("specversion") {
             return Err(invalid("it has no specversion, as a message in one piece has"));
         }
@@ -105,6 +113,36 @@ pub(crate) fn is_whole(media_type: &str) -> bool {
 fn is_json(media_type: &str) -> bool {
     let media_type = media_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     media_type.ends_with("/json") || media_type.ends_with("+json")
+}
+
+/// The members of an object, and one that stands there twice: which of both is meant nobody knows.
+struct Members {
+    members: BTreeMap<String, Box<RawValue>>,
+    twice: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let (mut members, mut twice) = (BTreeMap::new(), None);
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if members.insert(name.clone(), value).is_some() {
+                        twice = Some(name);
+                    }
+                }
+                Ok(Members { members, twice })
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
 }
 
 struct Event<'a>(&'a Message);
@@ -181,6 +219,18 @@ mod tests {
         assert!(text.to_json().ends_with(r#""datacontenttype":"text/plain","data":"a \"line\""}"#));
         let bytes = message("image/png", vec![0, 255]);
         assert!(bytes.to_json().ends_with(r#""data_base64":"AP8="}"#));
+    }
+
+    #[test]
+    fn of_two_that_contradict_each_other_none_is_taken() {
+        let head = r#"{"specversion":"1.0","source":"s","type":"t""#;
+        for (rest, words) in [
+            (r#","id":"1","id":"2"}"#, "the member id stands twice"),
+            (r#","id":"1","data":1,"data_base64":"AP8="}"#, "it has both data and data_base64"),
+        ] {
+            let error = Message::from_json(format!("{head}{rest}").as_bytes()).unwrap_err();
+            assert_eq!((error.code(), error.message()), (code::MESSAGE_INVALID, words));
+        }
     }
 
     #[test]

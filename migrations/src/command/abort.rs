@@ -10,7 +10,7 @@ use tidegate_flow::run::STATUS;
 use tidegate_flow::seal;
 
 use super::question::{agree, require_answer};
-use crate::render::say;
+use crate::render::{say, tell};
 use crate::settings::Settings;
 
 /// Who holds the lease meanwhile, and for how long at most.
@@ -50,15 +50,17 @@ pub(super) async fn abort(settings: &Settings, yes: bool, json: bool) -> Result<
     answer(name, removed == Removed::Own, json);
     match removed {
         Removed::Own => {
-            eprintln!("removed from the source, and the state is gone; the target's rows are as they were");
+            tell(format_args!(
+                "removed from the source, and the state is gone; the target's rows are as they were"
+            ));
         }
-        Removed::Anothers => eprintln!(
+        Removed::Anothers => tell(format_args!(
             "the state is gone; what the source keeps under the name {name} is for another target, and was left as it is"
-        ),
-        Removed::Nothing => eprintln!(
+        )),
+        Removed::Nothing => tell(format_args!(
             "the state is gone; this source keeps nothing for migration {name}. If it was from another one, remove what \
              that one keeps: tidegate migrate abort --source-only --name {name} --from URL"
-        ),
+        )),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -111,17 +113,19 @@ pub(super) async fn abort_source(
     catalog.clean(name).await?;
     answer(name, is_known, json);
     if is_known {
-        eprintln!("removed from the source; a target that is still there has its rows and its state");
+        tell(format_args!(
+            "removed from the source; a target that is still there has its rows and its state"
+        ));
     } else {
-        eprintln!(
+        tell(format_args!(
             "the source keeps nothing for a migration {name}, or it had only begun to: it keeps nothing now"
-        );
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn refuse_if_kept(name: &FlowName, source: &dyn Catalog) -> Result<()> {
-    eprintln!("looking for some seconds whether somebody runs it");
+    tell(format_args!("looking for some seconds whether somebody runs it"));
     if seal::is_kept(name, source, SystemClock::shared().as_ref()).await? {
         return Err(Error::new(
             code::LEASE_HELD,

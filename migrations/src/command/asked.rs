@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::render::tell;
 
 /// Whoever waits for longer is told what for.
-const TELL_AFTER: Duration = Duration::from_secs(2);
+const TELL_AFTER: Duration = Duration::from_secs(3);
 /// What waits for as long within the broker ends before, and says more.
 const MARGIN: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,6 @@
 //! `tidegate channel`: channels of any broker, looked at and fed.
 
-use std::io::{BufRead as _, BufReader, Read, stdin};
+use std::io::{BufRead, BufReader, Read, stdin};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ use crate::render::{count, plain, say, table};
 const QUIET: Duration = Duration::from_secs(1);
 /// How many messages are looked at, or published, at once.
 const PIECE: usize = 500;
+/// Longer than the line of any message can be.
+const LINE_MAX: u64 = 64 << 20;
 /// How much of a body stands in a line.
 const BODY_CHARS: usize = 100;
 
@@ -211,12 +213,14 @@ async fn publish(asked: &Asked, publish: &Publish) -> Result<u64> {
     match &publish.lines {
         Some(file) => {
             let mut batch = Vec::new();
-            for (line, number) in BufReader::new(input(file)?).lines().zip(1_u64..) {
-                let line = line.map_err(|error| unreadable(file, error))?;
-                if line.trim().is_empty() {
+            let mut lines = BufReader::new(input(file)?);
+            for number in 1_u64.. {
+                let line = next_line(&mut lines).map_err(|error| unreadable(file, error))?;
+                let Some(line) = line else { break };
+                if line.trim_ascii().is_empty() {
                     continue;
                 }
-                let message = Message::from_json(line.as_bytes());
+                let message = Message::from_json(&line);
                 batch.push(message.map_err(|error| {
                     error.with("line", number).with("published", published).with("file", file.display())
                 })?);
@@ -267,6 +271,16 @@ fn one(publish: &Publish) -> Result<Message> {
 /// What cannot stand in a message, where the command line says it.
 pub(super) fn usage(error: Error) -> Error {
     Error::new(code::CONFIG_INVALID, error.message().to_owned())
+}
+
+/// The next line, if there is one.
+fn next_line(lines: &mut impl BufRead) -> std::io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    lines.take(LINE_MAX).read_until(b'\n', &mut line)?;
+    if line.len() as u64 == LINE_MAX {
+        return Err(std::io::Error::other(format!("a line is longer than {} bytes", LINE_MAX - 1)));
+    }
+    Ok(Some(line).filter(|line| !line.is_empty()))
 }
 
 fn input(file: &Path) -> Result<Box<dyn Read>> {

@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 use super::verify;
 use crate::arguments::{Common, Ends};
 use crate::registry::Registry;
-use crate::render::count;
+use crate::render::{count, tell};
 use crate::settings::Settings;
 
 /// Orders that are there before the migration begins.
@@ -99,24 +99,24 @@ pub(super) async fn demo(seconds: u64, dir: Option<&Path>, json: bool) -> Result
         crate::render::say!("{document}");
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!();
-    eprintln!("what was seen:");
-    eprintln!("  {} transactions of the service while it was moved", count(transactions));
-    eprintln!(
+    tell(format_args!(""));
+    tell(format_args!("what was seen:"));
+    tell(format_args!("  {} transactions of the service while it was moved", count(transactions)));
+    tell(format_args!(
         "  {} rows crawled, of which {} had been overtaken by a newer change",
         count(crawled),
         count(overtaken)
-    );
-    eprintln!("  {} changes captured and applied", count(status.changes_applied));
-    eprintln!(
+    ));
+    tell(format_args!("  {} changes captured and applied", count(status.changes_applied)));
+    tell(format_args!(
         "  killed with {} rows in the target; the next run went on from there",
         count(seen.rows_at_kill)
-    );
-    eprintln!("  {} rows equal, while the service wrote and at rest", count(report.compared));
-    eprintln!();
-    eprintln!("try next:");
-    eprintln!("  tidegate plan --from sqlite:YOUR.db --to sqlite:new.db");
-    eprintln!("  tidegate migrate run --from sqlite:YOUR.db --to sqlite:new.db");
+    ));
+    tell(format_args!("  {} rows equal, while the service wrote and at rest", count(report.compared)));
+    tell(format_args!(""));
+    tell(format_args!("try next:"));
+    tell(format_args!("  tidegate plan --from sqlite:YOUR.db --to sqlite:new.db"));
+    tell(format_args!("  tidegate migrate run --from sqlite:YOUR.db --to sqlite:new.db"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -213,7 +213,7 @@ fn outcome_of(report: &tidegate_flow::verify::Report) -> String {
 }
 
 fn say(clock: &dyn Clock, what: &str) {
-    eprintln!("{:5.1} s  {what}", clock.elapsed().as_secs_f64());
+    tell(format_args!("{:5.1} s  {what}", clock.elapsed().as_secs_f64()));
 }
 
 /// Starts this program again as the migration.

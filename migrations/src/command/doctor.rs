@@ -114,8 +114,9 @@ async fn examine_settings(broker: &dyn Broker, weight: Weight) -> Result<Vec<Fin
         Finding::new("version", effective.version, true, Weight::Notice, ""),
         Finding::new("stored means", broker.capabilities().confirm, true, Weight::Notice, ""),
     ];
-    let warnings = effective.warnings.into_iter();
+    let (warnings, notes) = (effective.warnings.into_iter(), effective.notes.into_iter());
     findings.extend(warnings.map(|warning| Finding::new("setting", warning, false, weight, "")));
+    findings.extend(notes.map(|note| Finding::new("note", note, false, Weight::Notice, "")));
     Ok(findings)
 }
 

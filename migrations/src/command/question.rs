@@ -5,6 +5,8 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use tidegate_core::error::code;
 use tidegate_core::{Error, Result};
 
+use crate::render::plain;
+
 /// Nobody can be asked without a terminal.
 pub(super) fn require_answer(what: &str, yes: bool) -> Result<()> {
     if yes || std::io::stdin().is_terminal() {
@@ -19,7 +21,7 @@ pub(super) fn agree(yes: bool, question: &str) -> Result<()> {
     if yes {
         return Ok(());
     }
-    eprint!("{question} [yes/no] ");
+    let _ = write!(std::io::stderr(), "{} [yes/no] ", plain(question));
     let broken = |e: std::io::Error| Error::new(code::INTERNAL, "the terminal cannot be read").because(e);
     std::io::stderr().flush().map_err(broken)?;
     let mut answer = String::new();

@@ -139,7 +139,7 @@ pub(super) async fn run(
             serde_json::json!({"name": name, "ended": ended, "rows_crawled": rows, "changes_applied": changes})
         );
     }
-    eprintln!("caught up; next: tidegate migrate verify");
+    tell(format_args!("caught up; next: tidegate migrate verify"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -241,7 +241,7 @@ pub(super) async fn stop_on_signal(stop: CancellationToken) -> Result<()> {
             _ = interrupt.recv() => {}
         }
         if first {
-            eprintln!("stopping: what is in flight is finished first; once more to end at once");
+            tell(format_args!("stopping: what is in flight is finished first; once more to end at once"));
             stop.cancel();
         }
     }

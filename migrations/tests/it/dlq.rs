@@ -185,11 +185,11 @@ async fn that_somebody_else_has_the_dead_letters_is_said_and_not_that_there_are_
     let of = &shop.orders.name;
     let mut other = DeadLetters::open(&*shop.broker, of, 10, SystemClock::shared()).await.unwrap();
     assert_eq!(other.read().await.unwrap().count(), 1);
-    shop.ask("list", &["--timeout", "3s"]).failed(
+    shop.ask("list", &["--timeout", "5s"]).failed(
         6,
         "TG0033 lease-held: somebody else has the dead letters of channel orders in hand",
         &[
-            "waited: 3s",
+            "waited: 5s",
             "which somebody else may have, takes a while",
             "another `tidegate dlq`",
             "until its lease is over",

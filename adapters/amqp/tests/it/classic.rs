@@ -18,7 +18,9 @@ async fn who_may_not_come_in_is_told_why() {
     let Some(server) = server(Options::default().with_password("secret")).await else { return };
     let probed = open(&server.url()).probe().await.unwrap();
     assert!(
-        probed.version == "ActiveMQ Classic, broker tidegate" && probed.warnings.is_empty(),
+        probed.version == "ActiveMQ Classic, broker tidegate"
+            && probed.warnings.is_empty()
+            && probed.notes.is_empty(),
         "{probed:?}"
     );
     for user in ["user:guess@", "nobody:guess@", ""] {

@@ -224,7 +224,8 @@ async fn what_loses_messages_is_named() {
     for named in
         ["sync_interval", "in no cluster", "tidegate-mine: its storage is memory", "known for 1s, and 120s"]
     {
-        assert!(probed.warnings.iter().any(|text| text.contains(named)), "{named}: {probed:?}");
+        let mut texts = probed.warnings.iter().chain(&probed.notes);
+        assert!(texts.any(|text| text.contains(named)), "{named}: {probed:?}");
     }
     // It is somebody's: it stays as it is.
     let broker = open(&server.url());

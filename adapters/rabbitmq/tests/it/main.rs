@@ -69,8 +69,8 @@ async fn who_may_not_come_in_is_told_why() {
     let Some(server) = server(Options::default().with_password("secret")).await else { return };
     let probed = open(&server.url()).probe().await.unwrap();
     assert_eq!(probed.version, "RabbitMQ 3.10.8");
-    assert!(!probed.warnings.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
-    assert!(probed.warnings.iter().any(|warning| warning.contains("not maintained")), "{probed:?}");
+    assert!(!probed.notes.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
+    assert!(probed.notes.iter().any(|warning| warning.contains("not maintained")), "{probed:?}");
 
     let error = refused(&format!("amqp://guest:guess@127.0.0.1:{}", server.port())).await;
     assert_eq!((error.code(), error.verdict()), (code::ACCESS_DENIED, Verdict::Never), "{error:?}");
@@ -129,7 +129,7 @@ async fn a_missing_server_is_told_soon() {
 async fn the_password_that_everybody_knows_is_warned_of() {
     let Some(server) = shared(Service::Rabbitmq).await else { return };
     let probed = open(&server.url()).probe().await.unwrap();
-    assert!(probed.warnings.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
+    assert!(probed.notes.iter().any(|warning| warning.contains("everybody knows")), "{probed:?}");
 }
 
 /// An alarm is there from the start: the server wants more of its disk free than there is.
@@ -143,7 +143,7 @@ async fn a_server_that_is_short_of_disk_is_told_so() {
     assert_eq!((error.code(), error.verdict()), (code::LIMIT_REACHED, Verdict::Unknown), "{error:?}");
     assert_eq!(error.message(), "the server takes no messages: it is short of memory or disk");
     let probed = broker.probe().await.unwrap();
-    assert!(probed.warnings.iter().any(|warning| warning.contains("takes no messages now")), "{probed:?}");
+    assert!(probed.notes.iter().any(|warning| warning.contains("takes no messages now")), "{probed:?}");
 }
 
 /// Found by the suite on a busy machine: the server notes a new queue on its disk seconds behind its answer, and one that was

@@ -229,7 +229,10 @@ impl<L: Log> Broker for LogBroker<L> {
         let mut differences = Vec::new();
         for wanted in &topology.channels {
             match self.found(&wanted.name).await? {
-                Some(found) => differences.extend(Difference::between(wanted, &found.record.channel)),
+                Some(found) => {
+                    differences.extend(Difference::between(wanted, &found.record.channel));
+                    differences.extend(self.link.log.changed(&found.record.channel).await?);
+                }
                 None => differences.push(Difference::ChannelMissing(wanted.name.clone())),
             }
         }

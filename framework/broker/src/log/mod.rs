@@ -45,7 +45,7 @@ pub use broker::LogBroker;
 use crate::hand::Fetched;
 use crate::unsettled::Place;
 use tidegate_core::capability::Capabilities;
-use tidegate_core::channel::{Channel, Name};
+use tidegate_core::channel::{Channel, Difference, Name};
 use tidegate_core::error::{Error, Result};
 use tidegate_core::lane::Lane;
 use tidegate_core::message::Message;
@@ -109,6 +109,11 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
 
     /// Makes what messages of a channel are kept in. Repeatable.
     async fn create(&self, channel: &Channel) -> Result<()>;
+
+    /// What of that is not as it was made, or not there, where somebody else can change it.
+    async fn changed(&self, _channel: &Channel) -> Result<Option<Difference>> {
+        Ok(None)
+    }
 
     /// The channels that have the document `channel`, in any order.
     async fn channels(&self) -> Result<Vec<Name>>;

@@ -14,8 +14,10 @@ use crate::port::{Browse, Consumer, Leftover, Producer};
 pub struct Effective {
     /// The server and its version.
     pub version: String,
-    /// Settings of this server with which messages can be lost, or capabilities it lacks, as sentences.
+    /// Settings of this server with which what was confirmed can be lost, as sentences.
     pub warnings: Vec<String>,
+    /// What else of it is to be known: no encryption, a password that everybody knows, an alarm.
+    pub notes: Vec<String>,
 }
 
 /// One broker: a server, a file, or a place in memory.

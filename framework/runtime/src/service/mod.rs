@@ -396,6 +396,9 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 for warning in effective.warnings {
                     tracing::warn!(service = %self.name, broker = %location, "{warning}");
                 }
+                for note in effective.notes {
+                    tracing::info!(service = %self.name, broker = %location, "{note}");
+                }
                 Ok(())
             }
             Err(error) if error.kind() == Kind::Refused => Err(error.with("broker", location)),

@@ -240,7 +240,11 @@ async fn what_the_server_may_lose_is_logged_when_a_service_starts_and_what_it_ca
         let handlers = Handlers::new().handle(|_: Message| async {}).with_policy(Policy::skip());
         Service::new("billing").on(&world.orders, handlers).start(&world.broker).await
     };
-    calls.finds(Ok(Effective { version: "1".into(), warnings: vec!["appendonly is not yes".into()] }));
+    calls.finds(Ok(Effective {
+        version: "1".into(),
+        warnings: vec!["appendonly is not yes".into()],
+        ..Effective::default()
+    }));
     drain(start().await.unwrap()).await;
     calls.finds(Err(Error::new(code::ACCESS_DENIED, "the user may not do this")));
     drain(start().await.unwrap()).await;
