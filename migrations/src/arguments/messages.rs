@@ -13,8 +13,8 @@ pub(crate) struct Letters {
     /// The channel that the messages came from
     #[arg(long)]
     pub(crate) channel: String,
-    /// How many dead letters are looked at, from the oldest on
-    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// How many dead letters are looked at, from the oldest on: as many as may be in hand, at most
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) limit: u32,
 }
 

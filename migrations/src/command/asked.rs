@@ -87,9 +87,7 @@ impl Asked {
         let answer = match soon {
             Some(answer) => answer,
             None => {
-                if !self.is_quiet {
-                    tell(format_args!("{}: {what} takes a while", self.broker.location()));
-                }
+                self.tell(format_args!("{}: {what} takes a while", self.broker.location()));
                 call.await
             }
         };
@@ -97,6 +95,13 @@ impl Asked {
             true => error,
             false => error.with("broker", self.broker.location()),
         })
+    }
+
+    /// Says something beside the answer, to who wants to know.
+    pub(super) fn tell(&self, line: std::fmt::Arguments<'_>) {
+        if !self.is_quiet {
+            tell(line);
+        }
     }
 
     /// A channel that is there.

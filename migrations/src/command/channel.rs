@@ -207,7 +207,8 @@ async fn publish(asked: &Asked, publish: &Publish) -> Result<u64> {
     let mut publisher = asked.within("opening the channel", opening.into_future()).await?;
     let mut published = 0;
     let store = async |publisher: &mut Publisher, batch: &[Message], published: u64| {
-        let stored = asked.within("storing", publisher.publish(batch)).await;
+        // It ends by itself, and says why.
+        let stored = asked.told("storing", publisher.publish(batch)).await;
         stored.map_err(|error| error.with("published", published))
     };
     match &publish.lines {
@@ -238,7 +239,7 @@ async fn publish(asked: &Asked, publish: &Publish) -> Result<u64> {
             published = 1;
         }
     }
-    asked.within("ending", publisher.close(asked.patience)).await?;
+    asked.told("ending", publisher.close(asked.patience)).await?;
     Ok(published)
 }
 

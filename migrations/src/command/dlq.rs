@@ -99,10 +99,18 @@ impl<'a> Dead<'a> {
 
     /// The dead letters that are meant.
     async fn read(&mut self, is_meant: impl Fn(&Message) -> bool) -> Result<Vec<Message>> {
-        let Self { asked, held, .. } = self;
+        let Self { asked, held, .. } = &mut *self;
         let what = "having the dead letters in hand, which somebody else may have,";
-        let read = async { Ok(held.read().await?.filter(|letter| is_meant(letter)).cloned().collect()) };
-        asked.told(what, read).await
+        let read = async { Ok(held.read().await?.cloned().collect::<Vec<Message>>()) };
+        let mut there = asked.told(what, read).await?;
+        if there.len() >= self.letters.limit as usize {
+            self.asked.tell(format_args!(
+                "the oldest {} dead letters were looked at, and there may be more: say --limit, or do it again",
+                there.len()
+            ));
+        }
+        there.retain(is_meant);
+        Ok(there)
     }
 
     /// The one that an id, or its beginning, names.

@@ -105,6 +105,12 @@ async fn dead_letters_are_listed_shown_replayed_edited_and_purged() {
     let mut ids = shop.ids();
     ids.sort_by_key(|id| !id.starts_with('a'));
     assert_eq!((ids.len(), &ids[..2]), (4, &["a1".to_owned(), "a2".to_owned()][..]));
+    let two = shop.ask("list", &["--limit", "2"]).ended(0);
+    assert!(
+        two.err.contains("the oldest 2 dead letters were looked at, and there may be more"),
+        "{}",
+        two.err
+    );
     let behind = shop.ask("list", &["--reason", "behind"]).ended(0).out;
     assert!(behind.contains("a2") && !behind.contains("b1"), "{behind}");
     shop.ask("show", &["a"]).failed(
