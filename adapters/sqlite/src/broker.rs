@@ -287,17 +287,7 @@ impl SqliteBroker {
         })
     }
 
-    /// The way to a file that is there: a misspelt name makes none.
     async fn link(&self) -> Result<&Arc<Link>> {
-        if self.link.get().is_none() && !self.path.exists() {
-            return Err(connect::missing(&self.path)
-                .hint("look at its spelling; the first `tidegate channel apply`, or service that makes its channels, makes the file"));
-        }
-        self.made().await
-    }
-
-    /// The same for a file that may have to be made.
-    async fn made(&self) -> Result<&Arc<Link>> {
         if self.is_closing.load(Ordering::Acquire) {
             return Err(closed());
         }
@@ -333,10 +323,7 @@ impl Broker for SqliteBroker {
 
     async fn apply(&self, topology: &Topology, mode: Apply) -> Result<Vec<Difference>> {
         topology.channels.iter().try_for_each(Channel::check)?;
-        let link = match mode {
-            Apply::Create => self.made().await?,
-            Apply::Verify => self.link().await?,
-        };
+        let link = self.link().await?;
         link.ask(ApplyTopology { topology: topology.clone(), mode, now: self.clock.now() }).await
     }
 

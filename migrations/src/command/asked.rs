@@ -1,5 +1,6 @@
 //! A broker that a verb asks.
 
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,26 @@ const TELL_AFTER: Duration = Duration::from_secs(3);
 /// What waits for as long within the broker ends before, and says more.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// Whether the file of an embedded broker has to be there, or is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum File {
+    IsThere,
+    IsMade,
+}
+
+/// Who opens the file of an embedded broker makes it: a misspelt name is to make none.
+fn require(endpoint: &Endpoint) -> Result<()> {
+    let path = endpoint.path();
+    let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+    if endpoint.scheme() != "sqlite" || path.exists() {
+        return Ok(());
+    }
+    let text = format!("there is no database file at {}", path.display());
+    Err(Error::new(code::URL_INVALID, text).hint(
+        "look at its spelling; tidegate channel apply, or the first service that makes its channels, makes the file",
+    ))
+}
+
 /// A broker, and how long the command line has its answers waited for.
 pub(super) struct Asked {
     pub(super) broker: Arc<dyn Broker>,
@@ -30,7 +51,7 @@ impl Asked {
     ///
     /// # Errors
     /// `config-invalid` where the command line says what no verb of messages goes by, so that nobody believes that it was heard.
-    pub(super) fn open(common: &Common, registry: &Registry, url: &str) -> Result<Self> {
+    pub(super) fn open(common: &Common, registry: &Registry, url: &str, file: File) -> Result<Self> {
         let unheard = [
             ("--config", common.config.is_some()),
             ("--name", common.name.is_some()),
@@ -42,7 +63,11 @@ impl Asked {
                 Error::new(code::CONFIG_INVALID, text).hint("leave it out: --broker says all that is needed")
             );
         }
-        let broker = registry.open_broker(&Endpoint::parse(url)?)?;
+        let endpoint = Endpoint::parse(url)?;
+        if file == File::IsThere {
+            require(&endpoint)?;
+        }
+        let broker = registry.open_broker(&endpoint)?;
         Ok(Self { broker, patience: common.timeout, is_quiet: common.quiet })
     }
 
@@ -50,8 +75,8 @@ impl Asked {
     ///
     /// # Errors
     /// `capability-missing` if the broker is within one process: it is another one's.
-    pub(super) fn open_shared(common: &Common, registry: &Registry, url: &str) -> Result<Self> {
-        let asked = Self::open(common, registry, url)?;
+    pub(super) fn open_shared(common: &Common, registry: &Registry, url: &str, file: File) -> Result<Self> {
+        let asked = Self::open(common, registry, url, file)?;
         if asked.broker.capabilities().processes.is_there() {
             return Ok(asked);
         }

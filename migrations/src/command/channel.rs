@@ -16,7 +16,7 @@ use tidegate_core::{
 use tidegate_runtime::Publisher;
 use tokio_util::sync::CancellationToken;
 
-use super::asked::Asked;
+use super::asked::{Asked, File};
 use super::question::{agree, require_answer};
 use super::run::stop_on_signal;
 use crate::arguments::{ChannelVerb, Common, OnChannel, Publish, duration};
@@ -33,7 +33,7 @@ const LINE_MAX: u64 = 64 << 20;
 const BODY_CHARS: usize = 100;
 
 pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, common: &Common) -> Result<ExitCode> {
-    let open = |url: &str| Asked::open_shared(common, registry, url);
+    let open = |url: &str| Asked::open_shared(common, registry, url, File::IsThere);
     let json = common.json;
     match verb {
         ChannelVerb::List { broker } => {
@@ -53,7 +53,8 @@ pub(super) async fn channel(verb: &ChannelVerb, registry: &Registry, common: &Co
             }
         }
         ChannelVerb::Apply { broker, file, verify } => {
-            return apply(&open(broker)?, file, *verify, json).await;
+            let made = if *verify { File::IsThere } else { File::IsMade };
+            return apply(&Asked::open_shared(common, registry, broker, made)?, file, *verify, json).await;
         }
         ChannelVerb::Unregister { on, subscription, yes } => {
             require_answer("the end of a subscription", *yes)?;

@@ -7,7 +7,7 @@ use tidegate_core::error::code;
 use tidegate_core::{Error, Message, Result, SystemClock};
 use tidegate_runtime::dead_letter::{self, DeadLetters};
 
-use super::asked::Asked;
+use super::asked::{Asked, File};
 use super::channel::usage;
 use super::question::{agree, require_answer};
 use crate::arguments::{Chosen, Common, Dlq, Letters, ReasonWord};
@@ -89,7 +89,7 @@ struct Dead<'a> {
 
 impl<'a> Dead<'a> {
     async fn open(letters: &'a Letters, registry: &Registry, common: &Common) -> Result<Self> {
-        let asked = Asked::open_shared(common, registry, &letters.broker)?;
+        let asked = Asked::open_shared(common, registry, &letters.broker, File::IsThere)?;
         let channel = asked.channel(&letters.channel).await?;
         let limit = letters.limit as usize;
         let opening = DeadLetters::open(&*asked.broker, &channel.name, limit, SystemClock::shared());

@@ -8,7 +8,7 @@ use tidegate_core::{Endpoint, Result};
 use tidegate_flow::Status;
 use tidegate_flow::run::{STATUS, read};
 
-use super::asked::Asked;
+use super::asked::{Asked, File};
 use super::status::{Kept, kept};
 use crate::arguments::{Common, SideWord};
 use crate::registry::Registry;
@@ -54,7 +54,7 @@ pub(super) async fn doctor(settings: &Settings, json: bool) -> Result<ExitCode> 
 
 /// One broker: what it is, what it can do, and how what it has confirmed can be lost.
 pub(super) async fn broker(registry: &Registry, url: &str, common: &Common) -> Result<ExitCode> {
-    let asked = Asked::open(common, registry, url)?;
+    let asked = Asked::open(common, registry, url, File::IsThere)?;
     let (broker, json) = (&asked.broker, common.json);
     let examined = examine_settings(broker.as_ref(), Weight::Loss);
     let mut findings = asked.within("looking at its settings", examined).await?;
