@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tidegate_core::error::code;
+use tidegate_core::error::{Kind, code};
 use tidegate_core::port::Broker;
 use tidegate_core::{Apply, Channel, Clock, Error, Message, Name, Result, SystemClock, Topology};
 
@@ -25,7 +25,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 /// Carries what is published on a channel at one site to the channel of the same name at another one, and each message back to
 /// where it comes from never: a message knows the sites that it has come through. Ids stay, and order per subject holds. A message is
-/// settled when the other side has stored it; while that is away, it waits.
+/// settled when the other side has stored it; while that is away, it waits. One that can never be carried, as it is larger than the other
+/// side takes, becomes a dead letter of its channel here, and later ones of its subject go on without it.
 ///
 /// Two of them, one in each direction, make one channel of two. A hub has one to each of its sites.
 #[derive(Debug)]
@@ -91,8 +92,11 @@ impl Bridge {
             .with_patience(PATIENCE)
             .await?;
         let carried = Arc::new(Carried::default());
-        let policy =
-            Policy::block().with_pauses(PAUSES.0, PAUSES.1).with_time_limit(PATIENCE.saturating_mul(3));
+        // As often as it takes: what is put aside at all is what will fail for ever.
+        let policy = Policy::skip()
+            .with_attempts(u32::MAX)
+            .with_pauses(PAUSES.0, PAUSES.1)
+            .with_time_limit(PATIENCE.saturating_mul(3));
         let handlers = Handlers::new()
             .handle(carry(self.sites, sender.clone(), Arc::clone(&carried)))
             .with_concurrency(CONCURRENCY)
@@ -120,8 +124,11 @@ fn carry(
                 return Ok(());
             }
             message.headers.set(VIA, via)?;
-            // Whatever it is, the message waits here.
-            sender.send(message).await.map_err(Failure::retry)?;
+            sender.send(message).await.map_err(|error| match error.kind() {
+                Kind::Data => Failure::never(error),
+                // Whatever else it is, somebody may mend it there, and the message waits here.
+                _ => Failure::retry(error),
+            })?;
             carried.carried.fetch_add(1, Ordering::Relaxed);
             Ok(())
         })

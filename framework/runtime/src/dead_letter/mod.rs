@@ -23,6 +23,9 @@ pub const ATTEMPTS: &str = "tg_dlq_attempts";
 pub const CHANNEL: &str = "tg_dlq_source";
 /// The subscription that could not handle it.
 pub const SUBSCRIPTION: &str = "tg_dlq_subscription";
+/// Which dead letter of its subject it is, for a subscription whose subjects wait behind them: only the first of those that are dead
+/// still is tried again, whatever is replayed. Opaque.
+pub const PLACE: &str = "tg_dlq_place";
 /// When it became a dead letter for the first time, in RFC 3339.
 pub const FIRST_AT: &str = "tg_dlq_first_at";
 /// When it became one for the last time.
@@ -91,6 +94,8 @@ pub(crate) struct Burial<'a> {
     pub(crate) reason: Reason,
     pub(crate) error: &'a str,
     pub(crate) attempts: u32,
+    /// Which of its subject it is, if that is known.
+    pub(crate) place: Option<String>,
     pub(crate) now: i64,
 }
 
@@ -130,6 +135,10 @@ impl Burial<'_> {
         ] {
             dead.headers.set(name, value)?;
         }
+        match &self.place {
+            Some(place) => dead.headers.set(PLACE, place.as_str())?,
+            None => dead.headers.remove(PLACE),
+        }
         Ok(dead)
     }
 }
@@ -162,7 +171,7 @@ impl Copy {
 
 /// Takes away what makes a message a copy.
 pub(crate) fn forget_copy(message: &mut Message) {
-    for name in [COPY, ONLY, FIRST_AT] {
+    for name in [COPY, ONLY, FIRST_AT, PLACE] {
         message.headers.remove(name);
     }
 }
@@ -192,8 +201,9 @@ pub fn release(dead: &Message) -> Result<(Name, Message)> {
     let (from, message) = replay(dead)?;
     let mut release = Message::with_id(Arc::clone(&dead.id), Arc::clone(&dead.source), RELEASE);
     release.subject = dead.subject.clone();
-    for name in [COPY, ONLY] {
-        release.headers.set(name, message.headers.get(name).unwrap_or_default())?;
+    for name in [COPY, ONLY, PLACE] {
+        let Some(value) = message.headers.get(name) else { continue };
+        release.headers.set(name, value)?;
     }
     // It is no duplicate of the copy that it stands for.
     let copy = format!("{}/gone", release.headers.get(COPY).unwrap_or_default());
@@ -237,7 +247,9 @@ mod tests {
         let died = |message: &Message, now| {
             let (channel, subscription) = (&names.0, &names.1);
             let (reason, error) = (Reason::Exhausted, "no\nmoney");
-            Burial { channel, subscription, reason, error, attempts: 5, now }.letter(message).unwrap()
+            Burial { channel, subscription, reason, error, attempts: 5, place: Some("3.1".to_owned()), now }
+                .letter(message)
+                .unwrap()
         };
         let dead = died(&message, 1_700_000_000_000_000);
         let headers: Vec<_> = dead.headers.iter().collect();
@@ -250,6 +262,7 @@ mod tests {
                 (ERROR, "nomoney"),
                 (FIRST_AT, "2023-11-14T22:13:20Z"),
                 (LAST_AT, "2023-11-14T22:13:20Z"),
+                (PLACE, "3.1"),
                 (REASON, "exhausted"),
                 (CHANNEL, "orders"),
                 (SUBSCRIPTION, "billing"),
@@ -264,6 +277,7 @@ mod tests {
             ("region", "eu"),
             (COPY, "billing/1"),
             (FIRST_AT, "2023-11-14T22:13:20Z"),
+            (PLACE, "3.1"),
             (ONLY, "orders/billing"),
         ];
         assert_eq!(headers, kept);

@@ -268,8 +268,12 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
         error: &str,
     ) -> tidegate_core::Result<()> {
         let message = &delivery.message;
+        let mut place = None;
         if let (Some(parked), Some(subject)) = (&self.parked, &message.subject) {
-            parked.park(delivery.token, subject, message, reason, error).await?;
+            let is_copy = Copy::of(message, &self.place.channel, &self.place.subscription) == Copy::Ours;
+            let is_in_hand = |token| self.meter.has_in_hand(token);
+            place =
+                parked.park(delivery.token, subject, message, is_copy, (reason, error), &is_in_hand).await?;
         }
         let burial = Burial {
             channel: &self.place.channel,
@@ -277,6 +281,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             reason,
             error,
             attempts: delivery.attempt.number(),
+            place: place.map(|place| place.to_string()),
             now: self.clock.now(),
         };
         let sent = match burial.letter(message) {

@@ -125,6 +125,12 @@ impl Meter {
         })
     }
 
+    /// Whether a delivery is in hand of a member.
+    pub(crate) fn has_in_hand(&self, token: Token) -> bool {
+        let members: Vec<_> = lock(&self.in_hand).iter().filter_map(Weak::upgrade).collect();
+        members.iter().any(|member| lock(&member.0).contains_key(&token))
+    }
+
     /// How many subjects wait behind a dead letter.
     pub(crate) fn subjects_parked(&self) -> usize {
         self.parked.as_ref().map_or(0, |parked| parked.subjects())

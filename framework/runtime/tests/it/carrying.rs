@@ -102,3 +102,20 @@ async fn a_bridge_that_is_drained_ends_what_it_carries_with() {
     drain(bridge).await;
     assert_eq!((carried.carried(), calls.count("close orders")), (1, 1));
 }
+
+/// Found by a reading that tried to break it: one that was larger than the other side takes was tried for ever, and nobody was told.
+#[tokio::test(start_paused = true)]
+async fn what_can_never_be_carried_is_a_dead_letter_and_the_others_are_carried() {
+    let (here, (there, calls)) = (World::new().await, Watched::world().await);
+    let bridge = Bridge::new(&here.orders, "west", "east").unwrap();
+    let (bridge, carried) = bridge.start(&here.broker, &*there.broker).await.unwrap();
+    there.subscribe("all").await;
+    calls.refuse("a:1");
+    here.place(&["a:1", "a:2", "b:1"]).await;
+    eventually("the others", || carried.carried() == 2).await;
+    eventually("the one", || bridge.counted().dead == 1).await;
+    drain(bridge).await;
+    let dead = here.dead().await;
+    assert_eq!(dead.iter().map(|letter| &*letter.id).collect::<Vec<_>>(), ["a:1"]);
+    assert_eq!(dead[0].headers.get(tidegate_runtime::dead_letter::REASON), Some("refused"));
+}
