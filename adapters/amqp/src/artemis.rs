@@ -252,7 +252,7 @@ impl Management for ArtemisManagement {
         let found = self.tell(&asked.map(Question::server), "look at the server").await?;
         let is = |place: usize| found.get(place).and_then(Json::as_bool);
         let version = found.first().and_then(Json::as_str).unwrap_or("unknown");
-        let mut notes: Vec<String> = self.access.warning().into_iter().collect();
+        let mut notes = self.access.notes();
         let mut warnings = Vec::new();
         if is(1) != Some(true) {
             warnings

@@ -307,7 +307,7 @@ impl Management for ClassicManagement {
     }
 
     async fn probe(&self) -> Result<Effective> {
-        let mut notes: Vec<String> = self.access.warning().into_iter().collect();
+        let mut notes = self.access.notes();
         if self.openwire.is_none() {
             notes.push(
                 "the server says no port of OpenWire: subscriptions cannot be removed without ?openwire=PORT"

@@ -154,7 +154,7 @@ impl Log for KafkaLog {
         Ok(Effective {
             version: format!("Kafka, cluster {cluster}, servers: {count}"),
             warnings,
-            notes: self.link.config.access.warning().into_iter().collect(),
+            notes: self.link.config.access.notes(),
         })
     }
 

@@ -26,7 +26,7 @@ pub(crate) async fn probe(link: &Link, config: &Config) -> Result<Effective> {
          minutes is lost with the power"
             .to_owned(),
     ];
-    let mut notes: Vec<String> = config.access.warning().into_iter().collect();
+    let mut notes = config.access.notes();
     if server.cluster.is_none() {
         notes.push(
             "the server is in no cluster: its streams have one replica and are away while it is".to_owned(),

@@ -19,7 +19,7 @@ pub(crate) async fn probe(config: &Config, connection: &Connection) -> Result<Ef
         Ok(answer) => version(&answer?),
         Err(_) => None,
     };
-    let mut notes: Vec<String> = config.access.warning().into_iter().collect();
+    let mut notes = config.access.notes();
     if connection.status().username() == GUEST && config.access.password.as_deref().unwrap_or(GUEST) == GUEST
     {
         notes.push(

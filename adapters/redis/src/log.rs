@@ -135,11 +135,7 @@ impl Log for RedisLog {
             &["noeviction"],
             "maxmemory-policy is not noeviction: the server may remove what nobody has settled",
         );
-        Ok(Effective {
-            version: format!("Redis {version}"),
-            warnings,
-            notes: self.config.access.warning().into_iter().collect(),
-        })
+        Ok(Effective { version: format!("Redis {version}"), warnings, notes: self.config.access.notes() })
     }
 
     /// A stream is made with its first entry.

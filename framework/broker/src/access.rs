@@ -215,12 +215,12 @@ impl Access {
         self.own.get(name).map(|value| number(name, value)).transpose()
     }
 
-    /// Whether whoever listens on the way can read everything, as a sentence.
-    pub fn warning(&self) -> Option<String> {
+    /// What is to be known of every connection, as sentences: whether whoever listens on the way can read everything.
+    pub fn notes(&self) -> Vec<String> {
         let is_here = self.host == "localhost"
             || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         let text = "the connection is not encrypted, and the server is another machine: use TLS, with an s behind the scheme";
-        (!self.has_tls && !is_here).then(|| text.to_owned())
+        (!self.has_tls && !is_here).then(|| text.to_owned()).into_iter().collect()
     }
 
     fn take(&mut self, name: &str, value: &str) -> Result<bool> {
@@ -300,7 +300,7 @@ mod tests {
             ("amqp://[::1]", 5672, false),
         ] {
             let access = access(url).unwrap();
-            assert_eq!((access.port, access.warning().is_some()), (port, is_unsafe), "{url}");
+            assert_eq!((access.port, !access.notes().is_empty()), (port, is_unsafe), "{url}");
             assert_eq!((access.user, access.password, &*access.path), (None, None, ""), "{url}");
         }
     }

@@ -7,184 +7,24 @@
 //! looks. The record has the epoch of its owner, who writes it when the lane is taken: an owner of before can change nothing any
 //! more. What several ask for at once is written at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod record;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tidegate_core::error::code;
 use tidegate_core::port::{StateStore, Token};
 use tidegate_core::{Error, FlowName, Lane, Message, Name, Result};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::dead_letter::{PLACE, Reason};
+use crate::dead_letter::Reason;
 use crate::flow::flow;
+use record::{Change, IsInHand, Letter, Place, Record};
 
 /// How much of what a handler said is kept here.
 const ERROR_CHARS: usize = 200;
-
-/// What is known of a lane.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    /// Under which ownership of the lane it was written.
-    epoch: u64,
-    /// How often a subject of it was parked.
-    rounds: u64,
-    subjects: BTreeMap<String, Subject>,
-}
-
-/// The dead letters of a subject.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Subject {
-    /// Which time it is that a subject of the lane is parked: numbers are those of one time.
-    round: u64,
-    /// The number of the first one that is dead still, and that of the next one.
-    first: u64,
-    next: u64,
-    /// Which of those between are dead no more, from and to before.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    gone: BTreeMap<u64, u64>,
-    /// Those whose messages are not known to be settled: they come again.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    open: Vec<Letter>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Letter {
-    #[serde(default)]
-    number: u64,
-    source: String,
-    id: String,
-    reason: Reason,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    error: String,
-    /// The delivery that it became one of under this ownership; nothing of one that has not come again yet.
-    #[serde(skip)]
-    token: Option<Token>,
-}
-
-impl Letter {
-    fn is(&self, of: &Letter) -> bool {
-        self.id == of.id && self.source == of.source
-    }
-}
-
-/// Which dead letter of its subject one is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    round: u64,
-    number: u64,
-}
-
-impl Place {
-    /// That of a copy, or of what stands for one.
-    fn of(message: &Message) -> Option<Self> {
-        message.headers.get(PLACE)?.parse().ok()
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.round, self.number)
-    }
-}
-
-impl FromStr for Place {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (round, number) = text.split_once('.').unwrap_or((text, ""));
-        Ok(Self { round: round.parse()?, number: number.parse()? })
-    }
-}
-
-impl Subject {
-    fn is_gone(&self, number: u64) -> bool {
-        number < self.first || self.gone.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
-    }
-
-    /// The one of this number is dead no more.
-    fn end(&mut self, number: u64) {
-        if number >= self.next || self.is_gone(number) {
-            return;
-        }
-        let before = self.gone.range(..number).next_back().filter(|(_, end)| **end == number);
-        let start = before.map_or(number, |(start, _)| *start);
-        let end = self.gone.remove(&(number + 1)).unwrap_or(number + 1);
-        self.gone.insert(start, end);
-        if let Some(end) = self.gone.remove(&self.first) {
-            self.first = end;
-        }
-    }
-}
-
-/// What is asked of a record.
-#[derive(Clone, Debug)]
-enum Change {
-    /// That it be this owner's.
-    Own,
-    /// That a message be a dead letter; it is one already if it is a copy of one.
-    Park { subject: String, letter: Letter, copy: Option<Place> },
-    /// That one be none any more.
-    Release { subject: String, copy: Option<Place> },
-}
-
-impl Record {
-    /// Makes a change: where its dead letter is.
-    fn change(&mut self, change: &Change, is_in_hand: &IsInHand<'_>) -> Option<Place> {
-        match change {
-            Change::Own => None,
-            Change::Park { subject, letter, copy } => {
-                let rounds = &mut self.rounds;
-                let parked = self.subjects.entry(subject.clone()).or_insert_with(|| {
-                    *rounds += 1;
-                    Subject { round: *rounds, ..Subject::default() }
-                });
-                let is_there = |copy: &Place| {
-                    copy.round == parked.round && copy.number < parked.next && !parked.is_gone(copy.number)
-                };
-                if let Some(copy) = copy.filter(is_there) {
-                    return Some(copy);
-                }
-                let round = parked.round;
-                if let Some(known) = parked.open.iter_mut().find(|known| known.is(letter)) {
-                    known.token = letter.token;
-                    return Some(Place { round, number: known.number });
-                }
-                // One of before would have come again before this one, had it not been settled.
-                parked.open.retain(|known| known.token.is_some_and(is_in_hand));
-                let number = parked.next;
-                parked.next += 1;
-                parked.open.push(Letter { number, ..letter.clone() });
-                Some(Place { round, number })
-            }
-            Change::Release { subject, copy } => {
-                let parked = self.subjects.get_mut(subject)?;
-                let copy = copy.filter(|copy| copy.round == parked.round)?;
-                parked.end(copy.number);
-                if parked.first == parked.next {
-                    self.subjects.remove(subject);
-                }
-                None
-            }
-        }
-    }
-
-    /// Takes over what is known of deliveries, which is not written.
-    fn remember(&mut self, before: &Record) {
-        for (name, parked) in &mut self.subjects {
-            let Some(before) = before.subjects.get(name).filter(|before| before.round == parked.round) else {
-                continue;
-            };
-            for letter in &mut parked.open {
-                let known = before.open.iter().find(|known| known.number == letter.number);
-                letter.token = known.and_then(|known| known.token);
-            }
-        }
-    }
-}
 
 /// What a message of a subject that has dead letters is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,9 +36,6 @@ pub(crate) enum Rank {
     /// It is to be one, for this reason.
     Dead(Reason, String),
 }
-
-/// Whether a delivery is in hand: its message is not known to be settled.
-pub(crate) type IsInHand<'a> = dyn Fn(Token) -> bool + Send + Sync + 'a;
 
 /// What is known of a lane, as which version, and what is to be written of it next.
 #[derive(Default)]
@@ -452,6 +289,7 @@ mod tests {
     use tidegate_memory::MemoryStore;
 
     use super::*;
+    use crate::dead_letter::PLACE;
 
     const LANE: Lane = Lane(3);
 
@@ -572,21 +410,6 @@ mod tests {
             second.release(token(2, 1), "k", &copy).await.unwrap();
         }
         assert_eq!(second.rank(LANE, "k", &message("new"), false), Rank::Free);
-    }
-
-    #[test]
-    fn those_that_are_dead_no_more_take_a_range() {
-        let mut subject = Subject { next: 10, ..Subject::default() };
-        for number in [3, 5, 4, 8, 3, 12] {
-            subject.end(number);
-        }
-        assert_eq!(subject.gone, BTreeMap::from([(3, 6), (8, 9)]));
-        assert!([3, 4, 5, 8].iter().all(|number| subject.is_gone(*number)));
-        assert!([0, 2, 6, 7, 9].iter().all(|number| !subject.is_gone(*number)));
-        for number in [1, 0, 2] {
-            subject.end(number);
-        }
-        assert_eq!((subject.first, &subject.gone), (6, &BTreeMap::from([(8, 9)])));
     }
 
     /// A store that takes its time, and counts what it writes.
