@@ -116,6 +116,7 @@ impl AmqpLane {
         });
         // Servers count badly what they hand over. What an owner before had comes first, and is no more than it may hold.
         let attempt = Attempt::Flag(place <= u64::from(self.held));
+        let message = Arc::new(message);
         Ok(Fetched { place, message, stored_at: None, attempt, has_position: false })
     }
 

@@ -38,7 +38,7 @@ type Id = (Arc<str>, Arc<str>);
 
 #[derive(Debug)]
 struct Kept {
-    message: Message,
+    message: Arc<Message>,
     size: u64,
     at: i64,
 }
@@ -105,7 +105,8 @@ impl ChannelState {
         self.last += 1;
         (self.messages, self.bytes) = (self.messages + 1, self.bytes + size);
         let lane = message.lane(self.channel.lanes);
-        self.lanes[lane.0 as usize].insert(self.last, Kept { message: message.clone(), size, at: now });
+        let kept = Kept { message: Arc::new(message.clone()), size, at: now };
+        self.lanes[lane.0 as usize].insert(self.last, kept);
         self.ids.insert(id.clone(), self.last);
         self.ids_in_order.push_back(id);
         if self.ids_in_order.len() > IDS_MAX
@@ -142,7 +143,7 @@ impl ChannelState {
     /// The next messages of a lane behind a place, with when each was stored.
     pub(crate) fn next(&self, lane: Lane, after: Place) -> impl Iterator<Item = (Place, &Message, i64)> {
         let kept = self.lanes.get(lane.0 as usize).into_iter().flat_map(move |kept| kept.range(after + 1..));
-        kept.map(|(place, kept)| (*place, &kept.message, kept.at))
+        kept.map(|(place, kept)| (*place, &*kept.message, kept.at))
     }
 
     /// Registers a subscription, if it is not.
@@ -240,7 +241,7 @@ impl ChannelState {
                     let Some(given) = lane.again(now).or_else(|| admit(lane, &self.lanes[at])) else { break };
                     let kept = &self.lanes[at][&given.place];
                     out.push(Delivery {
-                        message: kept.message.clone(),
+                        message: Arc::clone(&kept.message),
                         token: Token { lane: seat.lane, epoch: seat.epoch, number: given.number },
                         attempt: Attempt::Exact(given.attempts.saturating_add(1)),
                         position: Some(Position::from_u64(given.place)),

@@ -185,6 +185,7 @@ impl NatsReader {
         (reading.number, reading.came, reading.heard) = (told.number, place, Instant::now());
         (reading.asked, reading.answer) = (reading.asked.saturating_sub(1), Answer::Here);
         let attempt = Attempt::AtLeast(1);
+        let message = Arc::new(message);
         reading.messages.push_back(Fetched { place, message, stored_at, attempt, has_position: true });
         Ok(())
     }

@@ -78,6 +78,7 @@ impl RabbitLane {
         });
         lock(&self.open).insert(place);
         let attempt = Attempt::Flag(delivery.redelivered);
+        let message = Arc::new(message);
         Fetched { place, message, stored_at: None, attempt, has_position: false }
     }
 

@@ -126,6 +126,7 @@ impl RedisReader {
         let message = decode(list(fields)?)
             .unwrap_or_else(|(error, body)| Message::undecodable(&self.channel, lane, place, &error, body));
         let attempt = Attempt::AtLeast(1);
+        let message = Arc::new(message);
         Ok(Fetched { place, message, stored_at: Some(stored_at(place)), attempt, has_position: true })
     }
 }

@@ -400,7 +400,75 @@ impl Broker for SqliteBroker {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::Message;
+    use tidegate_core::error::Verdict;
+    use tidegate_core::port::Sent;
+
     use super::*;
+    use crate::statement::sql;
+
+    /// Lets the file have so many pages, as a disk that has no room for more.
+    struct Limit(u32);
+
+    #[async_trait]
+    impl Job for Limit {
+        type Answer = ();
+
+        async fn run(&self, connection: &mut SqliteConnection) -> Result<()> {
+            let limit = format!("PRAGMA max_page_count = {}", self.0);
+            sqlx::query(sql(limit)).execute(connection).await.during("limit the file")?;
+            Ok(())
+        }
+    }
+
+    /// What SQLite answers without a page is what it answers without a disk. Nothing that was confirmed is lost, and all goes on
+    /// when there is room.
+    #[tokio::test]
+    async fn a_disk_without_room_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("broker.db");
+        let broker =
+            SqliteBroker::new(&Endpoint::parse(&format!("sqlite:{}", path.display())).unwrap()).unwrap();
+        let channel = Channel::new("orders").unwrap();
+        let subscription = Subscription::new(&channel, "billing").unwrap();
+        broker.apply(&Topology::of(&channel).and(&subscription), Apply::Create).await.unwrap();
+        let link = Arc::clone(broker.link().await.unwrap());
+        link.ask(Limit(200)).await.unwrap();
+        let mut producer = broker.producer(&channel).await.unwrap();
+        let (mut stored, mut refused) = (Vec::new(), None);
+        for number in 0..200 {
+            let message = Message::with_id(number.to_string(), "test", "numbered")
+                .with_data("text/plain", "x".repeat(10_000));
+            match producer.publish(std::slice::from_ref(&message)).await.remove(0) {
+                Sent::Stored { .. } => stored.push(message.id),
+                Sent::Refused(error) => {
+                    refused = Some(error);
+                    break;
+                }
+                Sent::Unknown(error) => panic!("{error:?}"),
+            }
+        }
+        let refused = refused.expect("200 pages took two million bytes");
+        assert_eq!((refused.code(), refused.verdict()), (code::LIMIT_REACHED, Verdict::Retry), "{refused:?}");
+        assert_eq!(refused.message(), "the disk is full");
+        assert_eq!(refused.hint_text(), Some("make room on the disk of the file"));
+        link.ask(Limit(10_000)).await.unwrap();
+        let message = Message::with_id("later", "test", "numbered");
+        let sent = producer.publish(std::slice::from_ref(&message)).await;
+        assert!(sent[0].is_stored(), "{sent:?}");
+        stored.push(message.id);
+        let mut consumer = broker.subscribe(&subscription).await.unwrap();
+        let mut came = Vec::new();
+        for _ in 0..100 {
+            if came.len() < stored.len() {
+                consumer.receive(100, Duration::from_millis(100), &mut came).await.unwrap();
+            }
+        }
+        let mut came: Vec<_> = came.into_iter().map(|delivery| Arc::clone(&delivery.message.id)).collect();
+        came.sort();
+        stored.sort();
+        assert_eq!(came, stored);
+    }
 
     #[test]
     fn settings_come_from_the_url() {

@@ -424,7 +424,7 @@ impl SqliteConsumer {
 
 fn delivery(lane: Lane, epoch: u64, given: Given, kept: Kept) -> Delivery {
     Delivery {
-        message: kept.message,
+        message: Arc::new(kept.message),
         token: Token { lane, epoch, number: given.number },
         attempt: Attempt::Exact(given.attempts.saturating_add(1)),
         position: Some(Position::from_u64(kept.place)),

@@ -77,7 +77,7 @@ fn meaning(number: u32, text: &str) -> Meaning {
         7 => (code::LIMIT_REACHED, None, "there is not enough memory", None),
         8 => (code::ACCESS_DENIED, None, "the database cannot be written", WRITABLE),
         11 => (code::STORE_FAILED, None, "the database file is damaged", Some("run PRAGMA integrity_check")),
-        13 => (code::LIMIT_REACHED, None, "the disk is full", None),
+        13 => (code::LIMIT_REACHED, None, "the disk is full", Some("make room on the disk of the file")),
         14 => (code::ACCESS_DENIED, None, "the database file cannot be opened", WRITABLE),
         17 => (code::SCHEMA_CHANGED, None, "the table is not what it was", None),
         18 => (code::BODY_TOO_LARGE, None, "a value or a statement is too large", None),

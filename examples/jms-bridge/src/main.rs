@@ -11,6 +11,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command line program talks on stdout")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ impl Typed for Invoice {
 }
 
 /// Answers orders. It knows nothing of JMS: what comes from there are a message's own fields and headers.
-async fn bill(State(answers): State<Sender>, order: Message) -> Result<(), Failure> {
+async fn bill(State(answers): State<Sender>, order: Arc<Message>) -> Result<(), Failure> {
     let Json(placed) = Json::<Placed>::from_message(&order).map_err(Failure::never)?;
     let subject = order.subject.clone().unwrap_or_default();
     println!(
@@ -57,7 +58,7 @@ async fn bill(State(answers): State<Sender>, order: Message) -> Result<(), Failu
 
 type Told = mpsc::UnboundedSender<String>;
 
-async fn note(State(told): State<Told>, answer: Message) -> Result<(), Failure> {
+async fn note(State(told): State<Told>, answer: Arc<Message>) -> Result<(), Failure> {
     let Json(invoice) = Json::<Invoice>::from_message(&answer).map_err(Failure::never)?;
     let correlation = answer.correlation_id.as_deref().unwrap_or("none");
     let line = format!("{} for {correlation}: {}, {} EUR", answer.kind, invoice.order, invoice.euros);

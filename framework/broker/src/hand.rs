@@ -4,8 +4,11 @@
 //! Everything here is done in one piece and waits for nothing: whoever holds the lock of a [`Hand`] can go away at any
 //! other point without losing a message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use crate::unsettled::{End, Given, Place, Unsettled};
 use tidegate_core::lane::Lane;
@@ -27,7 +30,7 @@ pub struct Fetched {
     /// Where it stands in its lane.
     pub place: Place,
     /// The message.
-    pub message: Message,
+    pub message: Arc<Message>,
     /// When it was stored, in microseconds since 1970.
     pub stored_at: Option<i64>,
     /// How often it was tried, as the broker knows it, with the delivery that is to be made.
@@ -40,8 +43,10 @@ pub struct Fetched {
 struct Held {
     epoch: u64,
     unsettled: Unsettled,
-    /// What is unsettled, and behind that what was not given yet.
-    messages: BTreeMap<Place, Fetched>,
+    /// What is unsettled.
+    messages: HashMap<Place, Fetched, RandomState>,
+    /// What was not given yet, in its order.
+    fresh: VecDeque<Fetched>,
     /// Until when those are not to come that were put off before this consumer had the lane.
     put_off: BTreeMap<Place, i64>,
     /// Another one is to have it: nothing more is given.
@@ -76,8 +81,8 @@ impl Hand {
         self.drop_lane(lane);
         self.bytes += messages.iter().map(|fetched| fetched.message.size()).sum::<usize>();
         let messages = messages.into_iter().map(|fetched| (fetched.place, fetched)).collect();
-        self.lanes
-            .insert(lane, Held { epoch, unsettled, messages, put_off: BTreeMap::new(), is_revoked: false });
+        let (fresh, put_off) = (VecDeque::new(), BTreeMap::new());
+        self.lanes.insert(lane, Held { epoch, unsettled, messages, fresh, put_off, is_revoked: false });
         match self.news.back_mut() {
             Some(Signal::LanesGained(lanes)) => lanes.push(lane),
             _ => self.news.push_back(Signal::LanesGained(vec![lane])),
@@ -90,8 +95,7 @@ impl Hand {
         for lane in lanes {
             let Some(held) = self.lanes.get_mut(&lane).filter(|held| !held.is_revoked) else { continue };
             held.is_revoked = true;
-            let fresh = held.messages.split_off(&(held.unsettled.read_to() + 1));
-            self.bytes -= fresh.values().map(|fetched| fetched.message.size()).sum::<usize>();
+            self.bytes -= held.fresh.drain(..).map(|fetched| fetched.message.size()).sum::<usize>();
             told.push(lane);
         }
         if !told.is_empty() {
@@ -121,7 +125,8 @@ impl Hand {
 
     fn drop_lane(&mut self, lane: Lane) -> Option<Held> {
         let held = self.lanes.remove(&lane)?;
-        self.bytes -= held.messages.values().map(|fetched| fetched.message.size()).sum::<usize>();
+        let messages = held.messages.values().chain(&held.fresh);
+        self.bytes -= messages.map(|fetched| fetched.message.size()).sum::<usize>();
         Some(held)
     }
 
@@ -131,17 +136,31 @@ impl Hand {
         else {
             return false;
         };
-        let is_settled =
-            fetched.place <= held.unsettled.read_to() && held.unsettled.entry(fetched.place).is_none();
-        if is_settled {
+        let (place, size) = (fetched.place, fetched.message.size());
+        let old = if place > held.unsettled.read_to() {
+            match held.fresh.back() {
+                Some(last) if last.place >= place => {
+                    match held.fresh.binary_search_by_key(&place, |known| known.place) {
+                        Ok(at) => Some(std::mem::replace(&mut held.fresh[at], fetched)),
+                        Err(at) => {
+                            held.fresh.insert(at, fetched);
+                            None
+                        }
+                    }
+                }
+                _ => {
+                    held.fresh.push_back(fetched);
+                    None
+                }
+            }
+        } else if held.unsettled.entry(place).is_some() {
+            held.messages.insert(place, fetched)
+        } else {
+            // It is settled.
             return false;
-        }
-        let size = fetched.message.size();
+        };
         self.mean = (self.mean * 7 + size) / 8;
-        self.bytes += size;
-        if let Some(old) = held.messages.insert(fetched.place, fetched) {
-            self.bytes -= old.message.size();
-        }
+        self.bytes = self.bytes + size - old.map_or(0, |old| old.message.size());
         true
     }
 
@@ -167,7 +186,7 @@ impl Hand {
                 let attempts = fetched.attempt.and(entry.attempts).number().saturating_sub(1);
                 let is_in_hand = entry.delivery.is_some();
                 let is_tried = is_in_hand || attempts > 0 || entry.due > 0;
-                is_tried.then_some((&fetched.message, attempts, entry.due, is_in_hand))
+                is_tried.then_some((&*fetched.message, attempts, entry.due, is_in_hand))
             })
         })
     }
@@ -176,16 +195,15 @@ impl Hand {
     pub fn wanted(&self, lane: Lane) -> Option<(u64, Place, usize)> {
         let held = self.lanes.get(&lane).filter(|held| !held.is_revoked)?;
         let read_to = held.unsettled.read_to();
-        let last = held.messages.last_key_value().map_or(read_to, |(place, _)| (*place).max(read_to));
+        let last = held.fresh.back().map_or(read_to, |fetched| fetched.place);
         if self.bytes >= BYTES_MAX || held.unsettled.len() >= UNSETTLED_MAX {
             return Some((held.epoch, last, 0));
         }
-        let fresh = held.messages.len() - held.messages.range(..=read_to).count();
         let lanes = self.lanes.len().max(1);
         let share = self.window.div_ceil(lanes);
         // As many as fit, of the size that they have: whoever fetches has all of them in memory at once.
         let fits = ((BYTES_MAX - self.bytes) / self.mean.max(1) / lanes).max(1);
-        Some((held.epoch, last, (2 * share).max(16).saturating_sub(fresh).min(fits)))
+        Some((held.epoch, last, (2 * share).max(16).saturating_sub(held.fresh.len()).min(fits)))
     }
 
     /// How many deliveries may be in hand.
@@ -290,11 +308,12 @@ impl Held {
             return Some(given);
         }
         while self.unsettled.len() < UNSETTLED_MAX {
-            let (place, fetched) = self.messages.range(self.unsettled.read_to() + 1..).next()?;
-            let key = fetched.message.subject.clone();
-            if let Some(due) = self.put_off.remove(place).filter(|due| *due > now) {
-                self.unsettled.admit_later(*place, key, due);
-            } else if let Some(given) = self.unsettled.admit(*place, key) {
+            let fetched = self.fresh.pop_front()?;
+            let (place, key) = (fetched.place, fetched.message.subject.clone());
+            self.messages.insert(place, fetched);
+            if let Some(due) = self.put_off.remove(&place).filter(|due| *due > now) {
+                self.unsettled.admit_later(place, key, due);
+            } else if let Some(given) = self.unsettled.admit(place, key) {
                 return Some(given);
             }
         }
@@ -304,7 +323,7 @@ impl Held {
     fn delivery(&self, lane: Lane, given: Given) -> Option<Delivery> {
         let fetched = self.messages.get(&given.place)?;
         Some(Delivery {
-            message: fetched.message.clone(),
+            message: Arc::clone(&fetched.message),
             token: Token { lane, epoch: self.epoch, number: given.number },
             attempt: fetched.attempt.and(given.attempts),
             position: fetched.has_position.then(|| Position::from_u64(given.place)),
@@ -315,12 +334,10 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn fetched(place: Place, key: &str) -> Fetched {
-        let message = Message::with_id(place.to_string(), "s", "t").with_subject(key);
+        let message = Arc::new(Message::with_id(place.to_string(), "s", "t").with_subject(key));
         Fetched { place, message, stored_at: None, attempt: Attempt::AtLeast(1), has_position: true }
     }
 
@@ -432,7 +449,7 @@ mod tests {
         let mut hand = hand(1_000, 2);
         let of = |place, size: usize| {
             let mut fetched = fetched(place, "a");
-            fetched.message = fetched.message.with_data("text/plain", vec![0; size]);
+            Arc::make_mut(&mut fetched.message).data = vec![0; size].into();
             fetched
         };
         let wanted = |hand: &Hand| hand.wanted(Lane(0)).map_or(0, |(_, _, count)| count);

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tidegate_core::port::Settlement;
 use tidegate_core::{Capabilities, How};
 
@@ -92,9 +93,9 @@ pub struct Unsettled {
     read_to: Place,
     entries: BTreeMap<Place, Entry>,
     /// Places by the number of the delivery.
-    in_hand: HashMap<u64, Place>,
+    in_hand: HashMap<u64, Place, RandomState>,
     /// What waits, by subject.
-    waiting: HashMap<Arc<str>, BTreeSet<Place>>,
+    waiting: HashMap<Arc<str>, BTreeSet<Place>, RandomState>,
     /// What waits and may come: the first of each subject, and all without one. By the time it is due.
     heads: BTreeSet<(i64, Place)>,
     next_number: u64,

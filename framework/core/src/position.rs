@@ -1,14 +1,55 @@
 //! Where a source is: positions in its history, and proofs of the instant a chunk was read at.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use crate::error::{Error, Result, code};
 
 /// A place in a source's history. Opaque; places of one history compare bytewise, later being greater.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Default, serde::Serialize, serde::Deserialize)]
 #[serde(from = "Vec<u8>", into = "Vec<u8>")]
-pub struct Position(Arc<[u8]>);
+pub struct Position(Form);
+
+/// Each message of a broker has one, and a number needs no memory of its own.
+#[derive(Clone)]
+enum Form {
+    Number([u8; 8]),
+    Bytes(Arc<[u8]>),
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self::Bytes(Arc::default())
+    }
+}
+
+impl PartialEq for Position {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Position {}
+
+impl PartialOrd for Position {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Position {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bytes().cmp(other.bytes())
+    }
+}
+
+impl Hash for Position {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes().hash(state);
+    }
+}
 
 impl From<Vec<u8>> for Position {
     fn from(bytes: Vec<u8>) -> Self {
@@ -25,22 +66,25 @@ impl From<Position> for Vec<u8> {
 impl Position {
     /// A position of these bytes.
     pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
-        Self(bytes.into())
+        Self(Form::Bytes(bytes.into()))
     }
 
     /// The bytes, as they are stored.
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Form::Number(bytes) => bytes,
+            Form::Bytes(bytes) => bytes,
+        }
     }
 
     /// A position that is a number (a log address, a journal number).
     pub fn from_u64(number: u64) -> Self {
-        Self(Arc::new(number.to_be_bytes()))
+        Self(Form::Number(number.to_be_bytes()))
     }
 
     /// The number of a position made by [`Position::from_u64`].
     pub fn to_u64(&self) -> Option<u64> {
-        Some(u64::from_be_bytes(self.0.as_ref().try_into().ok()?))
+        Some(u64::from_be_bytes(self.bytes().try_into().ok()?))
     }
 }
 
@@ -48,7 +92,7 @@ impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.to_u64() {
             Some(number) => write!(f, "{number:#x}"),
-            None => self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            None => self.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}")),
         }
     }
 }

@@ -124,7 +124,7 @@ impl Caller {
             let what = format!("a reply of the kind {} came where {} was expected", reply.kind, R::KIND);
             return Err(Error::new(code::MESSAGE_INVALID, what));
         }
-        Json::from_message(&reply).map(|Json(reply)| reply)
+        Json::from_message(&Arc::new(reply)).map(|Json(reply)| reply)
     }
 
     /// The same for a message of any form.
@@ -235,7 +235,7 @@ async fn take(receiver: &mut Receiver, shared: &Shared) -> Result<()> {
     let mut tokens = Vec::new();
     let mut wait = WAIT;
     while let Some(delivery) = receiver.next(wait).await? {
-        shared.tell(delivery.message);
+        shared.tell(Arc::unwrap_or_clone(delivery.message));
         tokens.push(delivery.token);
         // What has come with it, and nothing that comes later.
         wait = Duration::ZERO;

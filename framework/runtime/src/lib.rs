@@ -16,7 +16,7 @@
 //! - `delivery`: how it is handled
 //! - `policy`, `dead_letter`: what happens to what fails
 //! - `priority`: what is handled first
-//! - `call`, `outbox`: questions and replies
+//! - `call`, `replier`: questions and replies
 //! - `claim`: bodies that are too large for a broker
 //! - `inbox`: effects that happen once
 //! - `scheduler`: messages that are sent later
@@ -37,11 +37,11 @@ mod flow;
 mod inbox;
 mod kept;
 mod metrics;
-mod outbox;
 mod policy;
 mod priority;
 mod publisher;
 mod receiver;
+mod replier;
 mod router;
 mod scheduler;
 mod sender;

@@ -270,7 +270,7 @@ mod tests {
         let mut receiver = Receiver::open(&broker, &subscription, clock).await.unwrap();
         let mut ids = std::collections::BTreeSet::new();
         while let Some(delivery) = receiver.next(Duration::from_millis(50)).await.unwrap() {
-            ids.insert(delivery.message.id);
+            ids.insert(Arc::clone(&delivery.message.id));
         }
         assert_eq!(ids.len(), 199);
     }

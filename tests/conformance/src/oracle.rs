@@ -135,7 +135,7 @@ impl Oracle {
             book.faults.push(format!("{subscription}: {id} was never published"));
             return;
         };
-        if published.message != delivery.message {
+        if published.message != *delivery.message {
             book.faults.push(format!("{subscription}: {id} is not as it was published"));
         }
         if published.state == State::Refused {
@@ -320,7 +320,8 @@ mod tests {
             }
             let token = Token { lane: Lane(0), epoch: 1, number: 1 };
             let (message, attempt) = (message.clone(), Attempt::Exact(1));
-            let delivery = Delivery { message, token, attempt, position: None, stored_at: None };
+            let delivery =
+                Delivery { message: Arc::new(message), token, attempt, position: None, stored_at: None };
             oracle.delivered("s", 1, &delivery);
             assert_eq!(oracle.verdict(&["s"]).is_some(), is_fault, "{text}");
         }

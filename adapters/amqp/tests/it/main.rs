@@ -370,13 +370,13 @@ async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
     send(&server.url(), "topic", to(None), &[], text()).await;
     let came = take(&mut *broker.subscribe(&subscription).await.unwrap(), 3).await;
     let right = Message::with_id("7", "/shop", "placed").with_data("text/plain", "order");
-    assert_eq!(came[0].message, right);
+    assert_eq!(*came[0].message, right);
     let right = Message::with_id("ID:1", "amqp", "placed")
         .with_subject("k")
         .with_data("text/plain", "order")
         .with_header("orderid", "5")
         .unwrap();
-    assert_eq!(came[1].message, right);
+    assert_eq!(*came[1].message, right);
     let odd = &came[2].message;
     assert_eq!((&*odd.kind, &odd.data[..]), ("tidegate.undecodable.v1", &b"order"[..]));
 }

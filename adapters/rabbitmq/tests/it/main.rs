@@ -287,7 +287,7 @@ async fn other_programs_publish_and_what_is_no_message_is_given_as_it_was() {
     let mut consumer = broker.subscribe(&subscription).await.unwrap();
     let came = take(&mut *consumer, 3).await;
     let right = Message::with_id("7", "/shop", "placed").with_data("text/plain", "order");
-    assert_eq!(came[0].message, right);
+    assert_eq!(*came[0].message, right);
     assert_eq!(
         (&*came[1].message.kind, &came[1].message.data[..]),
         ("tidegate.undecodable.v1", &b"\xff?"[..])

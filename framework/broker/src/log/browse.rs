@@ -41,6 +41,7 @@ impl<L: Log> LogBrowse<L> {
             *after = fetched.place.max(*after);
             let position = fetched.has_position.then(|| Position::from_u64(fetched.place));
             let Fetched { message, stored_at, .. } = fetched;
+            let message = Arc::unwrap_or_clone(message);
             self.ready.push_back(Seen { message, lane, position, stored_at });
         }
     }

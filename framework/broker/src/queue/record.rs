@@ -308,7 +308,7 @@ mod tests {
         let mut hand = Hand::new(10);
         hand.gain(Lane(0), 1, Unsettled::new(0), Vec::new());
         for place in 1..=3 {
-            let message = Message::with_id(place.to_string(), "s", "t");
+            let message = Arc::new(Message::with_id(place.to_string(), "s", "t"));
             let attempt = Attempt::AtLeast(1);
             hand.arrive(
                 Lane(0),

@@ -67,8 +67,8 @@ impl Attempt {
 /// A message in hand. It stays so until it is settled, or its lane is lost.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// The message.
-    pub message: Message,
+    /// The message, which everybody who has the delivery shares.
+    pub message: Arc<Message>,
     /// What to settle it with.
     pub token: Token,
     /// How often it was tried.

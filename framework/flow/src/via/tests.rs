@@ -23,7 +23,13 @@ use crate::transform::MadeCodec;
 
 fn delivery(message: Message, number: u64) -> Delivery {
     let token = Token { lane: Lane(0), epoch: 1, number };
-    Delivery { message, token, attempt: Attempt::Exact(1), position: None, stored_at: None }
+    Delivery {
+        message: Arc::new(message),
+        token,
+        attempt: Attempt::Exact(1),
+        position: None,
+        stored_at: None,
+    }
 }
 
 fn batch() -> (Batch, Commit) {
@@ -250,7 +256,7 @@ async fn calls(tap: &mut Receiver, count: usize) -> Vec<Message> {
     while taken.len() < count {
         let delivery = tap.next(Duration::from_secs(1)).await.unwrap().unwrap();
         tap.settle(&[delivery.token]).await.unwrap();
-        taken.push(delivery.message);
+        taken.push(Arc::unwrap_or_clone(delivery.message));
     }
     taken
 }

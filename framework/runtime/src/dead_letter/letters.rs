@@ -133,7 +133,7 @@ impl DeadLetters {
                 None => {}
             }
         }
-        Ok(self.held.iter().map(|delivery| &delivery.message))
+        Ok(self.held.iter().map(|delivery| &*delivery.message))
     }
 
     fn held_elsewhere(&self) -> Error {

@@ -15,8 +15,8 @@ use super::parked::{Parked, Rank};
 use super::{Meter, PAUSE};
 use crate::claim::{self, Claimed};
 use crate::dead_letter::{self, Burial, Copy, Reason};
-use crate::outbox::Outbox;
 use crate::policy::{Exhausted, Policy};
+use crate::replier::Replier;
 use crate::sender::Sender;
 use crate::service::{Context, Ended, Erased, Failure, Handlers, Replies};
 use crate::trace::{Place, Processing};
@@ -34,7 +34,7 @@ pub(crate) struct Dispatch<S> {
     /// Where dead letters go; nothing if a message is tried for ever.
     pub(crate) dead: Option<Sender>,
     pub(crate) replies: Replies,
-    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) replier: Arc<Replier>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -100,7 +100,8 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
         }
         let (this, handler, delivery) = (Arc::clone(self), Arc::clone(handler), delivery.clone());
         async move {
-            let fetched = this.fetch(&mut seen.message).instrument(processing.span.clone()).await;
+            let fetched =
+                this.fetch(Arc::make_mut(&mut seen.message)).instrument(processing.span.clone()).await;
             match fetched {
                 Ok(()) => this.run(&handler, &delivery, &seen, rank, processing).await,
                 Err(error) => {
@@ -123,7 +124,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
         let mut seen = delivery.clone();
         if is_copy {
             // What it is a copy of is for us alone: whoever passes the message on passes on the message.
-            dead_letter::forget_copy(&mut seen.message);
+            dead_letter::forget_copy(Arc::make_mut(&mut seen.message));
         }
         Some(seen)
     }
@@ -175,7 +176,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
             match ended {
                 Ok(reply) => {
                     if let Some(reply) = reply {
-                        this.outbox.reply(&delivery.message, reply).await;
+                        this.replier.reply(&delivery.message, reply).await;
                     }
                     this.meter.handled(&delivery.message.kind);
                     if rank == Rank::First { this.release(&delivery).await } else { Next::Ack }
@@ -253,7 +254,7 @@ impl<S: Send + Sync + 'static> Dispatch<S> {
                 return Next::Retry(after);
             }
             this.meter.dead(reason);
-            this.outbox.refuse(message, &error).await;
+            this.replier.refuse(message, &error).await;
             tracing::warn!(id = %message.id, kind = %message.kind, reason = reason.word(), channel = %this.place.channel, subscription = %this.place.subscription, "a message became a dead letter");
             Next::Ack
         }

@@ -212,7 +212,7 @@ mod tests {
     fn delivery(number: u64, subject: &str) -> Delivery {
         let message = Message::with_id(number.to_string(), "s", "t");
         Delivery {
-            message: if subject.is_empty() { message } else { message.with_subject(subject) },
+            message: Arc::new(if subject.is_empty() { message } else { message.with_subject(subject) }),
             token: Token { lane: Lane(0), epoch: 1, number },
             attempt: Attempt::Exact(1),
             position: None,

@@ -1,5 +1,7 @@
 //! What a handler can ask for: the message in its own type, and what is known beside it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::error::code;
@@ -116,7 +118,7 @@ pub trait FromContext<S>: Sized {
 #[diagnostic::on_unimplemented(
     message = "a handler cannot read a message as `{Self}`",
     label = "no body",
-    note = "the last argument of a handler is Json<T>, where T implements Typed and serde's Deserialize, or Message"
+    note = "the last argument of a handler is Json<T>, where T implements Typed and serde's Deserialize, Arc<Message>, or Message"
 )]
 pub trait FromMessage: Sized {
     /// The kind of messages that it reads; `None` for all that no other handler takes.
@@ -126,21 +128,30 @@ pub trait FromMessage: Sized {
     ///
     /// # Errors
     /// Why it cannot be read.
-    fn from_message(message: &Message) -> Result<Self>;
+    fn from_message(message: &Arc<Message>) -> Result<Self>;
 }
 
 impl FromMessage for Message {
     const KIND: Option<&'static str> = None;
 
-    fn from_message(message: &Message) -> Result<Self> {
-        Ok(message.clone())
+    fn from_message(message: &Arc<Message>) -> Result<Self> {
+        Ok(Self::clone(message))
+    }
+}
+
+/// Without a copy of it.
+impl FromMessage for Arc<Message> {
+    const KIND: Option<&'static str> = None;
+
+    fn from_message(message: &Self) -> Result<Self> {
+        Ok(Self::clone(message))
     }
 }
 
 impl<T: Typed + DeserializeOwned> FromMessage for Json<T> {
     const KIND: Option<&'static str> = Some(T::KIND);
 
-    fn from_message(message: &Message) -> Result<Self> {
+    fn from_message(message: &Arc<Message>) -> Result<Self> {
         serde_json::from_slice(&message.data).map(Json).map_err(|error| {
             // What serde says may have values of the body in it, and this goes into logs.
             let what = match error.classify() {

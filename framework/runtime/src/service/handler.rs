@@ -27,7 +27,7 @@ pub struct Replies {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot handle messages",
     label = "no handler",
-    note = "a handler is an async fn whose last argument is Json<T> or Message, and which returns (), Json<R>, or a Result of them; or a type that implements Handle<T>"
+    note = "a handler is an async fn whose last argument is Json<T>, Arc<Message> or Message, and which returns (), Json<R>, or a Result of them; or a type that implements Handle<T>"
 )]
 pub trait Handler<Args, S>: Send + Sync + 'static {
     /// The kind of messages that it handles; `None` for all that no other handler takes.

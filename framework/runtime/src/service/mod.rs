@@ -32,9 +32,9 @@ use crate::claim::{Claimed, Claims};
 use crate::dead_letter;
 use crate::delivery::{Dispatch, Meter, Parked, Worker};
 use crate::metrics::Metrics;
-use crate::outbox::Outbox;
 use crate::policy::Exhausted;
 use crate::priority::{Part, Priority, Turns};
+use crate::replier::Replier;
 use crate::sender::Sender;
 use crate::trace::{self, Place};
 
@@ -273,7 +273,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         let mut workers = Vec::new();
         let mut meters = Vec::new();
         let mut senders = Vec::new();
-        let outbox = Arc::new(Outbox::new(Arc::clone(broker), Arc::clone(&self.clock)));
+        let replier = Arc::new(Replier::new(Arc::clone(broker), Arc::clone(&self.clock)));
         let prepared = self.prepare(&**broker)?;
         self.apply(&**broker, &prepared).await?;
         self.probe(&**broker).await?;
@@ -320,7 +320,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
                 parked,
                 dead,
                 replies: Replies { ids: Arc::clone(&ids), source: Arc::clone(&source) },
-                outbox: Arc::clone(&outbox),
+                replier: Arc::clone(&replier),
                 meter,
                 clock: Arc::clone(&clock),
             });
@@ -345,7 +345,7 @@ impl<S: Clone + Send + Sync + 'static, R: Startable> Service<S, R> {
         for worker in workers {
             tasks.spawn(worker.run());
         }
-        Ok(Running::new(name, tasks, stop, meters, metrics, outbox, clock).closing(senders))
+        Ok(Running::new(name, tasks, stop, meters, metrics, replier, clock).closing(senders))
     }
 
     /// Looks at everything that can be wrong before the broker is asked.

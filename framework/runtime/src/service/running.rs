@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::delivery::{Counted, Meter};
 use crate::metrics::Metrics;
-use crate::outbox::Outbox;
+use crate::replier::Replier;
 use crate::sender::{Sender, close_all};
 
 /// A service that handles messages. Dropping it is a crash: what is in hand comes again elsewhere.
@@ -21,7 +21,7 @@ pub struct Running {
     stop: watch::Sender<Option<Duration>>,
     meters: Vec<Arc<Meter>>,
     metrics: Metrics,
-    outbox: Arc<Outbox>,
+    replier: Arc<Replier>,
     /// What its handlers send with, to be ended behind them.
     senders: Vec<Sender>,
     clock: Arc<dyn Clock>,
@@ -43,10 +43,10 @@ impl Running {
         stop: watch::Sender<Option<Duration>>,
         meters: Vec<Arc<Meter>>,
         metrics: Metrics,
-        outbox: Arc<Outbox>,
+        replier: Arc<Replier>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { name, tasks, stop, meters, metrics, outbox, senders: Vec::new(), clock }
+        Self { name, tasks, stop, meters, metrics, replier, senders: Vec::new(), clock }
     }
 
     /// Ends these too, when everything is handled.
@@ -98,7 +98,7 @@ impl Running {
             result = result.and(ended);
         }
         let left = end.saturating_sub(self.clock.elapsed());
-        futures::join!(close_all(self.senders, left), self.outbox.close(left));
+        futures::join!(close_all(self.senders, left), self.replier.close(left));
         result
     }
 }

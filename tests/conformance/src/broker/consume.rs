@@ -302,7 +302,7 @@ pub(crate) async fn cancelled_receive(context: &mut Context<'_>) -> Check {
         }
         ack(&*consumer, &out).await?;
         for delivery in out.drain(..) {
-            ensure!(came.insert(delivery.message.id), "a message came twice");
+            ensure!(came.insert(Arc::clone(&delivery.message.id)), "a message came twice");
         }
     }
     ensure!(!came.is_empty(), "every call was dropped before it gave anything, so nothing was shown");
@@ -311,7 +311,7 @@ pub(crate) async fn cancelled_receive(context: &mut Context<'_>) -> Check {
         ensure!(!rest.is_empty(), "{} of {round} messages came", came.len());
         ack(&*consumer, &rest).await?;
         for delivery in rest {
-            ensure!(came.insert(delivery.message.id), "a message came twice");
+            ensure!(came.insert(Arc::clone(&delivery.message.id)), "a message came twice");
         }
     }
     take_exactly(&mut *consumer, 0).await?;

@@ -272,7 +272,7 @@ pub(crate) async fn round_trip(context: &mut Context<'_>) -> Check {
     let mut consumer = context.broker.subscribe(&subscription).await?;
     let came = take_exactly(&mut *consumer, all.len()).await?;
     for sent in &all {
-        let found = came.iter().find(|delivery| delivery.message.id == sent.id).map(|d| &d.message);
+        let found = came.iter().find(|delivery| delivery.message.id == sent.id).map(|d| &*d.message);
         let is_same = found == Some(sent);
         ensure!(is_same, "{sent:?} came as {found:?}");
     }
@@ -303,7 +303,7 @@ pub(crate) async fn survives_kill(context: &mut Context<'_>) -> Check {
             let signal = consumer.receive(1_000, Duration::from_millis(200), &mut out).await?;
             ensure!(!matches!(signal, Signal::Cancelled(_)), "the subscription did not survive: {signal:?}");
             ack(&*consumer, &out).await?;
-            came.extend(out.drain(..).map(|delivery| delivery.message.id));
+            came.extend(out.drain(..).map(|delivery| Arc::clone(&delivery.message.id)));
         }
         let lost = killed.confirmed.iter().filter(|n| !came.contains(&numbered(&prefix, **n).id)).count();
         ensure!(

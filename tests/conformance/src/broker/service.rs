@@ -109,7 +109,7 @@ impl Scene {
         }
         // What is in hand goes back at once.
         receiver.close(Duration::ZERO).await?;
-        Ok(dead.into_iter().map(|delivery| delivery.message).collect())
+        Ok(dead.into_iter().map(|delivery| Arc::unwrap_or_clone(delivery.message)).collect())
     }
 }
 

@@ -81,5 +81,5 @@ async fn take(consumer: &mut dyn Consumer, count: usize) -> Vec<Message> {
         let settled = consumer.settler().settle(&done).await;
         assert!(settled.iter().all(|settled| settled.is_done()), "{settled:?}");
     }
-    all.into_iter().map(|delivery| delivery.message).collect()
+    all.into_iter().map(|delivery| Arc::unwrap_or_clone(delivery.message)).collect()
 }

@@ -352,7 +352,13 @@ mod tests {
         for attempt in attempts {
             let token = Token { lane: Lane(0), epoch: 1, number: u64::from(*attempt) };
             let (message, attempt) = (message.clone(), Attempt::Exact(*attempt));
-            ledger.delivered(&Delivery { message, token, attempt, position: None, stored_at: None });
+            ledger.delivered(&Delivery {
+                message: Arc::new(message),
+                token,
+                attempt,
+                position: None,
+                stored_at: None,
+            });
         }
         for _ in 0..lost {
             ledger.buried(batch, &[Sent::Unknown(Error::new(code::TIMED_OUT, "no answer"))]);

@@ -47,8 +47,12 @@ const TESTS: &[(&str, &str, &[&str])] = &[
     ),
     (
         "E46",
-        "a server without room refuses",
-        &["a_server_that_is_short_of_disk_is_told_so", "a_server_that_is_short_of_memory_is_told_so"],
+        "without room it refuses, and goes on when there is some",
+        &[
+            "a_server_that_is_short_of_disk_is_told_so",
+            "a_server_that_is_short_of_memory_is_told_so",
+            "a_disk_without_room_is_named",
+        ],
     ),
     (
         "G53",

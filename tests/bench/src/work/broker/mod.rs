@@ -278,7 +278,10 @@ fn message(load: Load, number: u64, at: u64) -> Message {
 
 /// A service whose one handler looks what has come, and does nothing.
 async fn service(broker: &Arc<dyn port::Broker>, channel: &Channel, seen: &Arc<Seen>) -> Result<Running> {
-    async fn handle(State(seen): State<Arc<Seen>>, message: Message) -> std::result::Result<(), Failure> {
+    async fn handle(
+        State(seen): State<Arc<Seen>>,
+        message: Arc<Message>,
+    ) -> std::result::Result<(), Failure> {
         seen.mark(&message.data).map_err(|error| Failure::never(error.to_string()))
     }
     let handlers = Handlers::new().handle(handle).with_policy(Policy::skip());

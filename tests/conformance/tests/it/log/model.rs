@@ -357,7 +357,7 @@ impl Reader for ModelReader {
                     let kept = stored.and_then(|stored| stored.lanes.get(lane));
                     let next = kept.into_iter().flat_map(|kept| kept.range(after + 1..)).take(*count);
                     out.extend(next.map(|(place, (message, at))| {
-                        let (message, stored_at) = (message.clone(), Some(*at));
+                        let (message, stored_at) = (Arc::new(message.clone()), Some(*at));
                         let attempt = Attempt::Exact(1);
                         (*lane, Fetched { place: *place, message, stored_at, attempt, has_position: true })
                     }));

@@ -85,7 +85,7 @@ impl Consumer for PlantedConsumer {
                 for (name, value) in d.message.headers.iter().filter(|(_, value)| !value.is_empty()) {
                     headers.set(name, value).unwrap();
                 }
-                d.message.headers = headers;
+                Arc::make_mut(&mut d.message).headers = headers;
             }),
             // They fall, and are as they were when they are settled.
             Bug::EpochsFall => came.iter_mut().for_each(|d| d.token.epoch = !d.token.epoch),

@@ -467,6 +467,7 @@ impl Link for ModelLink {
                     line.given += 1;
                     let place = line.given;
                     line.in_hand.insert(place, message.clone());
+                    let message = Arc::new(message);
                     let attempt = Attempt::Flag(was_had);
                     out.push(Fetched { place, message, stored_at: None, attempt, has_position: false });
                 }

@@ -18,13 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SENDERS_MAX: usize = 64;
 
 /// Sends replies to whoever asked.
-pub(crate) struct Outbox {
+pub(crate) struct Replier {
     broker: Arc<dyn Broker>,
     clock: Arc<dyn Clock>,
     senders: Mutex<HashMap<String, Sender>>,
 }
 
-impl Outbox {
+impl Replier {
     pub(crate) fn new(broker: Arc<dyn Broker>, clock: Arc<dyn Clock>) -> Self {
         Self { broker, clock, senders: Mutex::default() }
     }
