@@ -11,7 +11,7 @@ use tidegate_core::message::Message;
 use tidegate_core::port::Sent;
 
 /// How many bytes of messages go in one piece.
-const PIECE_BYTES: usize = 4 << 20;
+const PIECE_BYTES: usize = 16 << 20;
 /// How long to wait before room is looked for again.
 pub(crate) const ROOM_WAIT: Duration = Duration::from_millis(20);
 /// How long to wait for what was sent over a connection in doubt.
