@@ -69,5 +69,6 @@ async fn main() -> Result<()> {
         clock.sleep(Duration::from_millis(20)).await;
     }
     println!("{} reply came too late", caller.late());
+    caller.close(Duration::from_secs(10)).await?;
     shop.drain(Duration::from_secs(10)).await
 }

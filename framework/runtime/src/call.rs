@@ -10,15 +10,16 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::error::{Verdict, code};
-use tidegate_core::port::Broker;
+use tidegate_core::port::{Broker, Delivery};
 use tidegate_core::{
     Apply, Channel, Clock, Error, Ids, Message, Name, Result, Scope, Subscription, Topology,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::receiver::Receiver;
 use crate::sender::Sender;
 use crate::service::{FromMessage as _, Json, Typed};
+use crate::wait;
 
 /// The header that names the channel of the reply.
 pub const REPLY_TO: &str = "tg_reply_to";
@@ -54,7 +55,9 @@ struct Inner {
     ids: Arc<dyn Ids>,
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
-    _task: Scope,
+    /// By when it is to be at its end, by the clock.
+    end: watch::Sender<Option<Duration>>,
+    task: tokio::sync::Mutex<Scope>,
 }
 
 #[derive(Default)]
@@ -98,11 +101,11 @@ impl Caller {
             .with_clock(Arc::clone(&clock))
             .with_patience(Duration::from_secs(30))
             .await?;
-        let shared = Arc::new(Shared::default());
+        let (shared, (end, ends)) = (Arc::new(Shared::default()), watch::channel(None));
         let mut task = Scope::new();
-        task.spawn(receive(receiver, Arc::clone(&shared), Arc::clone(&clock)));
-        let source = name.into();
-        Ok(Self(Arc::new(Inner { sender, replies: replies.name, source, ids, clock, shared, _task: task })))
+        task.spawn(receive(receiver, Arc::clone(&shared), ends, Arc::clone(&clock)));
+        let (replies, source, task) = (replies.name, name.into(), tokio::sync::Mutex::new(task));
+        Ok(Self(Arc::new(Inner { sender, replies, source, ids, clock, shared, end, task })))
     }
 
     /// Asks, and waits for the reply.
@@ -156,6 +159,22 @@ impl Caller {
             return Err(Error::new(code::CALL_FAILED, why).with("message", id));
         }
         Ok(reply)
+    }
+
+    /// Ends it, for everybody who has a copy: nothing more is asked, whoever waits for a reply is told that none comes (`stopped`), and
+    /// the channel of replies is left, so that the next caller of this name has it at once. What was asked may still be done.
+    ///
+    /// # Errors
+    /// As [`Sender::close`] and [`Consumer::close`](tidegate_core::port::Consumer::close).
+    ///
+    /// # Cancel safety
+    /// A dropped call has begun it. Call it again to wait for the end.
+    pub async fn close(&self, deadline: Duration) -> Result<()> {
+        let end = self.0.clock.elapsed() + deadline;
+        self.0.end.send_if_modified(|known| known.is_none() && known.replace(end).is_none());
+        let sent = self.0.sender.close(deadline).await;
+        let left = self.0.task.lock().await.next().await.unwrap_or(Ok(()));
+        sent.and(left)
     }
 
     /// How many replies came when nobody waited for them any more.
@@ -213,9 +232,26 @@ impl Drop for Forget<'_> {
     }
 }
 
-async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clock>) -> Result<()> {
+async fn receive(
+    mut receiver: Receiver,
+    shared: Arc<Shared>,
+    mut ends: watch::Receiver<Option<Duration>>,
+    clock: Arc<dyn Clock>,
+) -> Result<()> {
     loop {
-        match take(&mut receiver, &shared).await {
+        let came = tokio::select! {
+            biased;
+            end = wait::told(&mut ends) => {
+                shared.end();
+                return receiver.close(end.saturating_sub(clock.elapsed())).await;
+            }
+            came = receiver.next(WAIT) => came,
+        };
+        let taken = match came {
+            Ok(first) => take(&mut receiver, first, &shared).await,
+            Err(error) => Err(error),
+        };
+        match taken {
             Ok(()) => {}
             Err(error) if error.verdict() == Verdict::Never => {
                 tracing::error!(%error, "no replies come any more");
@@ -231,14 +267,13 @@ async fn receive(mut receiver: Receiver, shared: Arc<Shared>, clock: Arc<dyn Clo
 }
 
 /// Gives the replies that have come to those who wait for them, and settles them together.
-async fn take(receiver: &mut Receiver, shared: &Shared) -> Result<()> {
-    let mut tokens = Vec::new();
-    let mut wait = WAIT;
-    while let Some(delivery) = receiver.next(wait).await? {
+async fn take(receiver: &mut Receiver, first: Option<Delivery>, shared: &Shared) -> Result<()> {
+    let (mut tokens, mut next) = (Vec::new(), first);
+    while let Some(delivery) = next {
         shared.tell(Arc::unwrap_or_clone(delivery.message));
         tokens.push(delivery.token);
         // What has come with it, and nothing that comes later.
-        wait = Duration::ZERO;
+        next = receiver.next(Duration::ZERO).await?;
     }
     if let Err(error) = receiver.settle(&tokens).await {
         tracing::warn!(%error, "replies could not be settled");

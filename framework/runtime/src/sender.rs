@@ -187,7 +187,7 @@ async fn publish(
     loop {
         tokio::select! {
             biased;
-            known = told(&mut ends), if end.is_none() => {
+            known = wait::told(&mut ends), if end.is_none() => {
                 // What was taken before is still received.
                 taken.close();
                 end = Some(known);
@@ -221,18 +221,9 @@ async fn publish(
     publisher.close(left).await
 }
 
-/// By when it is to end, once that is said. Cancel safe.
-async fn told(ends: &mut watch::Receiver<Option<Duration>>) -> Duration {
-    match ends.wait_for(Option::is_some).await.ok().and_then(|end| *end) {
-        Some(end) => end,
-        // Nobody is there who could say it.
-        None => std::future::pending().await,
-    }
-}
-
 /// Returns when it has to be at its end. Cancel safe.
 async fn over(ends: &mut watch::Receiver<Option<Duration>>, clock: &dyn Clock) {
-    let end = told(ends).await;
+    let end = wait::told(ends).await;
     wait::until(clock, end).await;
 }
 

@@ -269,12 +269,20 @@ impl Report {
         for row in &self.rows {
             text.push_str(&format!("| {} |\n", row.cells().join(" | ")));
         }
-        let mut notes = self.rows.iter().filter_map(|row| Some((row, row.note.as_deref()?))).peekable();
-        if notes.peek().is_some() {
+        // What is the same of several works is said once.
+        let mut notes: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (row, note) in self.rows.iter().filter_map(|row| Some((row, row.note.as_deref()?))) {
+            match notes.iter_mut().find(|(known, _)| *known == note) {
+                Some((_, works)) if works.contains(&&*row.work) => {}
+                Some((_, works)) => works.push(&row.work),
+                None => notes.push((note, vec![&row.work])),
+            }
+        }
+        if !notes.is_empty() {
             text.push('\n');
         }
-        for (row, note) in notes {
-            text.push_str(&format!("- `{}` against {}: {note}\n", row.work, row.against));
+        for (note, works) in notes {
+            text.push_str(&format!("- `{}`: {note}\n", works.join("`, `")));
         }
         text
     }
@@ -328,7 +336,7 @@ mod tests {
             "PostgreSQL 15",
             "commit abc",
             "| w | rows/s | 2.00 | p | not run |  | 1.50 | not run |\n",
-            "- `w` against p: not measured: no Java; x\n",
+            "- `w`: not measured: no Java; x\n",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -50,6 +50,44 @@ async fn a_thousand_questions_at_once_get_their_own_replies_and_late_ones_are_co
     drain(service).await;
 }
 
+/// The next one of the name has the replies at once, and does not wait until a lease is over.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_closed_tells_who_waits_and_leaves_its_replies() {
+    let world = World::new().await;
+    let handlers = Handlers::new().handle(price).with_policy(Policy::skip().with_attempts(1));
+    let service = Service::new("pricing").on(&world.orders, handlers).start(&world.broker).await.unwrap();
+    let open = || {
+        let (ids, clock) = (Arc::new(SystemIds), Arc::clone(&world.clock));
+        Caller::open(&*world.broker, &world.orders, "shop-1", ids, clock)
+    };
+    let limit = Duration::from_secs(60);
+    let caller = open().await.unwrap();
+    let waiting = {
+        let caller = caller.clone();
+        async move { caller.call::<_, Priced>(Placed { order: "slow".to_owned(), number: 1 }, limit).await }
+    };
+    let closing = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        caller.close(limit).await
+    };
+    let begin = tokio::time::Instant::now();
+    let (waited, closed) = futures::join!(waiting, closing);
+    closed.unwrap();
+    assert_eq!(waited.unwrap_err().code(), code::STOPPED);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    caller.close(limit).await.unwrap();
+    let next = open().await.unwrap();
+    let ask = |caller: Caller| async move {
+        caller.call::<_, Priced>(Placed { order: "some".to_owned(), number: 2 }, limit).await
+    };
+    assert_eq!(ask(caller).await.unwrap_err().code(), code::STOPPED);
+    let begin = tokio::time::Instant::now();
+    assert_eq!(ask(next.clone()).await.unwrap().total, 4);
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    next.close(limit).await.unwrap();
+    drain(service).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_asks_twice_at_once_does_not_take_the_reply_from_the_first() {
     let world = World::new().await;
