@@ -93,7 +93,7 @@ pub struct Effective {
 /// while deliveries.is_empty() {
 ///     consumer.receive(10, Duration::from_secs(1), &mut deliveries).await?;
 /// }
-/// assert_eq!(deliveries[0].message, placed);
+/// assert_eq!(*deliveries[0].message, placed);
 /// let settled = settle.settle(&[(deliveries[0].token, Settlement::Ack)]).await;
 /// assert!(settled[0].is_done());
 /// # Ok(())
