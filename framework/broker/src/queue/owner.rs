@@ -54,20 +54,29 @@ pub(super) async fn own<Q: Queues + ?Sized>(
         Ok(()) => Error::new(code::STOPPED, "the lane was given up"),
         Err(error) => error.again(),
     };
-    {
-        let mut inner = shared.lock();
-        if inner.kept(lane, epoch).is_some() {
-            inner.lose([lane], &why);
-        }
-    }
-    shared.changed.notify_one();
+    shared.let_go(lane, epoch, &why);
     ended?;
-    if *shared.stop.borrow() == Some(Stop::Crash) {
+    let stop = *shared.stop.borrow();
+    if stop == Some(Stop::Crash) {
         return Ok(());
     }
-    link.close().await?;
-    drop(link);
-    book.leave().await
+    if stop == Some(Stop::Close) {
+        // What a server still sends to a lane that has ended may end the connection: the others are written before.
+        shared.all_let_go().await;
+    }
+    let left = async {
+        link.close().await?;
+        drop(link);
+        book.leave().await
+    };
+    match left.await {
+        // All is written, and what was had over a connection that is lost goes back by itself.
+        Err(error) if stop == Some(Stop::Close) && error.code() == code::CONNECTION_LOST => {
+            tracing::debug!(%error, channel = %shared.channel.name, lane = lane.0, "the connection ended with its lanes");
+            Ok(())
+        }
+        left => left,
+    }
 }
 
 /// Takes what comes, for ever.

@@ -26,6 +26,8 @@ pub(super) struct Shared<Q: ?Sized> {
     inner: Mutex<Inner>,
     /// Something came, or changed: for whoever receives, or waits for the end.
     pub(super) changed: Notify,
+    /// A lane was let go: for others that go as well.
+    left: Notify,
     /// How the task is to end, once it is.
     pub(super) stop: watch::Sender<Option<Stop>>,
     /// Whether it has ended.
@@ -142,6 +144,7 @@ impl<Q: Queues + ?Sized> Shared<Q> {
             number,
             inner: Mutex::new(inner),
             changed: Notify::new(),
+            left: Notify::new(),
             stop: watch::Sender::default(),
             is_over: watch::Sender::default(),
             system,
@@ -159,6 +162,29 @@ impl<Q: Queues + ?Sized> Shared<Q> {
     pub(super) async fn stopped(&self) {
         // The sender is here.
         let _ = self.stop.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Lets a lane go that was had under this epoch, if it still is.
+    pub(super) fn let_go(&self, lane: Lane, epoch: u64, why: &Error) {
+        let mut inner = self.lock();
+        if inner.kept(lane, epoch).is_some() {
+            inner.lose([lane], why);
+        }
+        drop(inner);
+        self.left.notify_waiters();
+        self.changed.notify_one();
+    }
+
+    /// Returns when all lanes were let go.
+    pub(super) async fn all_let_go(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.lock().lanes.is_empty() {
+                return;
+            }
+            left.await;
+        }
     }
 
     /// Locks what is shared. Lanes whose connection is known to be lost are let go first.

@@ -201,6 +201,24 @@ async fn a_close_that_is_dropped_gives_the_lanes_up() {
     take(&mut *second, 4).await;
 }
 
+/// Found by a whole run with ActiveMQ Classic: what it still sent to a lane that had ended was an error of the connection, and nothing
+/// could be written of the other lanes any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lanes_that_end_the_connection_with_them_are_all_written_before() {
+    let model = Model::new();
+    model.data.is_brittle.store(true, Ordering::Release);
+    let channel = Channel::new("brittle").unwrap().with_lanes(4);
+    let subscription = apply(&model, &channel, "s").await;
+    let broker = model.broker();
+    publish(&model, &channel, &(0..20).map(|number| numbered("brittle", number)).collect::<Vec<_>>()).await;
+    let mut first = broker.subscribe(&subscription).await.unwrap();
+    take(&mut *first, 20).await;
+    assert_eq!(first.close(Duration::ZERO).await.unwrap().released, 20);
+    let mut second = broker.subscribe(&subscription).await.unwrap();
+    let came = take(&mut *second, 20).await;
+    assert!(came.iter().all(|delivery| delivery.attempt.number() == 1), "a release is no attempt");
+}
+
 /// A broker that was closed took the lanes of its consumers again, which were there still and asked for nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_is_closed_has_no_lane() {

@@ -65,6 +65,8 @@ pub(crate) struct Data {
     settling: Mutex<Duration>,
     /// Books cannot be written: the server takes nothing.
     pub(crate) is_full: AtomicBool,
+    /// A lane that is given up ends the connection, with all that is had over it.
+    pub(crate) is_brittle: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -489,6 +491,11 @@ impl Link for ModelLink {
     }
 
     async fn close(&self) -> Result<()> {
+        let data = &self.session.data;
+        if data.is_brittle.load(Ordering::Acquire) {
+            data.cuts.fetch_add(1, Ordering::AcqRel);
+            data.changed.notify_waiters();
+        }
         Ok(())
     }
 }
