@@ -138,21 +138,7 @@ impl Hand {
         };
         let (place, size) = (fetched.place, fetched.message.size());
         let old = if place > held.unsettled.read_to() {
-            match held.fresh.back() {
-                Some(last) if last.place >= place => {
-                    match held.fresh.binary_search_by_key(&place, |known| known.place) {
-                        Ok(at) => Some(std::mem::replace(&mut held.fresh[at], fetched)),
-                        Err(at) => {
-                            held.fresh.insert(at, fetched);
-                            None
-                        }
-                    }
-                }
-                _ => {
-                    held.fresh.push_back(fetched);
-                    None
-                }
-            }
+            held.line_up(fetched)
         } else if held.unsettled.entry(place).is_some() {
             held.messages.insert(place, fetched)
         } else {
@@ -303,6 +289,20 @@ impl Hand {
 }
 
 impl Held {
+    /// Takes a message that is to be given; the one of the same place, if it was there already.
+    fn line_up(&mut self, fetched: Fetched) -> Option<Fetched> {
+        // Nearly all come in their order.
+        if self.fresh.back().is_none_or(|last| last.place < fetched.place) {
+            self.fresh.push_back(fetched);
+            return None;
+        }
+        match self.fresh.binary_search_by_key(&fetched.place, |known| known.place) {
+            Ok(at) => return Some(std::mem::replace(&mut self.fresh[at], fetched)),
+            Err(at) => self.fresh.insert(at, fetched),
+        }
+        None
+    }
+
     fn next(&mut self, now: i64) -> Option<Given> {
         if let Some(given) = self.unsettled.again(now) {
             return Some(given);
@@ -373,6 +373,21 @@ mod tests {
         assert_eq!(ids(&again), ["1", "2", "4"]);
         assert_eq!((again[0].attempt, again[1].attempt), (Attempt::AtLeast(2), Attempt::AtLeast(1)));
         assert_eq!(hand.in_hand(), 4);
+    }
+
+    #[test]
+    fn what_arrives_late_or_twice_is_given_once_and_in_its_order() {
+        let mut hand = hand(10, 1);
+        for place in [1, 4, 2, 4, 3, 2] {
+            assert!(hand.arrive(Lane(0), 1, fetched(place, "a")));
+        }
+        let came = give(&mut hand, 0, 10);
+        assert_eq!(ids(&came), ["1", "2", "3", "4"]);
+        // One that is in hand takes the place of itself, and one that is settled is not wanted.
+        assert!(hand.arrive(Lane(0), 1, fetched(3, "a")));
+        came.iter().for_each(|delivery| _ = hand.end(delivery.token, End::Done));
+        assert!(!hand.arrive(Lane(0), 1, fetched(3, "a")));
+        assert_eq!(hand.bytes, 0);
     }
 
     #[test]

@@ -170,8 +170,7 @@ impl Caller {
     /// # Cancel safety
     /// A dropped call has begun it. Call it again to wait for the end.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
-        let end = self.0.clock.elapsed() + deadline;
-        self.0.end.send_if_modified(|known| known.is_none() && known.replace(end).is_none());
+        wait::end_by(&self.0.end, self.0.clock.elapsed() + deadline);
         let sent = self.0.sender.close(deadline).await;
         let left = self.0.task.lock().await.next().await.unwrap_or(Ok(()));
         sent.and(left)

@@ -144,12 +144,7 @@ impl Sender {
     /// # Cancel safety
     /// A dropped call has begun it: nothing more is taken, and by the deadline it has ended. Call it again to wait for that.
     pub async fn close(&self, deadline: Duration) -> Result<()> {
-        let end = self.inner.clock.elapsed() + deadline;
-        self.inner.end.send_if_modified(|known| {
-            let is_sooner = known.is_none_or(|known| end < known);
-            *known = if is_sooner { Some(end) } else { *known };
-            is_sooner
-        });
+        wait::end_by(&self.inner.end, self.inner.clock.elapsed() + deadline);
         self.inner.task.lock().await.next().await.unwrap_or(Ok(()))
     }
 }

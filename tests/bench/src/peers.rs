@@ -34,7 +34,9 @@ fn succeeded(command: &std::process::Command, output: &Output) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let name = Path::new(command.get_program()).display();
+    // What went wrong stands in the report, where no path of a machine belongs.
+    let program = Path::new(command.get_program());
+    let name = Path::new(program.file_name().unwrap_or(program.as_os_str())).display();
     let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
     let end: Vec<&str> = text.lines().rev().take(5).collect();
     Err(format!("{name}: {}: {}", output.status, end.into_iter().rev().collect::<Vec<_>>().join(" / "))

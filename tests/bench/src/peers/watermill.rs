@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::Result;
 use crate::load::Load;
-use crate::peers::{finish_blocking, kept};
+use crate::peers::{finish_blocking, kept, succeeded};
 
 /// The versions of its modules, of which the report says the first.
 const MODULES: &str = include_str!("../../peers/watermill/go.mod");
@@ -68,10 +68,7 @@ impl Watermill {
         command.args([broker, address, doing, topic, &load.count.to_string(), &load.bytes.to_string()]);
         let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
         let output = tokio::time::timeout(LIMIT, output).await??;
-        if !output.status.success() {
-            // This goes into the report, where no path of a machine belongs.
-            return Err(String::from_utf8_lossy(&output.stderr).trim().into());
-        }
+        succeeded(command.as_std(), &output)?;
         let said = String::from_utf8_lossy(&output.stdout);
         let nanos = said.trim().strip_prefix("done ").and_then(|nanos| nanos.parse::<f64>().ok());
         let nanos = nanos.ok_or_else(|| format!("Watermill's program said {said}"))?;
