@@ -15,7 +15,7 @@ use crate::broker::writer::Job;
 use crate::broker::{CAPABILITIES, Link};
 
 /// How many messages are stored in one piece.
-const PIECE_MAX: usize = 1_000;
+const PIECE_MAX: usize = 1_024;
 /// How long to wait for room that another process makes.
 const ROOM_WAIT: Duration = Duration::from_millis(20);
 

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
+use tidegate_core::error::{Verdict, code};
 use tidegate_core::port::{Broker, StateStore};
-use tidegate_core::{Channel, Clock, Scope, Start, Subscription, SystemClock};
+use tidegate_core::{Channel, Clock, Error, Message, Scope, Start, Subscription, SystemClock};
 use tidegate_memory::MemoryStore;
 use tidegate_runtime::{
     Failure, Handlers, Json, Policy, Publisher, Receiver, Running, Service, State, dead_letter,
@@ -101,7 +102,7 @@ impl Application {
     /// Publishes no more, handles what is there, and ends: the verdict.
     pub(super) async fn end(self) -> Result<Found> {
         self.stop.cancel();
-        self.publishing.join().await?;
+        during("publishing", self.publishing.join().await)?;
         let (mut open, mut until) = (self.ledger.open(), Instant::now() + PATIENCE);
         while open > 0 && Instant::now() < until {
             sleep(Duration::from_millis(100)).await;
@@ -112,23 +113,41 @@ impl Application {
         }
         // What should not come may still do so.
         sleep(Duration::from_millis(300)).await;
-        self.service.drain(DRAIN).await?;
+        during("draining", self.service.drain(DRAIN).await)?;
         let subscription = dead_letter::subscription(&self.channel.name)?;
-        let mut receiver = Receiver::open(&*self.broker, &subscription, self.clock).await?;
-        let (mut letters, until) = (Vec::new(), Instant::now() + PATIENCE);
-        while let Some(delivery) = receiver.next(QUIET).await? {
-            receiver.settle(&[delivery.token]).await?;
-            letters.push(Arc::unwrap_or_clone(delivery.message));
-            if Instant::now() >= until {
-                return Err(format!("there is no end of dead letters: {} came", letters.len()).into());
-            }
-        }
-        receiver.close(DRAIN).await?;
+        let letters =
+            during("reading dead letters", letters(&*self.broker, &subscription, self.clock).await)?;
         let kept = if open > 0 { kept(&*self.broker, &self.channel).await? } else { None };
-        self.broker.unregister(&subscription).await?;
-        self.broker.unregister(&Subscription::new(&self.channel, SERVICE)?).await?;
+        during("unregistering", self.broker.unregister(&subscription).await)?;
+        let own = Subscription::new(&self.channel, SERVICE)?;
+        during("unregistering", self.broker.unregister(&own).await)?;
         Ok(self.ledger.judge(&letters, kept.as_ref()))
     }
+}
+
+/// Says at what the run ended.
+fn during<T>(what: &str, done: tidegate_core::Result<T>) -> Result<T> {
+    done.map_err(|error| format!("{what}: {error}").into())
+}
+
+/// All dead letters, settled.
+async fn letters(
+    broker: &dyn Broker,
+    subscription: &Subscription,
+    clock: Arc<dyn Clock>,
+) -> tidegate_core::Result<Vec<Message>> {
+    let mut receiver = Receiver::open(broker, subscription, clock).await?;
+    let (mut letters, until) = (Vec::new(), Instant::now() + PATIENCE);
+    while let Some(delivery) = receiver.next(QUIET).await? {
+        receiver.settle(&[delivery.token]).await?;
+        letters.push(Arc::unwrap_or_clone(delivery.message));
+        if Instant::now() >= until {
+            let text = format!("there is no end of dead letters: {} came", letters.len());
+            return Err(Error::new(code::INTERNAL, text));
+        }
+    }
+    receiver.close(DRAIN).await?;
+    Ok(letters)
 }
 
 /// The ids of what the broker has in a channel, if that can be seen.
@@ -172,7 +191,7 @@ struct Load {
 }
 
 impl Load {
-    /// Publishes until told to stop; everything that was begun is stored then.
+    /// Publishes until told to stop; everything that was begun is stored then. What may be stored once more is for the ledger.
     async fn publish(
         mut self,
         mut publisher: Publisher,
@@ -185,7 +204,10 @@ impl Load {
             publisher.publish(&batch).await?;
             sleep(Duration::from_millis(self.rng.u64(0..10))).await;
         }
-        publisher.close(DRAIN).await
+        match publisher.close(DRAIN).await {
+            Err(error) if error.verdict() == Verdict::Unknown => Ok(()),
+            closed => closed,
+        }
     }
 
     fn step(&mut self) -> Step {

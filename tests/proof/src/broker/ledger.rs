@@ -74,6 +74,8 @@ struct Book {
 struct Known {
     step: Step,
     is_confirmed: bool,
+    /// How often the answer to its publishing was lost: so often more may it be stored.
+    again: u64,
     handled: u64,
     /// How often it was given to a consumer.
     came: u64,
@@ -160,6 +162,7 @@ impl Ledger {
         let known = Known {
             step: step.clone(),
             is_confirmed: false,
+            again: 0,
             handled: 0,
             came: 0,
             due: 0,
@@ -173,9 +176,10 @@ impl Ledger {
     pub(super) fn answered(&self, batch: &[Message], sent: &[Sent]) {
         let book = &mut *self.lock();
         book.found.unknown += sent.iter().filter(|sent| sent.is_unknown()).count() as u64;
-        for (message, _) in batch.iter().zip(sent).filter(|(_, sent)| sent.is_stored()) {
+        for (message, sent) in batch.iter().zip(sent) {
             if let Some(known) = book.steps.get_mut(&message.id) {
-                known.is_confirmed = true;
+                known.is_confirmed |= sent.is_stored();
+                known.again += u64::from(sent.is_unknown());
             }
         }
     }
@@ -290,13 +294,14 @@ impl Ledger {
                     ));
                 }
                 0 | 1 => {}
-                _ if !self.knows_again && copies <= known.unknown + known.due => {
+                _ if !self.knows_again && copies <= known.unknown + known.due + known.again => {
                     found.letters_again += copies - 1;
                 }
                 _ => {
                     found.misparked += 1;
                     found.tell(format!(
-                        "there are {copies} dead letters of {id}, and no reason for more than one"
+                        "there are {copies} dead letters of {id}, and no reason for more than one: it came {} times, {} of them to be a dead letter, which was published {} times, {} of them without an answer",
+                        known.came, known.due, known.letters, known.unknown
                     ));
                 }
             }
@@ -343,11 +348,17 @@ mod tests {
 
     /// What is said of so many letters of a message that came with these attempts, if some answers to its letter were lost.
     fn judged(knows_again: bool, attempts: &[u32], lost: usize, letters: usize) -> Found {
-        let ledger = Ledger::new(knows_again);
+        judged_of(&Ledger::new(knows_again), 0, attempts, lost, letters)
+    }
+
+    /// The same, if `again` answers to its own publishing were lost before.
+    fn judged_of(ledger: &Ledger, again: usize, attempts: &[u32], lost: usize, letters: usize) -> Found {
         let poison = step("poison", 0);
         let message = poison.message().unwrap();
         ledger.announce(&poison);
         let batch = std::slice::from_ref(&message);
+        let no_answer = || Sent::Unknown(Error::new(code::TIMED_OUT, "no answer"));
+        (0..again).for_each(|_| ledger.answered(batch, &[no_answer()]));
         ledger.answered(batch, &[Sent::Stored { position: None, duplicate: false }]);
         for attempt in attempts {
             let token = Token { lane: Lane(0), epoch: 1, number: u64::from(*attempt) };
@@ -361,7 +372,7 @@ mod tests {
             });
         }
         for _ in 0..lost {
-            ledger.buried(batch, &[Sent::Unknown(Error::new(code::TIMED_OUT, "no answer"))]);
+            ledger.buried(batch, &[no_answer()]);
         }
         ledger.judge(&vec![letter(&poison); letters], None)
     }
@@ -380,6 +391,16 @@ mod tests {
         ] {
             let found = judged(knows_again, attempts, lost, letters);
             assert_eq!(found.misparked, misparked, "{attempts:?}, {lost} lost, {letters}: {found:?}");
+        }
+    }
+
+    /// Found by killing ActiveMQ Classic: a message that was stored twice came the second time before the answer to its dead
+    /// letter did, and then there were two.
+    #[test]
+    fn a_message_that_may_be_stored_twice_may_have_two_letters() {
+        for (again, letters, misparked) in [(0, 2, 1), (1, 2, 0), (1, 3, 1)] {
+            let found = judged_of(&Ledger::new(false), again, &[1, 2, 3, 1, 4], 0, letters);
+            assert_eq!(found.misparked, misparked, "{again} again, {letters} letters: {found:?}");
         }
     }
 
